@@ -1,0 +1,62 @@
+# `make help` lists the targets. Everything runs in .venv, made on first use and kept while
+# pyproject.toml and constraints.txt stay the same.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+FRAMEWORKS := .venv-frameworks
+FRAMEWORKS_READY := $(FRAMEWORKS)/.ready
+# -qq: pip warns of every local index it does not find.
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+DEMO_RUN := fixtures/demo-run/checkpoint-2
+DEMO_OUT := demo-out
+
+.PHONY: help demo test lint format bench test-frameworks clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## convert a small ZeRO-3 run, load the model and generate a few tokens
+	$(BIN)/ckptconv inspect $(DEMO_RUN)
+	$(BIN)/ckptconv deepspeed-to-hf $(DEMO_RUN) $(DEMO_OUT) --overwrite
+	$(BIN)/python examples/generate.py $(DEMO_OUT)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+format: $(READY)  ## rewrite the sources in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(FRAMEWORKS_READY)  ## measure speed and memory against cp and DeepSpeed's own tool
+	$(FRAMEWORKS)/bin/python benchmarks/run.py
+
+test-frameworks: $(FRAMEWORKS_READY)  ## make fresh checkpoints with the real frameworks and convert them
+	$(FRAMEWORKS)/bin/python -m pytest -q -m frameworks tests/frameworks
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) $(FRAMEWORKS) $(DEMO_OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(FRAMEWORKS_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) torch numpy setuptools wheel  # DeepSpeed's build imports torch
+	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) hatchling editables packaging ninja py-cpuinfo psutil
+	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) --no-build-isolation -e '.[test,frameworks,bench]'
+	@touch $@

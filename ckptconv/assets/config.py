@@ -1,0 +1,81 @@
+"""Make config.json true to the weights that are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import FormatError
+from ckptconv.graph.plan import AssetFile, Step
+
+__all__ = ["config_file", "generation_file", "read_config"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.json.
+
+    Raises:
+        FormatError: if it is not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, UnicodeDecodeError) as e:
+        raise FormatError(f"not JSON: {e}", where=path) from e
+    if not isinstance(config, dict):
+        raise FormatError("not a JSON object", where=path)
+    return config
+
+
+def config_file(
+    config: Mapping[str, Any], origin: str, *, dtype: str | None, tied: bool | None
+) -> tuple[AssetFile, list[Step]]:
+    """Return config.json with dtype and tie flag as written, and a step for each field that changed.
+
+    Args:
+        config: What was found.
+        origin: Where.
+        dtype: The dtype most weights have; None leaves the field alone.
+        tied: Whether the output head is tied; None leaves the field alone.
+    """
+    out = dict(config)
+    steps = []
+
+    def put(key: str, value: object, why: str) -> None:
+        if key not in out or out[key] != value:
+            steps.append(Step("config", f"{key}: {json.dumps(out.get(key))} -> {json.dumps(value)}", why))
+            out[key] = value
+
+    if dtype is not None:
+        put(_dtype_key(config), dtype, "the dtype written")
+    if tied is not None:
+        put("tie_word_embeddings", tied, "as the weights are")
+    content = (json.dumps(out, indent=2, ensure_ascii=False) + "\n").encode()
+    return AssetFile("config.json", origin, content), steps
+
+
+def _dtype_key(config: Mapping[str, Any]) -> str:
+    """Return the key the config's transformers release uses: ``dtype`` since 4.56, ``torch_dtype`` before."""
+    if "torch_dtype" in config or "dtype" in config:
+        return "torch_dtype" if "torch_dtype" in config else "dtype"
+    version = str(config.get("transformers_version", "0")).split(".")
+    numbers = [int(v) for v in version[:2] if v.isdigit()]
+    return "dtype" if numbers >= [4, 56] else "torch_dtype"
+
+
+def generation_file(folder: Path, config: Mapping[str, Any], origin: str) -> AssetFile | None:
+    """Return generation_config.json: the one that is there, else what save_pretrained derives from the config.
+
+    A model that does not generate has none.
+    """
+    path = folder / "generation_config.json"
+    if path.is_file():
+        return AssetFile(path.name, origin, path.read_bytes())
+    architectures = config.get("architectures") or []
+    if not any(str(a).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures):
+        return None
+    keys = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+    derived = {"_from_model_config": True, **{k: config[k] for k in keys if config.get(k) is not None}}
+    return AssetFile(path.name, "derived from config.json", (json.dumps(derived, indent=2) + "\n").encode())

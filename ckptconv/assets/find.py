@@ -1,0 +1,86 @@
+"""Find config and tokenizer files: beside the weights, in a folder, or on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptconv.errors import CkptconvError, UsageError
+
+__all__ = ["CONFIG", "GENERATION_CONFIG", "TOKENIZER_FILES", "find_assets", "tokenizer_files"]
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+# What save_pretrained of a tokenizer or processor writes (transformers 5.23, tokenization_utils_base.py,
+# processing_utils.py) and what older and remote-code tokenizers leave; in the order a folder is listed to people.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def find_assets(given: str | None, beside: Sequence[Path], *, flag: str) -> tuple[Path | None, str]:
+    """Return the folder that holds assets, and how to name it to people.
+
+    Args:
+        given: A folder, a file in one, or a hub id; None to look beside the checkpoint.
+        beside: Folders to look in, nearest first.
+        flag: The flag ``given`` is from, for errors.
+
+    Raises:
+        UsageError: if ``given`` is neither a folder nor a hub id.
+        CkptconvError: if the hub cannot be reached or does not have it.
+    """
+    if given is None:
+        for folder in beside:
+            if (folder / CONFIG).is_file() or any(tokenizer_files(folder)):
+                return folder, str(folder)
+        return None, ""
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path.parent, str(path.parent)
+    if path.is_dir():
+        return path, str(path)
+    if given.count("/") > 1 or given.startswith((".", "/", "~")):
+        raise UsageError(f"{flag}: no such folder: {given}", hint="give a folder or a hub id such as org/model")
+    return _from_hub(given, flag), f"{given} on the hub"
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """List the tokenizer, template and processor files of a folder, as paths relative to it."""
+    found = [p for pattern in TOKENIZER_FILES for p in sorted(folder.glob(pattern)) if p.is_file()]
+    return [p.relative_to(folder).as_posix() for p in found]
+
+
+def _from_hub(repo: str, flag: str) -> Path:
+    """Fetch config and tokenizer files of a hub model; HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are honoured."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES]
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, OSError) as e:
+        raise CkptconvError(
+            f"{flag}: {repo} is no folder here, and the hub cannot be reached: {type(e).__name__}",
+            hint="check the name, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder",
+        ) from e
+    except (HfHubHTTPError, HFValidationError) as e:
+        raise CkptconvError(f"{flag}: {str(e).splitlines()[0]}", hint="check the name, or give a folder") from e

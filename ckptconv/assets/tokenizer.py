@@ -1,0 +1,62 @@
+"""Collect tokenizer files, or make the full set from a bare vocabulary."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ckptconv.assets.find import tokenizer_files
+from ckptconv.errors import FormatError
+from ckptconv.graph.plan import AssetFile
+
+__all__ = ["collect_tokenizer"]
+
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
+def collect_tokenizer(folder: Path, origin: str, config: Path | None) -> list[AssetFile]:
+    """Return a folder's tokenizer files byte for byte; a bare vocabulary becomes the full set first.
+
+    Args:
+        folder: Where they are.
+        origin: The folder's name for people.
+        config: The folder of config.json, which tells transformers the kind of tokenizer.
+
+    Raises:
+        FormatError: if transformers cannot make a tokenizer from the vocabulary.
+    """
+    names = tokenizer_files(folder)
+    files = [AssetFile(n, origin, (folder / n).read_bytes()) for n in names]
+    bare = "tokenizer.json" not in names and "tokenizer_config.json" not in names
+    if bare and ({"vocab.json", "merges.txt"} <= set(names) or any(n in names for n in _SENTENCEPIECE)):
+        known = {f.name for f in files}
+        files += [f for f in _made(folder, names, config) if f.name not in known]
+    return files
+
+
+def _made(folder: Path, names: list[str], config: Path | None) -> list[AssetFile]:
+    """Let transformers make tokenizer.json and its companions."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as work:
+        source, target = Path(work, "in"), Path(work, "out")
+        source.mkdir()
+        for name in names:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, source / name)
+        if config is not None:
+            shutil.copyfile(config / "config.json", source / "config.json")
+        try:
+            AutoTokenizer.from_pretrained(str(source)).save_pretrained(str(target))
+        except Exception as e:  # transformers raises every kind here
+            raise FormatError(
+                f"transformers cannot make a tokenizer from {', '.join(names)}: {str(e).splitlines()[0]}",
+                where=folder,
+                hint="give a folder with tokenizer.json by --tokenizer, or leave the tokenizer out with --no-assets",
+            ) from e
+        return [
+            AssetFile(p.relative_to(target).as_posix(), "made by transformers", p.read_bytes())
+            for p in sorted(target.rglob("*"))
+            if p.is_file()
+        ]

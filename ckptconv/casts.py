@@ -1,0 +1,83 @@
+"""Round and widen floating-point elements exactly as torch does, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
+
+__all__ = ["cast", "cast_chain", "is_exact"]
+
+_BLOCK = 1 << 16  # elements; source, result and mask of a block stay in the second-level cache
+
+_FLOAT32 = BY_NAME["float32"]
+
+Array = npt.NDArray[Any]
+
+# Significand bits (with the hidden one) and exponent bits: a cast to at least as many of both is exact.
+_PRECISION = {
+    "float64": (53, 11),
+    "float32": (24, 8),
+    "float16": (11, 5),
+    "bfloat16": (8, 8),
+    "float8_e4m3fn": (4, 4),
+    "float8_e5m2": (3, 5),
+    "float8_e8m0fnu": (1, 8),
+    "float8_e4m3fnuz": (4, 4),
+    "float8_e5m2fnuz": (3, 5),
+}
+
+
+def is_exact(source: DType, target: DType) -> bool:
+    """Whether every value of ``source`` has the same value in ``target``."""
+    if source == target:
+        return True
+    if source.kind != "float" or target.kind != "float":
+        return False
+    return all(a <= b for a, b in zip(_PRECISION[source.name], _PRECISION[target.name], strict=True))
+
+
+def cast(values: Array, source: DType, target: DType) -> Array:
+    """Convert a flat array of ``source`` elements to ``target``: round to nearest, ties to even.
+
+    Bit-equal to ``torch.Tensor.to`` of torch 2.13 for every number, also for overflow to infinity and for
+    subnormals; a NaN becomes the NaN torch's vectorised x86 code writes (``0xFFFF`` in bfloat16).
+
+    Args:
+        values: One-dimensional, contiguous, of the numpy dtype of ``source``.
+        source: A floating-point type.
+        target: A floating-point type.
+
+    Returns:
+        A new array of the numpy dtype of ``target``, or ``values`` itself if nothing is to be done.
+    """
+    if source == target:
+        return values
+    if source.kind != "float" or target.kind != "float":
+        raise ValueError(f"{source} to {target} is not a cast between floating-point types")
+    via = values
+    if source.name == "float64" and target.itemsize < 4 or source.itemsize < 4 and target.itemsize < 4:
+        via = cast(values, source, _FLOAT32)  # torch rounds through float32 here, and so twice
+        source = _FLOAT32
+    out = np.empty(via.shape, numpy_dtype(target))
+    with np.errstate(all="ignore"):
+        for lo in range(0, via.size, _BLOCK):
+            block, result = via[lo : lo + _BLOCK], out[lo : lo + _BLOCK]
+            result[...] = block.astype(out.dtype)
+            if source.name == "float32" and target.itemsize == 2:
+                nan = np.isnan(block)
+                if nan.any():
+                    bits = result.view(np.uint16)
+                    bits[nan] = 0xFFFF if target.name == "bfloat16" else bits[nan] | 0x0200
+    return out
+
+
+def cast_chain(values: Array, dtypes: Sequence[DType]) -> Array:
+    """Cast through each of ``dtypes`` in turn; the first is what ``values`` holds."""
+    for source, target in zip(dtypes, dtypes[1:], strict=False):
+        values = cast(values, source, target)
+    return values

@@ -1,0 +1,151 @@
+"""Compute any range of an output file from a plan: gather, compare replicas, cast."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from ckptconv.casts import cast, cast_chain
+from ckptconv.dtypes import DType, numpy_dtype
+from ckptconv.engine.gather import Array, gather, raw_dtype, window
+from ckptconv.errors import MismatchError
+from ckptconv.graph import Pair, Plan, restrict
+from ckptconv.graph.plan import OutFile
+from ckptconv.storage.base import Placed
+from ckptconv.storage.files import SourceFiles
+
+__all__ = ["Filler"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """The pairs that fill one tensor, by first element, and the replicas to compare."""
+
+    fills: Sequence[Pair]
+    firsts: Sequence[int]
+    reaches: Sequence[int]  # the furthest element any pair up to this one touches
+    copies: Sequence[Pair]
+
+    def over(self, lo: int, hi: int) -> Sequence[Pair]:
+        """Return the filling pairs that may touch elements ``lo`` up to ``hi``."""
+        return self.fills[bisect_right(self.reaches, lo - 1) : bisect_left(self.firsts, hi)]
+
+
+class Filler:
+    """Fill ranges of one output file. Holds no data between calls; safe to use from many threads.
+
+    Args:
+        plan: The plan.
+        file: The file of the plan.
+        sources: The source files.
+    """
+
+    def __init__(self, plan: Plan, file: OutFile, sources: SourceFiles) -> None:
+        self._plan = plan
+        self._file = file
+        self._sources = sources
+        self._offsets = [t.offset for t in file.layout.tensors]
+        self._fixed = [at for at, _ in file.layout.fixed]
+        by_tensor: dict[str, list[Pair]] = {t.name: [] for t in file.layout.tensors}
+        for pair in plan.relation.pairs:
+            if pair.right.tensor in by_tensor:
+                by_tensor[pair.right.tensor].append(pair)
+        self._pairs = {name: _index(pairs) for name, pairs in by_tensor.items()}
+
+    def fill(self, lo: int, hi: int) -> tuple[Array, list[tuple[int, int, int]], int]:
+        """Compute bytes ``lo`` up to ``hi`` of the file.
+
+        Returns:
+            The bytes; for every tensor in the range its number in the layout and the part of the range that
+            is its, as byte positions within the range; and how many elements a cast made infinite.
+
+        Raises:
+            MismatchError: if a replica differs.
+        """
+        out = np.zeros(hi - lo, np.uint8)
+        layout = self._file.layout
+        for i in range(max(0, bisect_right(self._fixed, lo) - 1), bisect_left(self._fixed, hi)):
+            at, data = layout.fixed[i]
+            a, b = max(at, lo), min(at + len(data), hi)
+            if a < b:
+                out[a - lo : b - lo] = np.frombuffer(data, np.uint8)[a - at : b - at]
+        spans, overflows = [], 0
+        for i in range(max(0, bisect_right(self._offsets, lo) - 1), bisect_left(self._offsets, hi)):
+            tensor = layout.tensors[i]
+            a, b = max(tensor.offset, lo), min(tensor.offset + tensor.nbytes, hi)
+            if a < b:
+                overflows += self._fill_tensor(tensor, a, out[a - lo : b - lo])
+                spans.append((i, a - lo, b - lo))
+        return out, spans, overflows
+
+    def _fill_tensor(self, tensor: Placed, position: int, out: Array) -> int:
+        item = tensor.dtype.itemsize
+        lo = (position - tensor.offset) // item
+        count = out.nbytes // item
+        pairs = self._pairs[tensor.name]
+        chain = self._plan.casts.get(tensor.name, (tensor.dtype,))
+        raw = raw_dtype(chain[0].itemsize)
+        direct = len(chain) == 1
+        source = out.view(raw) if direct else np.empty(count, raw)
+        limit = max(out.nbytes, 1 << 16)
+        for pair in pairs.over(lo, lo + count):
+            for piece in restrict(pair, lo, lo + count):
+                self._gather(piece, window_of(source, piece, lo), limit)
+        values = source if direct else source.view(numpy_dtype(chain[0]))
+        for pair in pairs.copies:
+            for piece in restrict(pair, lo, lo + count):
+                self._compare(tensor, piece, window_of(values, piece, lo), chain[0], limit)
+        if direct:
+            return 0
+        result = cast_chain(values, chain)
+        out[...] = result.view(np.uint8)
+        if tensor.dtype.name == "float16":
+            return int(np.isinf(result).sum() - np.isinf(values).sum())
+        return 0
+
+    def _gather(self, piece: Pair, out: Array, limit: int) -> None:
+        size, stride, _ = piece.aligned()
+        gather(self._sources, self._plan.stored[piece.left.tensor], piece.left.offset, size, stride, out, limit)
+
+    def _compare(self, tensor: Placed, piece: Pair, values: Array, dtype: DType, limit: int) -> None:
+        """Compare a replica with the values that are written, rounded to the replica's dtype."""
+        stored = self._plan.stored[piece.left.tensor]
+        theirs = np.empty(values.shape, raw_dtype(stored.dtype.itemsize))
+        self._gather(piece, theirs, limit)
+        flat = np.ascontiguousarray(values).reshape(-1)
+        if stored.dtype != dtype:
+            flat = cast(flat.view(numpy_dtype(dtype)), dtype, stored.dtype)
+        ours = flat.view(theirs.dtype)
+        unequal = np.flatnonzero(ours != theirs.reshape(-1))
+        if unequal.size:
+            first = int(unequal[0])
+            size, stride, right = piece.aligned()
+            index = np.unravel_index(first, size or (1,))
+            at = piece.left.offset + sum(int(i) * s for i, s in zip(index, stride, strict=False))
+            path, byte, _ = next(stored.spans(at, at + 1))
+            flat_at = piece.right.offset + sum(int(i) * s for i, s in zip(index, right, strict=False))
+            place = tuple(int(i) for i in np.unravel_index(flat_at, tensor.shape or (1,)))
+            raise MismatchError(
+                f"{tensor.name}{list(place)}: {piece.left.tensor} differs from the value that would be written "
+                f"({unequal.size} of {prod(size)} elements compared here differ)",
+                where=f"{path} at byte {byte}",
+                hint="the copies of this tensor do not agree; the checkpoint is damaged or mixes several saves",
+            )
+
+
+def window_of(flat: Array, piece: Pair, lo: int) -> Array:
+    """Return the part of a flat array of elements ``lo`` and up that a piece covers, in the piece's order."""
+    size, _, stride = piece.aligned()
+    return window(flat, piece.right.offset - lo, size, stride)
+
+
+def _index(pairs: Sequence[Pair]) -> _Pairs:
+    fills = sorted((p for p in pairs if not p.left_copy), key=lambda p: p.right.first)
+    reaches: list[int] = []
+    for pair in fills:
+        reaches.append(max(pair.right.last, reaches[-1] if reaches else 0))
+    return _Pairs(fills, [p.right.first for p in fills], reaches, [p for p in pairs if p.left_copy])

@@ -1,0 +1,90 @@
+"""Bring strided boxes of stored tensors into memory, reading no more than is near them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
+
+from ckptconv.storage.base import contiguous_stride
+from ckptconv.storage.files import SourceFiles
+from ckptconv.storage.stored import Stored
+
+__all__ = ["Array", "gather", "raw_dtype", "window"]
+
+Array = npt.NDArray[Any]
+
+# A box whose elements lie scattered over at most this many times their own size is read in one piece.
+_SPARSE = 8
+
+
+def raw_dtype(itemsize: int) -> np.dtype[Any]:
+    """Return a dtype that moves elements of ``itemsize`` bytes without looking at them."""
+    return np.dtype(f"u{itemsize}") if itemsize <= 8 else np.dtype(f"V{itemsize}")
+
+
+def window(flat: Array, offset: int, size: Sequence[int], stride: Sequence[int]) -> Array:
+    """Return a strided view of a flat array; the caller guarantees it lies inside."""
+    item = flat.itemsize
+    return as_strided(flat[offset:], shape=tuple(size), strides=tuple(s * item for s in stride))
+
+
+def gather(
+    files: SourceFiles,
+    stored: Stored,
+    offset: int,
+    size: Sequence[int],
+    stride: Sequence[int],
+    out: Array,
+    limit: int,
+) -> None:
+    """Read the elements ``offset + i * stride`` of a stored tensor into ``out``.
+
+    Args:
+        files: The source files.
+        stored: The tensor.
+        offset: Flat index of the first element.
+        size: Elements along each axis.
+        stride: Flat distance along each axis, in elements.
+        out: Array of shape ``size`` with the raw dtype, of any strides.
+        limit: Bytes that may be held besides ``out``.
+    """
+    size, stride = tuple(size), tuple(stride)
+    count = prod(size)
+    if count == 0:
+        return
+    item = stored.dtype.itemsize
+    if stride == contiguous_stride(size):
+        if out.flags.c_contiguous:
+            _read(files, stored, offset, count, out)
+            return
+        if count * item <= limit:
+            scratch = np.empty(count, out.dtype)
+            _read(files, stored, offset, count, scratch)
+            out[...] = scratch.reshape(size)
+            return
+    else:
+        span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if span * item <= limit and span <= _SPARSE * count:
+            scratch = np.empty(span, out.dtype)
+            _read(files, stored, offset, span, scratch)
+            out[...] = window(scratch, 0, size, stride)
+            return
+    axis = max(range(len(size)), key=lambda a: (size[a] > 1, stride[a]))
+    half = size[axis] // 2
+    for lo, hi in ((0, half), (half, size[axis])):
+        index = (*[slice(None)] * axis, slice(lo, hi))
+        part = (*size[:axis], hi - lo, *size[axis + 1 :])
+        gather(files, stored, offset + lo * stride[axis], part, stride, out[index], limit)
+
+
+def _read(files: SourceFiles, stored: Stored, offset: int, count: int, out: Array) -> None:
+    view = memoryview(out.reshape(-1).view(np.uint8))
+    at = 0
+    for path, position, nbytes in stored.spans(offset, offset + count):
+        files.read_into(path, position, view[at : at + nbytes])
+        at += nbytes

@@ -1,0 +1,84 @@
+"""Define every error ckptconv raises, each with its exit code.
+
+An error says what was found, where (file, key), and what to do next.
+"""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from typing import ClassVar
+
+__all__ = [
+    "CkptconvError",
+    "FormatError",
+    "InputChangedError",
+    "InterruptedRunError",
+    "MismatchError",
+    "OutputError",
+    "PlanError",
+    "UsageError",
+]
+
+
+class CkptconvError(Exception):
+    """Report a failure with its place and the next step to take.
+
+    Args:
+        message: What is wrong, naming the tensor, key or value.
+        where: The file or folder it was found in.
+        hint: What the user can do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, message: str, *, where: str | PathLike[str] | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = None if where is None else fspath(where)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.where is not None:
+            parts.append(f"  in: {self.where}")
+        if self.hint is not None:
+            parts.append(f"  do: {self.hint}")
+        return "\n".join(parts)
+
+
+class FormatError(CkptconvError):
+    """A file is damaged, hostile, or of a form this version cannot read."""
+
+
+class OutputError(CkptconvError):
+    """The output cannot be written: folder in use, disk full, no permission."""
+
+
+class InputChangedError(CkptconvError):
+    """A source file changed while it was being converted."""
+
+
+class UsageError(CkptconvError):
+    """Flags that contradict each other or the checkpoint."""
+
+    exit_code = 2
+
+
+class MismatchError(CkptconvError):
+    """Data that must be equal differs: replicas, or a result against its source."""
+
+    exit_code = 3
+
+
+class PlanError(CkptconvError):
+    """A conversion refused from metadata alone: a tensor unmapped, uncovered or misshapen."""
+
+    exit_code = 4
+
+
+class InterruptedRunError(CkptconvError):
+    """The run was interrupted; finished files are kept for ``--resume``."""
+
+    exit_code = 130

@@ -1,0 +1,49 @@
+"""Relate tensors element by element: boxes, relations and packings. Pure data, no I/O."""
+
+from ckptconv.graph.box import Box
+from ckptconv.graph.packing import (
+    chunk_sizes,
+    concat,
+    grouped,
+    interleaved,
+    one,
+    padded,
+    partitioned,
+    per_rank,
+    replicated,
+    rotary,
+    split,
+    stacked,
+    tiled,
+    transposed,
+)
+from ckptconv.graph.plan import AssetFile, OutFile, Plan, Step
+from ckptconv.graph.relation import Drop, Pair, Relation, Spec, join, restrict
+
+__all__ = [
+    "AssetFile",
+    "Box",
+    "Drop",
+    "OutFile",
+    "Pair",
+    "Plan",
+    "Relation",
+    "Spec",
+    "Step",
+    "chunk_sizes",
+    "concat",
+    "grouped",
+    "interleaved",
+    "join",
+    "one",
+    "padded",
+    "partitioned",
+    "per_rank",
+    "replicated",
+    "restrict",
+    "rotary",
+    "split",
+    "stacked",
+    "tiled",
+    "transposed",
+]

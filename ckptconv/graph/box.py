@@ -1,0 +1,510 @@
+"""Describe strided windows of tensors: intersect them, find which overlap, check that they tile a tensor."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from ckptconv.errors import PlanError
+
+__all__ = ["Axes", "Box", "Joint", "Tiling", "Window", "meet", "nests", "overlapping", "reach", "tile"]
+
+Axes = tuple[tuple[int, int, int], ...]
+"""Axes of a window: size, stride in the shared tensor, stride at the other address of each element."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Address a strided hyper-rectangle of the row-major elements of a named tensor.
+
+    Element ``(i0, i1, ...)`` is flat index ``offset + i0 * stride[0] + i1 * stride[1] + ...`` of the tensor.
+    Elements are visited in the order of the axes, so a transpose is a permutation of them. The factories give
+    the canonical form: no axis of size 1, and no two neighbours that one axis could express.
+
+    Attributes:
+        tensor: Name of the tensor.
+        offset: Flat index of the first element.
+        size: Elements along each axis; ``()`` is a single element.
+        stride: Flat distance between neighbours along each axis.
+    """
+
+    tensor: str
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def strided(cls, tensor: str, offset: int, axes: Iterable[tuple[int, int]]) -> Box:
+        """Make the canonical box of ``(size, stride)`` axes."""
+        size: list[int] = []
+        stride: list[int] = []
+        for n, step in axes:
+            if n == 0:
+                return cls(tensor, offset, (0,), (1,))
+            if n == 1:
+                continue
+            if stride and stride[-1] == n * step:
+                size[-1] *= n
+                stride[-1] = step
+            else:
+                size.append(n)
+                stride.append(step)
+        return cls(tensor, offset, tuple(size), tuple(stride))
+
+    @classmethod
+    def whole(cls, tensor: str, shape: Sequence[int]) -> Box:
+        """Cover every element of a tensor."""
+        return cls.interval(tensor, 0, prod(shape))
+
+    @classmethod
+    def interval(cls, tensor: str, lo: int, hi: int) -> Box:
+        """Cover the flat elements ``lo`` to ``hi`` (exclusive)."""
+        return cls.strided(tensor, lo, ((max(hi - lo, 0), 1),))
+
+    @classmethod
+    def of(
+        cls,
+        tensor: str,
+        shape: Sequence[int],
+        *,
+        start: Sequence[int] | None = None,
+        size: Sequence[int] | None = None,
+        step: Sequence[int] | None = None,
+        order: Sequence[int] | None = None,
+        view: Sequence[int] | None = None,
+    ) -> Box:
+        """Cover a slice of a tensor, per axis of its shape or of a view of it.
+
+        Args:
+            tensor: Name of the tensor.
+            shape: Its shape.
+            start: First index along each axis; 0 by default.
+            size: Elements along each axis; all that are left by default.
+            step: Distance of neighbours along each axis; 1 by default.
+            order: Axes from the slowest to the fastest in the order of visiting.
+            view: A shape of as many elements under which the tensor is addressed, for example
+                ``(heads, 2, head_dim // 2, hidden)``.
+
+        Raises:
+            PlanError: if the view has another number of elements, or the slice leaves the tensor.
+        """
+        dims = tuple(shape if view is None else view)
+        rank = len(dims)
+        begin = (0,) * rank if start is None else tuple(start)
+        steps = (1,) * rank if step is None else tuple(step)
+        if len(begin) == len(steps) == rank and min(steps, default=1) > 0:
+            left = zip(dims, begin, steps, strict=True)
+            count = tuple(-((b - d) // s) for d, b, s in left) if size is None else tuple(size)
+        else:
+            count = ()
+        axes = tuple(range(rank)) if order is None else tuple(order)
+        fits = len(count) == rank and all(
+            b >= 0 and n >= 0 and (n == 0 or b + (n - 1) * s < d)
+            for d, b, n, s in zip(dims, begin, count, steps, strict=True)
+        )
+        if prod(dims) != prod(shape) or not fits or sorted(axes) != list(range(rank)):
+            raise PlanError(
+                f"{tensor}: no slice of shape {tuple(shape)} has view {dims}, start {begin}, size {size}, "
+                f"step {steps}, order {axes}",
+                hint="compare the tensor's shape with the model's configuration and the parallel layout",
+            )
+        unit = [1] * rank
+        for axis in range(rank - 2, -1, -1):
+            unit[axis] = unit[axis + 1] * dims[axis + 1]
+        offset = sum(b * u for b, u in zip(begin, unit, strict=True))
+        return cls.strided(tensor, offset, ((count[a], steps[a] * unit[a]) for a in axes))
+
+    @property
+    def numel(self) -> int:
+        return prod(self.size)
+
+    @property
+    def first(self) -> int:
+        """The lowest flat index."""
+        return self.offset
+
+    @property
+    def last(self) -> int:
+        """The highest flat index (``first - 1`` for an empty box)."""
+        return self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements are one run, visited in ascending order."""
+        return not self.size or self.size == (0,) or (len(self.size) == 1 and self.stride[0] == 1)
+
+
+class Window(NamedTuple):
+    """A box of a shared tensor together with a second address for each of its elements.
+
+    Attributes:
+        first: Flat index of its first element in the shared tensor.
+        other: Second address of that element.
+        axes: Size (2 or more), stride in the shared tensor (descending), stride of the second address.
+    """
+
+    first: int
+    other: int
+    axes: Axes
+
+    @property
+    def last(self) -> int:
+        return self.first + reach(self.axes)
+
+
+class Joint(NamedTuple):
+    """Common elements of two windows: the second address in each, with axes of (size, stride, stride)."""
+
+    left: int
+    right: int
+    axes: Axes
+
+
+def reach(axes: Axes) -> int:
+    """Return the flat distance from the first to the last element."""
+    return sum([(n - 1) * s for n, s, _ in axes])
+
+
+def nests(axes: Axes) -> bool:
+    """Tell whether each axis steps over all that lies inside it, so that no element is visited twice."""
+    return all(axes[i][1] > reach(axes[i + 1 :]) for i in range(len(axes)))
+
+
+def meet(x: Window, y: Window) -> list[Joint]:
+    """Return the common elements of two nested windows of one tensor, as disjoint joints.
+
+    A flat interval yields at most ``2 * d - 1`` joints with a window of ``d`` axes. Where the strides of the
+    two windows do not divide one another, the outer axis of one is cut into slices; the result is always
+    exact.
+    """
+    if x.first == y.first and len(x.axes) == len(y.axes):
+        zipped = tuple(
+            (n, a, b) for (n, s, a), (m, t, b) in zip(x.axes, y.axes, strict=True) if n == m and s == t
+        )
+        if len(zipped) == len(x.axes):
+            return [Joint(x.other, y.other, zipped)]
+    found: list[Joint] = []
+    _meet(x.axes, y.axes, y.first - x.first, x.other, y.other, (), False, found)
+    return _gathered(found) if len(found) > 1 else found
+
+
+def _gathered(joints: list[Joint]) -> list[Joint]:
+    """Put together neighbours that one axis can express: a head or tail of full rows, a series of slices."""
+    done = [joints[0]]
+    for joint in joints[1:]:
+        if (both := _extended(done[-1], joint)) is not None:
+            done[-1] = both
+        else:
+            done.append(joint)
+    return done
+
+
+def _extended(one: Joint, two: Joint) -> Joint | None:
+    """Return two joints as one if the second goes on where the first ends."""
+    ahead = (two.left - one.left, two.right - one.right)
+    for count, one_step, inner in _as_series(one):
+        step = one_step or ahead
+        for more, two_step, two_inner in _as_series(two):
+            goes_on = ahead == (count * step[0], count * step[1]) and (two_step or step) == step
+            if goes_on and inner == two_inner:
+                axes = ((count + more, *step), *inner)
+                if all(nests(_descending(axes, side)) for side in (0, 1)):
+                    return Joint(one.left, one.right, axes)
+    return None
+
+
+def _as_series(joint: Joint) -> list[tuple[int, tuple[int, int] | None, Axes]]:
+    """Return the two ways to see a joint as equal blocks: (how many, their distance, axes of a block)."""
+    series: list[tuple[int, tuple[int, int] | None, Axes]] = [(1, None, joint.axes)]
+    if joint.axes:
+        count, left, right = joint.axes[0]
+        series.append((count, (left, right), joint.axes[1:]))
+    return series
+
+
+def _descending(axes: Axes, side: int) -> Axes:
+    """Return a joint's axes as those of a window, by the left (0) or the right (1) stride."""
+    return tuple(sorted(((a[0], a[1 + side], 0) for a in axes), key=lambda axis: -axis[1]))
+
+
+def _meet(
+    x: Axes, y: Axes, ahead: int, x_other: int, y_other: int, done: Axes, swapped: bool, found: list[Joint]
+) -> None:
+    """Intersect two windows, the second of which starts ``ahead`` elements after the first."""
+    x_reach, y_reach = reach(x), reach(y)
+    if ahead > x_reach or -ahead > y_reach:
+        return
+    if not x and not y:
+        found.append(Joint(y_other, x_other, done) if swapped else Joint(x_other, y_other, done))
+        return
+    if not x or (y and x[0][1] < y[0][1]):
+        x, y, x_other, y_other, x_reach, y_reach = y, x, y_other, x_other, y_reach, x_reach
+        ahead, swapped = -ahead, not swapped
+    count, row, x_step = x[0]
+    inner = x[1:]
+    rows = _as_rows(y, y_reach, ahead, row)
+    if rows is None:
+        _meet_slices(x, y, ahead, x_other, y_other, done, swapped, found)
+        return
+    for skip, moved, many, y_step, y_inner in rows:
+        shift, phase = divmod(ahead + skip, row)
+        for turn in (0, 1):  # a row of y may end in the next row of x
+            lo, hi = max(0, -shift - turn), min(many, count - shift - turn)
+            if lo >= hi:
+                continue
+            axis = (hi - lo, y_step, x_step) if swapped else (hi - lo, x_step, y_step)
+            _meet(
+                inner,
+                y_inner,
+                phase - turn * row,
+                x_other + (lo + shift + turn) * x_step,
+                y_other + moved + lo * y_step,
+                (*done, axis) if hi - lo > 1 else done,
+                swapped,
+                found,
+            )
+
+
+def _as_rows(y: Axes, y_reach: int, ahead: int, row: int) -> list[tuple[int, int, int, int, Axes]] | None:
+    """Cut a window into head, body and tail along a grid of rows.
+
+    Returns (flat offset, other offset, number of rows, other stride of a row, axes inside a row) for each, or
+    None where the window's outer stride does not divide the row.
+    """
+    phase = ahead % row
+    if y and y[0][1] == row:
+        return [(0, 0, y[0][0], y[0][2], y[1:])]
+    if phase + y_reach < row:
+        return [(0, 0, 1, 0, y)]
+    count, stride, other = y[0]
+    if row % stride:
+        return None
+    per_row = row // stride
+    head = min(count, -((phase - row) // stride)) if phase >= stride else 0
+    body, tail = divmod(count - head, per_row)
+    rest = y[1:]
+    rows: list[tuple[int, int, int, int, Axes]] = []
+    if head:
+        rows.append((0, 0, 1, 0, ((head, stride, other), *rest) if head > 1 else rest))
+    if body:
+        axes = ((per_row, stride, other), *rest)
+        rows.append((head * stride, head * other, body, per_row * other, axes))
+    if tail:
+        done = head + body * per_row
+        rows.append((done * stride, done * other, 1, 0, ((tail, stride, other), *rest) if tail > 1 else rest))
+    return rows
+
+
+def _meet_slices(
+    x: Axes, y: Axes, ahead: int, x_other: int, y_other: int, done: Axes, swapped: bool, found: list[Joint]
+) -> None:
+    """Intersect windows without a common grid: slice the outer axis of the one that needs fewer slices."""
+    (x_count, x_stride, x_step), (y_count, y_stride, y_step) = x[0], y[0]
+    x_lo = max(0, -((reach(x[1:]) - ahead) // x_stride))
+    x_hi = min(x_count, (ahead + reach(y)) // x_stride + 1)
+    y_lo = max(0, -((ahead + reach(y[1:])) // y_stride))
+    y_hi = min(y_count, (reach(x) - ahead) // y_stride + 1)
+    if x_hi - x_lo <= y_hi - y_lo:
+        for i in range(x_lo, x_hi):
+            _meet(x[1:], y, ahead - i * x_stride, x_other + i * x_step, y_other, done, swapped, found)
+    else:
+        for j in range(y_lo, y_hi):
+            _meet(x, y[1:], ahead + j * y_stride, x_other, y_other + j * y_step, done, swapped, found)
+
+
+def overlapping(xs: Sequence[Window], ys: Sequence[Window]) -> Iterator[tuple[int, int]]:
+    """Yield the index pairs of windows that may share elements, each once; a pair not yielded shares none.
+
+    Windows are compared by their range of flat indices, or by their range of columns under the largest stride
+    where that leaves fewer candidates (many column blocks of one large tensor).
+    """
+    x_flat = [(w.first, w.last) for w in xs]
+    y_flat = [(w.first, w.last) for w in ys]
+    few = 4 * (len(xs) + len(ys))
+    if (total := _candidates(x_flat, y_flat)) > few:
+        row = max((w.axes[0][1] for side in (xs, ys) for w in side if w.axes), default=1)
+        x_column = [_columns(w, row) for w in xs]
+        y_column = [_columns(w, row) for w in ys]
+        if _candidates(x_column, y_column) < total:
+            for i, j in _sweep(x_column, y_column):
+                if x_flat[i][0] <= y_flat[j][1] and y_flat[j][0] <= x_flat[i][1]:
+                    yield i, j
+            return
+    yield from _sweep(x_flat, y_flat)
+
+
+def _columns(window: Window, row: int) -> tuple[int, int]:
+    """Return a range of columns, in rows of ``row`` elements, that holds the window."""
+    inner = window.axes[1:] if window.axes and window.axes[0][1] == row else window.axes
+    lo = window.first % row
+    hi = lo + reach(inner)
+    return (lo, hi) if hi < row else (0, row - 1)
+
+
+def _candidates(xs: list[tuple[int, int]], ys: list[tuple[int, int]]) -> int:
+    """Count the pairs of ranges that touch."""
+    firsts = sorted(lo for lo, _ in ys)
+    lasts = sorted(hi for _, hi in ys)
+    return sum(bisect_right(firsts, hi) - bisect_left(lasts, lo) for lo, hi in xs)
+
+
+def _sweep(xs: list[tuple[int, int]], ys: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the index pairs of ranges that touch, by ascending start."""
+    events = sorted(
+        [(lo, hi, 0, i) for i, (lo, hi) in enumerate(xs)] + [(lo, hi, 1, j) for j, (lo, hi) in enumerate(ys)]
+    )
+    open_x: list[tuple[int, int]] = []
+    open_y: list[tuple[int, int]] = []
+    for lo, hi, side, index in events:
+        if side == 0:
+            open_y = [held for held in open_y if held[0] >= lo]
+            for _, j in open_y:
+                yield index, j
+            open_x.append((hi, index))
+        else:
+            open_x = [held for held in open_x if held[0] >= lo]
+            for _, i in open_x:
+                yield i, index
+            open_y.append((hi, index))
+
+
+@dataclass(slots=True)
+class Tiling:
+    """What keeps windows from tiling a tensor, each at its lowest flat index.
+
+    Attributes:
+        gap: An element in no window.
+        double: An element in two windows, and the numbers of the two.
+    """
+
+    gap: int | None = None
+    double: tuple[int, int, int] | None = None
+
+    def _missing(self, index: int) -> None:
+        if self.gap is None or index < self.gap:
+            self.gap = index
+
+    def _twice(self, index: int, one: int, two: int) -> None:
+        if self.double is None or index < self.double[0]:
+            self.double = (index, min(one, two), max(one, two))
+
+
+class _Tile(NamedTuple):
+    first: int
+    last: int
+    axes: Axes
+    number: int
+
+
+class _Strip(NamedTuple):
+    """Rows ``row`` to ``end`` of a grid, each holding the same columns."""
+
+    tile: _Tile
+    row: int
+    end: int
+
+
+def tile(windows: Sequence[Window], numel: int) -> Tiling:
+    """Check that nested windows cover elements 0 to ``numel`` exactly once, without visiting elements."""
+    found = Tiling()
+    tiles = [_Tile(w.first, w.last, w.axes, i) for i, w in enumerate(windows)]
+    _tile(tiles, 0, numel, 0, found)
+    return found
+
+
+def _tile(tiles: list[_Tile], lo: int, hi: int, base: int, found: Tiling) -> None:
+    """Check the tiling of ``lo`` to ``hi``; ``base`` makes an index absolute."""
+    edge = lo
+    for group in _groups(tiles):
+        first = group[0].first
+        if first > edge:
+            found._missing(base + edge)
+        edge = max(t.last for t in group) + 1
+        if len(group) == 1:
+            if (hole := _hole(group[0])) is not None:
+                found._missing(base + hole)
+        elif all(_hole(t) is None for t in group):
+            _tile_runs(group, base, found)
+        else:
+            _tile_rows(group, first, edge, base, found)
+    if edge < hi:
+        found._missing(base + edge)
+
+
+def _groups(tiles: list[_Tile]) -> Iterator[list[_Tile]]:
+    """Yield the tiles by ascending start, those whose ranges of indices overlap together."""
+    group: list[_Tile] = []
+    last = -1
+    for one in sorted(tiles):
+        if group and one.first > last:
+            yield group
+            group = []
+        group.append(one)
+        last = max(last, one.last) if len(group) > 1 else one.last
+    if group:
+        yield group
+
+
+def _hole(one: _Tile) -> int | None:
+    """Return the lowest index in the tile's range that it does not hold."""
+    run = 1
+    for n, stride, _ in reversed(one.axes):
+        if stride != run:
+            return one.first + run
+        run *= n
+    return None
+
+
+def _tile_runs(group: list[_Tile], base: int, found: Tiling) -> None:
+    """Report the first overlap among contiguous tiles."""
+    held = group[0]
+    for one in group[1:]:
+        if one.first <= held.last:
+            found._twice(base + one.first, held.number, one.number)
+        if one.last > held.last:
+            held = one
+
+
+def _tile_rows(group: list[_Tile], first: int, edge: int, base: int, found: Tiling) -> None:
+    """Check tiles whose ranges interleave: fold them into rows of the largest stride, then into columns."""
+    row = max(t.axes[0][1] for t in group if t.axes)
+    rows = -((first - edge) // row)
+    grid = Window(first, 0, ((rows, row, row), (row, 1, 1)))
+    strips: list[_Strip] = []
+    for one in group:
+        for joint in meet(grid, Window(one.first, 0, one.axes)):
+            top, column = divmod(joint.left, row)
+            tall = joint.axes[0][0] if joint.axes and joint.axes[0][1] == row else 1
+            inner = joint.axes[1:] if tall > 1 else joint.axes
+            strips.append(_Strip(_Tile(column, column + reach(inner), inner, one.number), top, top + tall))
+    if missing := first + rows * row - edge:  # the last row ends early: fill it, so that the grid is full
+        filler = _Tile(row - missing, row - 1, ((missing, 1, 1),) if missing > 1 else (), -1)
+        strips.append(_Strip(filler, rows - 1, rows))
+    by_number: dict[_Tile, list[_Strip]] = {}
+    for strip in strips:
+        by_number.setdefault(strip.tile, []).append(strip)
+    column = 0
+    for block in _groups(list(by_number)):
+        start, column_end = block[0].first, max(t.last for t in block) + 1
+        if start > column:
+            found._missing(base + first + column)
+        column = column_end
+        held = [strip for one in block for strip in by_number[one]]
+        _tile_block(held, (start, column_end), rows, row, base + first, found)
+
+
+def _tile_block(
+    strips: list[_Strip], columns: tuple[int, int], rows: int, row: int, base: int, found: Tiling
+) -> None:
+    """Check one range of columns over all rows, between the rows where a strip starts or ends."""
+    starts: dict[int, list[_Strip]] = {}
+    for strip in strips:
+        starts.setdefault(strip.row, []).append(strip)
+    cuts = sorted({0, rows, *starts, *(strip.end for strip in strips)})
+    active: list[_Strip] = []
+    for top in cuts[:-1]:
+        active = [strip for strip in active if strip.end > top] + starts.get(top, [])
+        _tile([strip.tile for strip in active], *columns, base + top * row, found)

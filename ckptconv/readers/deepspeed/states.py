@@ -1,0 +1,218 @@
+"""Open the files of a tag and hand out their contents by rank, checked for completeness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptconv.errors import FormatError, PlanError
+from ckptconv.readers.deepspeed.find import TagFiles
+from ckptconv.storage.base import FileTensor
+from ckptconv.storage.inert import Record
+from ckptconv.storage.torchfile import open_torch
+
+__all__ = ["ModelRank", "as_dict", "load", "open_ranks", "shape_of", "value"]
+
+Dict = dict[Any, Any]
+
+
+def load(path: Path) -> Dict:
+    """Read the structure of a torch file whose root is a dict."""
+    root = open_torch(path).root
+    if not isinstance(root, dict):
+        raise FormatError(f"expected a dict, found {type(root).__name__}", where=path)
+    return root
+
+
+def as_dict(x: object) -> Dict:
+    """Return ``x`` if it is a dict, else an empty one."""
+    return x if isinstance(x, dict) else {}
+
+
+def value(x: Any) -> Any:
+    """Unwrap an enum member, which pickles as its class called with its value."""
+    return x.args[0] if isinstance(x, Record) and x.args else x
+
+
+def shape_of(x: Any) -> tuple[int, ...]:
+    """Return a shape stored as ``torch.Size`` or, in MoE files, as a plain tuple."""
+    if isinstance(x, (tuple, list)) and all(isinstance(n, int) and n >= 0 for n in x):
+        return tuple(x)
+    raise FormatError(f"not a shape: {x!r}")
+
+
+@dataclass(slots=True)
+class ModelRank:
+    """Hold what the files say about one model-parallel rank.
+
+    Attributes:
+        mp: The rank within (pipeline x tensor parallel), pipeline-major.
+        head: The model states of data-parallel rank 0.
+        head_path: Its file.
+        fragments: ``frozen_param_fragments`` of each data-parallel rank (stage 3 with frozen parameters).
+        optim: The ZeRO optimizer states by data-parallel rank.
+        optim_paths: Their files.
+    """
+
+    mp: int
+    head: Dict
+    head_path: Path
+    fragments: list[Mapping[str, FileTensor]] = field(default_factory=list)
+    optim: list[Dict] = field(default_factory=list)
+    optim_paths: list[Path] = field(default_factory=list)
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage as the partitions show it; ``ds_config`` may say otherwise (BF16_Optimizer)."""
+        if not self.optim:
+            return 0
+        if "zero_stage" in self.optim[0]:
+            return int(value(self.optim[0]["zero_stage"]))
+        return 3 if "fp32_flat_groups" in self.optim[0] else 1
+
+    @property
+    def module(self) -> Mapping[str, Any] | None:
+        """The module's state dict, or None for a pipeline, whose layers have files of their own."""
+        module = self.head.get("module")
+        return module if isinstance(module, dict) else None
+
+    def param_shapes(self) -> list[dict[str, tuple[int, ...]]] | None:
+        """Shapes of the trainable parameters by optimizer group (stage 3: sub-group), in partition order.
+
+        0.3.14 to 0.5.x keep them in the optimizer file; before 0.5.4 all groups are in one dict.
+        """
+        found = self.head.get("param_shapes")
+        if found is None and self.optim:
+            found = self.optim[0].get("param_shapes")
+        if found is None:
+            return None
+        groups = found if isinstance(found, list) else [found]
+        return [{str(k): shape_of(v) for k, v in as_dict(g).items()} for g in groups]
+
+
+def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
+    """Open the states of every model-parallel rank.
+
+    Args:
+        files: The sorted files.
+        optimizer: Whether the masters are wanted; the optimizer files are not opened otherwise, except for
+            stage 3, where nothing else holds the weights.
+
+    Raises:
+        PlanError: if a rank's file is missing or ranks are of different steps.
+    """
+    if not files.model:
+        names = sorted(p.name for ranks in files.optim.values() for p in ranks.values())
+        raise PlanError(
+            "the model states are missing; there are only optimizer states", where=names[0] if names else None
+        )
+    _check_run(sorted(files.model), "model-parallel rank", next(iter(files.model.values()))[0].parent)
+    ranks = []
+    for mp in sorted(files.model):
+        model = files.model[mp]
+        if 0 not in model:
+            raise PlanError(
+                f"the model states of data-parallel rank 0 are missing (mp_rank_{mp:02d})",
+                where=next(iter(model.values())).parent,
+            )
+        rank = ModelRank(mp, load(model[0]), model[0])
+        sharded = "zero_pp_rank_" in model[0].name
+        if optimizer or sharded:
+            _open_optim(rank, files.optim.get(mp, {}), files, sharded)
+        if sharded:
+            _open_fragments(rank, model)
+        ranks.append(rank)
+    _same_step(ranks)
+    return ranks
+
+
+def _open_optim(rank: ModelRank, optim: Mapping[int, Path], files: TagFiles, sharded: bool) -> None:
+    if not optim:
+        if files.optim or (sharded and files.universal is None):
+            raise PlanError(
+                f"the optimizer states of mp_rank_{rank.mp:02d} are missing",
+                where=rank.head_path.parent,
+                hint="copy the *_optim_states.pt files of every rank"
+                + ("" if sharded else ", or take the 16-bit weights with --weights model"),
+            )
+        return
+    world = rank.head.get("dp_world_size")
+    count = world if isinstance(world, int) and world > 0 else max(optim) + 1
+    for dp in range(max(count, max(optim) + 1)):
+        if dp not in optim:
+            raise PlanError(
+                f"the optimizer states of data-parallel rank {dp} are missing "
+                f"(mp_rank_{rank.mp:02d}, {len(optim)} of {count} ranks found)",
+                where=rank.head_path.parent,
+                hint="copy the *_optim_states.pt files of every rank",
+            )
+        if dp >= count:
+            raise PlanError(
+                f"{optim[dp].name} is beyond the {count} data-parallel ranks the model states name",
+                where=optim[dp].parent,
+                hint="files of another run share this folder; move them away",
+            )
+    for dp in range(count):
+        root = load(optim[dp])
+        state = root.get("optimizer_state_dict")
+        if not isinstance(state, dict):
+            raise FormatError("no 'optimizer_state_dict' in the optimizer states", where=optim[dp])
+        if "param_shapes" in root and "param_shapes" not in state:
+            state["param_shapes"] = root["param_shapes"]
+        rank.optim.append(state)
+        rank.optim_paths.append(optim[dp])
+
+
+def _open_fragments(rank: ModelRank, model: Mapping[int, Path]) -> None:
+    """Check the other ranks' model states of stage 3, and take their slices of the frozen parameters."""
+    count = len(rank.optim) or int(rank.head.get("dp_world_size") or 0) or max(model) + 1
+    for dp in range(count):
+        if dp not in model:
+            raise PlanError(
+                f"the model states of data-parallel rank {dp} are missing "
+                f"(mp_rank_{rank.mp:02d}, {len(model)} of {count} ranks found)",
+                where=rank.head_path.parent,
+                hint="copy the zero_pp_rank_*_model_states.pt files of every rank",
+            )
+    if not as_dict(rank.head.get("frozen_param_shapes")):
+        return  # the other ranks hold nothing but placeholders
+    for dp in range(count):
+        head = rank.head if dp == 0 else load(model[dp])
+        if head.get("global_steps") != rank.head.get("global_steps"):
+            raise PlanError(
+                f"data-parallel rank {dp} was saved at step {head.get('global_steps')}, "
+                f"rank 0 at step {rank.head.get('global_steps')}",
+                where=model[dp],
+                hint="the files are of different saves; copy one whole save",
+            )
+        rank.fragments.append(as_dict(head.get("frozen_param_fragments")))
+
+
+def _same_step(ranks: list[ModelRank]) -> None:
+    """Compare the steps the ranks' files name: model states by number, optimizer states by what they hold."""
+    first = ranks[0].head.get("global_steps")
+    for rank in ranks[1:]:
+        if rank.head.get("global_steps") != first:
+            raise PlanError(
+                f"mp_rank_{rank.mp:02d} was saved at step {rank.head.get('global_steps')}, "
+                f"mp_rank_{ranks[0].mp:02d} at step {first}",
+                where=rank.head_path,
+                hint="the files are of different saves; copy one whole save",
+            )
+
+
+def steps_of(state: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the step counters of a rank's torch optimizer: ints, or tensors that hold one."""
+    inner = state.get("optimizer_state_dict", state.get("base_optimizer_state"))
+    for entry in as_dict(as_dict(inner).get("state")).values():
+        if "step" in as_dict(entry):
+            yield entry["step"]
+
+
+def _check_run(found: list[int], what: str, where: Path) -> None:
+    missing = sorted(set(range(found[-1] + 1)) - set(found))
+    if missing:
+        raise PlanError(f"{what} {missing[0]} is missing ({len(found)} found)", where=where)
+

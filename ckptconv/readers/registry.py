@@ -1,0 +1,43 @@
+"""Find the reader for a path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from ckptconv.errors import FormatError
+from ckptconv.readers.base import Checkpoint, Reader, ReadOptions
+
+__all__ = ["open_checkpoint", "readers"]
+
+# In the order they are asked; the first that recognises a path reads it.
+_OWN = ("ckptconv.readers.deepspeed", "ckptconv.readers.huggingface", "ckptconv.readers.torch_file")
+
+
+def readers() -> Iterator[Reader]:
+    """Yield ckptconv's readers, then those of installed plug-ins (entry point ``ckptconv.readers``)."""
+    for module in _OWN:
+        yield import_module(module).READER
+    for point in entry_points(group="ckptconv.readers"):
+        yield point.load()
+
+
+def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+    """Open a checkpoint of any known producer; reads metadata only.
+
+    Raises:
+        FormatError: if nothing is there, or no reader recognises it.
+    """
+    if not path.exists():
+        raise FormatError("no such file or folder", where=path)
+    for reader in readers():
+        if reader.recognise(path):
+            return reader.open(path, options)
+    found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
+    raise FormatError(
+        f"not a checkpoint ckptconv knows (found {', '.join(found) or 'nothing'})",
+        where=path,
+        hint="name the run's folder, the tag folder, or a weight file (.pt, .pth, .bin, .safetensors)",
+    )

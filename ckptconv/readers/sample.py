@@ -1,0 +1,53 @@
+"""Read a few elements of a tensor while a checkpoint is opened, to decide what names alone cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptconv.casts import cast
+from ckptconv.dtypes import numpy_dtype
+from ckptconv.errors import FormatError
+from ckptconv.storage.base import FileTensor
+from ckptconv.storage.stored import Stored, from_file_tensor
+
+__all__ = ["Sampler"]
+
+
+class Sampler:
+    """Read short runs of elements from files, opened as needed; what is read is remembered."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int, int], bytes] = {}
+
+    def elements(self, source: Stored | FileTensor, lo: int, hi: int) -> npt.NDArray[Any]:
+        """Return elements ``lo`` up to ``hi`` of the flat tensor, in its own dtype."""
+        stored = from_file_tensor(source) if isinstance(source, FileTensor) else source
+        raw = b"".join(self._bytes(*span) for span in stored.spans(lo, hi))
+        return np.frombuffer(raw, numpy_dtype(stored.dtype))
+
+    def rounds_to(self, master: Stored, at: int, model: FileTensor, count: int = 512) -> bool:
+        """Whether the master's elements from ``at`` on, rounded, start the model's tensor.
+
+        The first and the last ``count`` elements are compared.
+        """
+        if not model.is_contiguous or master.dtype.kind != "float" or model.dtype.kind != "float":
+            return False
+        n = model.numel
+        for lo, hi in ((0, min(count, n)), (max(0, n - count), n)):
+            ours = cast(self.elements(master, at + lo, at + hi), master.dtype, model.dtype)
+            if ours.tobytes() != self.elements(model, lo, hi).tobytes():
+                return False
+        return True
+
+    def _bytes(self, path: str, offset: int, count: int) -> bytes:
+        key = (path, offset, count)
+        if key not in self._seen:
+            with open(path, "rb") as f:
+                f.seek(offset)
+                self._seen[key] = f.read(count)
+            if len(self._seen[key]) != count:
+                raise FormatError(f"the file ends before byte {offset + count}", where=path)
+        return self._seen[key]

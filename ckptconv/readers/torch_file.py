@@ -1,0 +1,58 @@
+"""Read a plain ``.pt``, ``.pth`` or ``.bin`` file: a state dict, bare or nested, or a module pickled whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
+from ckptconv.storage.base import FileTensor
+from ckptconv.storage.statedict import state_dict_of
+from ckptconv.storage.torchfile import open_torch
+
+__all__ = ["READER", "named_tensors"]
+
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def named_tensors(graph: GraphBuilder, tensors: dict[str, FileTensor]) -> dict[str, str]:
+    """Add tensors under their own names; names of the same elements become aliases of the first.
+
+    Returns:
+        Alias to kept name.
+    """
+    first: dict[object, str] = {}
+    aliases = {}
+    for name, t in tensors.items():
+        kept = first.setdefault((t.path, t.offset, t.shape, t.stride, t.dtype), name) if t.numel else name
+        if kept == name:
+            graph.whole(f"{Path(t.path).name}/{name}", t, name)
+        else:
+            aliases[name] = kept
+    return aliases
+
+
+def _recognise(path: Path) -> bool:
+    return path.is_file() and path.suffix in _SUFFIXES
+
+
+def _open(path: Path, options: ReadOptions) -> Checkpoint:
+    file = open_torch(path)
+    tensors, beside = state_dict_of(file.root)
+    graph = GraphBuilder()
+    graph.touch(path)
+    aliases = named_tensors(graph, tensors)
+    return Checkpoint(
+        root=path.parent,
+        data=path,
+        producer="torch",
+        format=f"torch file ({file.container})",
+        weights="model",
+        stored=graph.stored,
+        relation=graph.relation(),
+        files=graph.files,
+        aliases=aliases,
+        notes=tuple(Note("info", text) for text in beside),
+    )
+
+
+READER = Reader("torch", _recognise, _open)

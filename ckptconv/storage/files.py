@@ -1,0 +1,132 @@
+"""Read from and write to local files by position."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+
+from ckptconv.errors import FormatError, InputChangedError
+
+__all__ = ["FileStamp", "SourceFiles", "stamp", "write_at"]
+
+_OPEN_FILES = 128  # far below the usual limit of 1,024 descriptors; ZeRO over 2,048 ranks must not meet it
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """Identify the state of a source file: size in bytes and modification time in ns."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def stamp(path: str | os.PathLike[str]) -> FileStamp:
+    """Take the stamp of a file as it is now."""
+    st = os.stat(path)
+    return FileStamp(os.fspath(path), st.st_size, st.st_mtime_ns)
+
+
+class SourceFiles:
+    """Read byte ranges of the source files from any thread, with a bounded number of descriptors.
+
+    Args:
+        stamps: The files a plan was made from. A file that has changed since is refused when it is opened,
+            and once more by :meth:`check`.
+    """
+
+    def __init__(self, stamps: Iterable[FileStamp]) -> None:
+        self._stamps = {s.path: s for s in stamps}
+        self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> SourceFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            for fd, _ in self._open.values():
+                os.close(fd)
+            self._open.clear()
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` (bytes) from byte ``offset`` of ``path``.
+
+        Raises:
+            FormatError: if the file ends early.
+            InputChangedError: if the file is not the one the plan was made from.
+        """
+        entry = self._acquire(path)
+        try:
+            done, want = 0, len(buffer)
+            while done < want:
+                n = os.preadv(entry[0], [buffer[done:]], offset + done)
+                if n == 0:
+                    raise FormatError(
+                        f"the file ends at byte {offset + done}, {want - done} bytes early",
+                        where=path,
+                        hint="the file was cut off after it was planned; copy it again",
+                    )
+                done += n
+        finally:
+            with self._lock:
+                entry[1] -= 1
+
+    def check(self) -> None:
+        """Check that no source file has changed since its stamp was taken.
+
+        Raises:
+            InputChangedError: if one has.
+        """
+        for known in self._stamps.values():
+            self._compare(known, os.stat(known.path))
+
+    def _acquire(self, path: str) -> list[int]:
+        with self._lock:
+            entry = self._open.get(path)
+            if entry is None:
+                entry = [self._open_checked(path), 0]
+                self._open[path] = entry
+                self._evict()
+            else:
+                self._open.move_to_end(path)
+            entry[1] += 1
+            return entry
+
+    def _open_checked(self, path: str) -> int:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if (known := self._stamps.get(path)) is not None:
+                self._compare(known, os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _evict(self) -> None:
+        idle = [p for p, (_, users) in self._open.items() if users == 0]
+        for path in idle[: max(0, len(self._open) - _OPEN_FILES)]:
+            os.close(self._open.pop(path)[0])
+
+    @staticmethod
+    def _compare(known: FileStamp, now: os.stat_result) -> None:
+        if (now.st_size, now.st_mtime_ns) != (known.size, known.mtime_ns):
+            raise InputChangedError(
+                f"the file changed while it was converted ({known.size} bytes then, {now.st_size} now)",
+                where=known.path,
+                hint="wait until training has finished writing it, then convert again",
+            )
+
+
+def write_at(fd: int, buffer: memoryview | bytes, offset: int) -> None:
+    """Write all of ``buffer`` at byte ``offset`` of an open file."""
+    view = memoryview(buffer)
+    while len(view):
+        n = os.pwrite(fd, view, offset)
+        view, offset = view[n:], offset + n

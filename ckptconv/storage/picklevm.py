@@ -1,0 +1,326 @@
+"""Hold the state of the inert pickle machine: its values, its budget, and what a call turns into.
+
+Nothing here imports or calls what a pickle names. The opcodes are in ``pickleops``, the entry points in
+``inert``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from ckptconv.errors import FormatError
+
+__all__ = ["Global", "Hook", "Limits", "Machine", "Record", "Truncated", "short"]
+
+# Numbers hash the same in every process. Keys with more bits than a hash has can be chosen to share one,
+# which makes a dict quadratic; so there may only be some thousands of them.
+_HASH_BITS: Final = 60
+_COLLISION_COST: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bound what one pickle may cost.
+
+    Attributes:
+        size: Bytes of the pickle, and so of every string in it.
+        objects: Containers, records, marks and memo entries made, plus elements copied. An empty set costs
+            one input byte and 216 bytes of memory, so the size alone would not bound memory well.
+        key_nodes: Elements of a tuple or frozenset used as a key. Shared tuples can unfold exponentially
+            when hashed.
+        integer: Bytes of one integer.
+    """
+
+    size: int = 1 << 28
+    objects: int = 20_000_000
+    key_nodes: int = 256
+    integer: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """Name something a pickle refers to (a class, a function, a dtype); it is never imported."""
+
+    module: str
+    name: str
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Record:
+    """Keep what a pickle says about an object of a class that is not loaded.
+
+    Attributes:
+        cls: Dotted name of the class or function, or ``"<call>"`` where the callee is itself the result of
+            a call; then ``args`` is ``(callee, arguments)``.
+        args: Positional arguments it would have been called with.
+        kwargs: Keyword arguments.
+        state: What ``BUILD`` (``__setstate__``) would have been given.
+        items: Elements appended (list subclasses).
+        entries: Keys set (dict subclasses).
+    """
+
+    cls: str
+    args: tuple[object, ...] = ()
+    kwargs: dict[str, object] = field(default_factory=dict)
+    state: object = None
+    items: list[object] = field(default_factory=list)
+    entries: dict[object, object] = field(default_factory=dict)
+
+    def get(self, name: str, default: object = None) -> object:
+        """Return an attribute from the state: a dict, or the ``(dict, slots)`` pair of protocol 2."""
+        parts = self.state if type(self.state) is tuple and len(self.state) == 2 else (self.state,)
+        for part in parts:
+            if type(part) is dict and name in part:
+                return part[name]
+        return default
+
+    def __repr__(self) -> str:
+        return f"Record({self.cls!r})"
+
+
+Hook = Callable[[tuple[object, ...]], object]
+_Constructor = Callable[["Machine", tuple[object, ...]], object]
+
+
+class Truncated(Exception):
+    """The data ends inside an instruction."""
+
+
+def short(text: str, limit: int = 80) -> str:
+    """Quote ``text`` for a message, cut to a readable length."""
+    return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+class Machine:
+    """Keep the stacks, the memo and the budget while a pickle is read."""
+
+    __slots__ = (
+        "budget", "data", "end", "hooks", "limits", "memo", "meta", "persistent", "result", "size", "stack",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        data: bytes,
+        persistent: Callable[[object], object] | None,
+        hooks: Mapping[str, Hook] | None,
+        limits: Limits,
+    ) -> None:
+        self.data = data
+        self.size = len(data)
+        self.stack: list[object] = []
+        self.meta: list[list[object]] = []
+        self.memo: dict[int, object] = {}
+        self.persistent = persistent
+        self.hooks = hooks or {}
+        self.limits = limits
+        self.budget = limits.objects
+        self.result: object = None
+        self.end = 0
+
+    def charge(self, count: int) -> None:
+        """Take ``count`` from the object budget."""
+        self.budget -= count
+        if self.budget < 0:
+            raise FormatError(f"the pickle makes more than {self.limits.objects:,} objects")
+
+    def pop_mark(self) -> list[object]:
+        """Return what was pushed since the last MARK, and drop the mark."""
+        items = self.stack
+        self.stack = self.meta.pop()
+        return items
+
+    def check_key(self, key: object) -> None:
+        """Refuse what cannot be hashed, or only at a cost out of proportion to the input."""
+        kind = type(key)
+        if kind is str:
+            return
+        if kind is int:
+            self._check_int(key)  # type: ignore[arg-type]
+        elif kind is tuple or kind is frozenset:
+            self._check_nested(key)  # type: ignore[arg-type]
+
+    def _check_int(self, key: int) -> None:
+        if key.bit_length() > _HASH_BITS:
+            self.charge(_COLLISION_COST)
+
+    def _check_nested(self, key: tuple[object, ...] | frozenset[object]) -> None:
+        todo: list[object] = [key]
+        seen = 0
+        bits = 0
+        salted = False
+        while todo:
+            node = todo.pop()
+            if isinstance(node, (tuple, frozenset)):
+                seen += len(node) + 1
+                if seen > self.limits.key_nodes:
+                    raise FormatError(f"a key of more than {self.limits.key_nodes} elements")
+                todo.extend(node)
+            elif isinstance(node, (str, bytes)):
+                salted = True
+            else:
+                bits += node.bit_length() if isinstance(node, int) else 64
+        if bits > _HASH_BITS and not salted:
+            self.charge(_COLLISION_COST)
+
+    def put(self, into: dict[object, object], key: object, value: object) -> None:
+        """Set a key after checking it."""
+        self.check_key(key)
+        into[key] = value
+
+    def call(self, func: object, args: object, kwargs: object = None) -> object:
+        """Return what calling ``func`` would make: a known value, else a record of the call."""
+        self.charge(1)
+        if type(args) is not tuple:
+            raise FormatError(f"call arguments are a {type(args).__name__}, not a tuple")
+        if kwargs is not None and type(kwargs) is not dict:
+            raise FormatError(f"keyword arguments are a {type(kwargs).__name__}, not a dict")
+        if type(func) is Record:
+            return Record("<call>", (func, args), kwargs or {})
+        if type(func) is not Global:
+            raise FormatError(f"call of a {type(func).__name__}")
+        name = func.qualified
+        if not kwargs:
+            hook = self.hooks.get(name)
+            if hook is not None:
+                return hook(args)
+            constructor = _CONSTRUCTORS.get(name)
+            if constructor is not None:
+                made = constructor(self, args)
+                if made is not None:
+                    return made
+        return Record(name, args, kwargs or {})
+
+    def build(self, target: object, state: object) -> None:
+        """Keep the state of a record; on plain values (an OrderedDict's ``_metadata``) ignore it."""
+        if type(target) is Record:
+            target.state = state
+        elif target is None or isinstance(target, (Global, str, bytes, int, float)):
+            raise FormatError(f"state given to a {type(target).__name__}")
+
+
+_Sequence = (list, tuple, set, frozenset)
+
+
+def _elements(m: Machine, args: tuple[object, ...]) -> list[object] | None:
+    """Return the elements of a single iterable argument, charged because they are copied."""
+    if not args:
+        return []
+    if len(args) == 1 and type(args[0]) in _Sequence:
+        items: list[object] = list(args[0])  # type: ignore[call-overload]
+        m.charge(len(items))
+        return items
+    return None
+
+
+def _sized(kind: type) -> _Constructor:
+    hashed = kind in (set, frozenset)
+
+    def make(m: Machine, args: tuple[object, ...]) -> object:
+        items = _elements(m, args)
+        if items is None:
+            return None
+        if hashed:
+            for item in items:
+                m.check_key(item)
+        return kind(items)
+
+    return make
+
+
+def _tuple(m: Machine, args: tuple[object, ...]) -> object:
+    if len(args) == 1 and type(args[0]) is tuple:
+        return args[0]
+    items = _elements(m, args)
+    return None if items is None else tuple(items)
+
+
+def _dict(m: Machine, args: tuple[object, ...]) -> object:
+    made: dict[object, object] = {}
+    if not args:
+        return made
+    if len(args) != 1:
+        return None
+    source = args[0]
+    if type(source) is dict:
+        m.charge(len(source))
+        return dict(source)
+    items = _elements(m, args)
+    if items is None:
+        return None
+    for pair in items:
+        if type(pair) not in (list, tuple) or len(pair) != 2:  # type: ignore[arg-type]
+            raise FormatError("a dict is made of something that is not pairs")
+        m.put(made, *pair)  # type: ignore[misc]
+    return made
+
+
+def _defaultdict(m: Machine, args: tuple[object, ...]) -> object:
+    return _dict(m, args[1:])
+
+
+def _encode(m: Machine, args: tuple[object, ...]) -> object:
+    """Undo how protocol 2 spells bytes: ``_codecs.encode(text, "latin1")``."""
+    if len(args) == 2 and type(args[0]) is str and args[1] in ("latin1", "latin-1"):
+        m.charge(len(args[0]) // 64)
+        return args[0].encode("latin-1")
+    return None
+
+
+def _bytes(m: Machine, args: tuple[object, ...]) -> object:
+    return b"" if not args else None
+
+
+def _bytearray(m: Machine, args: tuple[object, ...]) -> object:
+    if not args:
+        return bytearray()
+    if len(args) == 1 and type(args[0]) is bytes:
+        m.charge(len(args[0]) // 64)
+        return bytearray(args[0])
+    made = _encode(m, args)
+    return bytearray(made) if type(made) is bytes else None
+
+
+def _reconstructor(m: Machine, args: tuple[object, ...]) -> object:
+    """Read ``copyreg._reconstructor(cls, base, state)``, how protocols 0 and 1 make objects."""
+    if len(args) == 3 and type(args[0]) is Global:
+        return Record(args[0].qualified, () if args[2] is None else (args[2],))
+    return None
+
+
+def _newobj(m: Machine, args: tuple[object, ...]) -> object:
+    if args and type(args[0]) is Global:
+        m.charge(len(args))
+        return Record(args[0].qualified, args[1:])
+    return None
+
+
+_CONSTRUCTORS: Final[dict[str, _Constructor]] = {
+    "collections.OrderedDict": _dict,
+    "collections.defaultdict": _defaultdict,
+    "torch.Size": _tuple,
+    "_codecs.encode": _encode,
+    **{
+        f"{module}.{name}": make
+        for module in ("builtins", "__builtin__")
+        for name, make in {
+            "dict": _dict,
+            "set": _sized(set),
+            "frozenset": _sized(frozenset),
+            "list": _sized(list),
+            "tuple": _tuple,
+            "bytes": _bytes,
+            "bytearray": _bytearray,
+        }.items()
+    },
+    **{
+        f"{module}.{name}": make
+        for module in ("copyreg", "copy_reg")
+        for name, make in {"_reconstructor": _reconstructor, "__newobj__": _newobj}.items()
+    },
+}

@@ -1,0 +1,317 @@
+"""Lay out a ``.bin`` file as ``torch.save`` writes an ordered dict of tensors.
+
+The archive: torch 2.13, ``torch/serialization.py`` (``_save``) and ``caffe2/serialize/inline_container.cc``.
+It is byte-identical to torch's but for ``.data/serialization_id``, a digest that torch makes of hashes of
+its C++ library; ours is made of the tensors' names and CRC-32 sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from struct import Struct
+from typing import Final
+from zlib import crc32
+
+from ckptconv.dtypes import DType
+from ckptconv.errors import PlanError
+from ckptconv.storage.base import FileLayout, Placed, contiguous_stride
+from ckptconv.storage.picklevm import short
+
+__all__ = ["crc32_combine", "layout", "seal"]
+
+_ROOT: Final = "archive"
+_ALIGN: Final = 64
+_32: Final = 0xFFFFFFFF
+_16: Final = 0xFFFF
+_BATCH: Final = 1000  # items of a dict per opcode, as CPython's pickler
+_UTF8: Final = 0x0800
+_DESCRIPTOR: Final = 0x0008
+_LOCAL = Struct("<4s5H3L2H")
+_CENTRAL = Struct("<4s6H3L5H2L")
+_END64 = Struct("<4sQ2H2L4Q")
+_LOCATOR = Struct("<4sLQL")
+_END = Struct("<4s4H2LH")
+
+Spec = tuple[str, DType, tuple[int, ...]]
+
+
+def layout(tensors: Iterable[Spec]) -> FileLayout:
+    """Lay out a file that ``torch.load`` opens, also with ``weights_only`` and ``mmap``.
+
+    Args:
+        tensors: Name, element type and shape of each, in the order of the dict. Each gets a storage of
+            its own.
+
+    Raises:
+        PlanError: if a name is given twice.
+    """
+    specs = list(tensors)
+    names: set[str] = set()
+    for name, _, _ in specs:
+        if name in names:
+            raise PlanError(f"the tensor name {short(name)} is given twice")
+        names.add(name)
+    return _assemble(specs, [0] * len(specs))
+
+
+def seal(layout: FileLayout, crcs: Sequence[int]) -> tuple[tuple[int, bytes], ...]:
+    """Return the bytes to write over a finished file once the data's CRC-32 sums are known.
+
+    Args:
+        layout: What :func:`layout` returned.
+        crcs: The sum of each tensor's bytes, in the order of ``layout.tensors``.
+    """
+    sealed = _assemble([(t.name, t.dtype, t.shape) for t in layout.tensors], crcs)
+    return tuple(new for old, new in zip(layout.fixed, sealed.fixed, strict=True) if old != new)
+
+
+def _assemble(specs: Sequence[Spec], crcs: Sequence[int]) -> FileLayout:
+    archive = _Archive()
+    archive.add("data.pkl", _pickle(specs))
+    archive.add(".format_version", b"1")
+    archive.add(".storage_alignment", str(_ALIGN).encode())
+    archive.add("byteorder", b"little")
+    placed: list[Placed] = []
+    digest = blake2b(digest_size=16)
+    for i, ((name, dtype, shape), crc) in enumerate(zip(specs, crcs, strict=True)):
+        nbytes = Placed(name, dtype, shape, 0).nbytes
+        placed.append(Placed(name, dtype, shape, archive.reserve(f"data/{i}", nbytes, crc)))
+        digest.update(f"{len(name)}:{name}:{crc};".encode("utf-8", "surrogatepass"))
+    archive.add("version", b"3\n")
+    archive.add(".data/serialization_id", f"{int.from_bytes(digest.digest(), 'big'):040d}".encode())
+    return FileLayout(archive.finish(), tuple(archive.pieces), tuple(placed), needs_crc=True)
+
+
+class _Archive:
+    """Collect the bytes of the archive around the tensors' data, as miniz writes them.
+
+    Attributes:
+        pieces: Finished byte strings at their offsets, each reaching up to a tensor's data.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[int, bytes]] = []
+        self._piece = bytearray()
+        self._at = 0  # of the piece
+        self._central = bytearray()
+        self._count = 0
+
+    def add(self, name: str, data: bytes) -> None:
+        """Add an entry whose data is known."""
+        crc = crc32(data)
+        wide = self._open(name, len(data), crc)
+        self._piece += data
+        self._close(len(data), crc, wide)
+
+    def reserve(self, name: str, size: int, crc: int) -> int:
+        """Add an entry whose data is written by others; return where it goes."""
+        wide = self._open(name, size, crc)
+        at = self._cursor
+        self._flush(size)
+        self._close(size, crc, wide)
+        return at
+
+    def finish(self) -> int:
+        """Add the central directory; return the size of the file."""
+        at = self._cursor
+        size = len(self._central)
+        self._piece += self._central
+        self._piece += _END64.pack(
+            b"PK\6\6", _END64.size - 12, 0x031E, 45, 0, 0, self._count, self._count, size, at
+        )
+        self._piece += _LOCATOR.pack(b"PK\6\7", 0, at + size, 1)
+        count = min(self._count, _16)
+        self._piece += _END.pack(b"PK\5\6", 0, 0, count, count, min(size, _32), min(at, _32), 0)
+        self._flush(0)
+        return self._at
+
+    @property
+    def _cursor(self) -> int:
+        return self._at + len(self._piece)
+
+    def _flush(self, skip: int) -> None:
+        self.pieces.append((self._at, bytes(self._piece)))
+        self._at = self._cursor + skip
+        self._piece = bytearray()
+
+    def _open(self, name: str, size: int, crc: int) -> bool:
+        """Add the headers of an entry; return whether they are those of zip64."""
+        at = self._cursor
+        raw = f"{_ROOT}/{name}".encode()
+        flags = _UTF8 | (_DESCRIPTOR if size else 0)
+        extra = _zip64(at, size, size)
+        # The descriptor holds the sizes; miniz still leaves one of them in the local header.
+        local_extra = _zip64(at, size, 0)
+        pad = -(at + _LOCAL.size + len(raw) + len(extra) + 4) % _ALIGN
+        local_extra += b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
+        self._piece += _LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(local_extra))
+        self._piece += raw + local_extra
+        short_size = min(size, _32)
+        self._central += _CENTRAL.pack(
+            b"PK\1\2", 0, 0, flags, 0, 0, 0, crc, short_size, short_size,
+            len(raw), len(extra), 0, 0, 0, 0, min(at, _32),
+        )  # fmt: skip
+        self._central += raw + extra
+        self._count += 1
+        return bool(extra)
+
+    def _close(self, size: int, crc: int, wide: bool) -> None:
+        """Add the data descriptor; an empty entry has none."""
+        if size:
+            width = 8 if wide else 4
+            self._piece += b"PK\7\x08" + crc.to_bytes(4, "little") + size.to_bytes(width, "little") * 2
+
+
+def _zip64(at: int, size: int, packed: int) -> bytes:
+    """Return the extra field for what does not fit into 32 bits; ``packed`` stands where ``size`` is wide."""
+    values = [size, packed] if size >= _32 else []
+    if at >= _32:
+        values.append(at)
+    if not values:
+        return b""
+    body = b"".join(v.to_bytes(8, "little") for v in values)
+    return b"\1\0" + len(body).to_bytes(2, "little") + body
+
+
+# The pickle
+
+
+class _Pickle:
+    """Write protocol 2 as CPython's pickler does, with its memo."""
+
+    def __init__(self) -> None:
+        self.out = bytearray(b"\x80\2")
+        self._memo: dict[str, int] = {}
+        self._next = 0
+
+    def memoize(self, key: str | None = None) -> None:
+        """Number the object just written; one with a key can be recalled."""
+        if key is not None:
+            self._memo[key] = self._next
+        index = self._next
+        self.out += b"q" + bytes([index]) if index < 256 else b"r" + index.to_bytes(4, "little")
+        self._next += 1
+
+    def recall(self, key: str) -> bool:
+        index = self._memo.get(key)
+        if index is None:
+            return False
+        self.out += b"h" + bytes([index]) if index < 256 else b"j" + index.to_bytes(4, "little")
+        return True
+
+    def name(self, module: str, name: str) -> None:
+        key = f"global {module} {name}"
+        if not self.recall(key):
+            self.out += f"c{module}\n{name}\n".encode()
+            self.memoize(key)
+
+    def text(self, value: str, *, shared: bool = False) -> None:
+        key = f"text {value}"
+        if not (shared and self.recall(key)):
+            raw = value.encode("utf-8", "surrogatepass")
+            self.out += b"X" + len(raw).to_bytes(4, "little") + raw
+            self.memoize(key if shared else None)
+
+    def integer(self, value: int) -> None:
+        if value < 1 << 8:
+            self.out += b"K" + bytes([value])
+        elif value < 1 << 16:
+            self.out += b"M" + value.to_bytes(2, "little")
+        elif value < 1 << 31:
+            self.out += b"J" + value.to_bytes(4, "little")
+        else:
+            length = value.bit_length() // 8 + 1
+            self.out += b"\x8a" + bytes([length]) + value.to_bytes(length, "little")
+
+    def sizes(self, values: tuple[int, ...]) -> None:
+        if not values:
+            self.out += b")"
+            return
+        if len(values) > 3:
+            self.out += b"("
+        for value in values:
+            self.integer(value)
+        self.out += (b"\x85", b"\x86", b"\x87", b"t")[min(len(values), 4) - 1]
+        self.memoize()
+
+    def ordered_dict(self) -> None:
+        """Write an empty ``OrderedDict``."""
+        self.name("collections", "OrderedDict")
+        self.out += b")R"
+        self.memoize()
+
+
+def _pickle(specs: Sequence[Spec]) -> bytes:
+    p = _Pickle()
+    p.ordered_dict()
+    for start in range(0, len(specs), _BATCH):
+        batch = specs[start : start + _BATCH]
+        p.out += b"(" if len(batch) > 1 else b""
+        for i, spec in enumerate(batch, start):
+            _pickle_item(p, i, spec)
+        p.out += b"u" if len(batch) > 1 else b"s"
+    return bytes(p.out) + b"."
+
+
+def _pickle_item(p: _Pickle, index: int, spec: Spec) -> None:
+    """Write a name and the call that rebuilds its tensor on storage ``index``."""
+    name, dtype, shape = spec
+    typed = dtype.torch_storage
+    numel = Placed(name, dtype, shape, 0).nbytes // (dtype.itemsize if typed else 1)
+    p.text(name)
+    p.name("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
+    p.out += b"(("
+    p.text("storage", shared=True)
+    p.name(*(("torch", typed) if typed else ("torch.storage", "UntypedStorage")))
+    p.text(str(index))
+    p.text("cpu", shared=True)
+    p.integer(numel)
+    p.out += b"t"
+    p.memoize()
+    p.out += b"QK\0"  # the storage, and an offset of 0 into it
+    p.sizes(shape)
+    p.sizes(contiguous_stride(shape))
+    p.out += b"\x89"  # requires_grad
+    p.ordered_dict()  # hooks
+    if not typed:
+        p.name("torch", dtype.name)
+    p.out += b"t"
+    p.memoize()
+    p.out += b"R"
+    p.memoize()
+
+
+# CRC-32 of joined data: zlib 1.3, crc32.c, the same arithmetic modulo the polynomial
+
+_POLYNOMIAL: Final = 0xEDB88320
+_ONE: Final = 1 << 31  # x to the 0; bits are reflected
+
+
+def _times(a: int, b: int) -> int:
+    """Multiply two polynomials modulo that of CRC-32."""
+    product = 0
+    while a:
+        if a & _ONE:
+            product ^= b
+        a = (a << 1) & _32
+        b = (b >> 1) ^ (_POLYNOMIAL if b & 1 else 0)
+    return product
+
+
+@lru_cache(maxsize=1024)
+def _shift(length: int) -> int:
+    """Return x to the power of ``8 * length``: appending that many zero bytes multiplies by it."""
+    power, square = _ONE, _ONE >> 8
+    while length:
+        if length & 1:
+            power = _times(power, square)
+        square = _times(square, square)
+        length >>= 1
+    return power
+
+
+def crc32_combine(crc1: int, crc2: int, len2: int) -> int:
+    """Return the CRC-32 of two byte strings joined, from their sums and the second's length in bytes."""
+    return _times(crc1, _shift(len2)) ^ crc2
