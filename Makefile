@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_READY := $(FRAMEWORKS)/.ready
+# DeepSpeed's build imports torch, so the build tools come first and it is built without isolation.
 # -qq: pip warns of every local index it does not find.
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
 
@@ -56,7 +57,6 @@ $(READY): pyproject.toml constraints.txt
 
 $(FRAMEWORKS_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(FRAMEWORKS)
-	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) torch numpy setuptools wheel  # DeepSpeed's build imports torch
-	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) hatchling editables packaging ninja py-cpuinfo psutil
+	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) torch numpy ninja setuptools wheel hatchling editables
 	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) --no-build-isolation -e '.[test,frameworks,bench]'
 	@touch $@

@@ -165,12 +165,20 @@ class Joint(NamedTuple):
 
 def reach(axes: Axes) -> int:
     """Return the flat distance from the first to the last element."""
-    return sum([(n - 1) * s for n, s, _ in axes])
+    total = 0
+    for n, stride, _ in axes:
+        total += (n - 1) * stride
+    return total
 
 
 def nests(axes: Axes) -> bool:
     """Tell whether each axis steps over all that lies inside it, so that no element is visited twice."""
-    return all(axes[i][1] > reach(axes[i + 1 :]) for i in range(len(axes)))
+    inside = 0
+    for n, stride, _ in reversed(axes):
+        if stride <= inside:
+            return False
+        inside += (n - 1) * stride
+    return True
 
 
 def meet(x: Window, y: Window) -> list[Joint]:
@@ -180,15 +188,28 @@ def meet(x: Window, y: Window) -> list[Joint]:
     two windows do not divide one another, the outer axis of one is cut into slices; the result is always
     exact.
     """
+    if len(x.axes) == len(y.axes) == 1 and x.axes[0][1] == y.axes[0][1]:
+        return _meet_runs(x, y)
     if x.first == y.first and len(x.axes) == len(y.axes):
-        zipped = tuple(
-            (n, a, b) for (n, s, a), (m, t, b) in zip(x.axes, y.axes, strict=True) if n == m and s == t
+        same = tuple(
+            [(n, a, b) for (n, s, a), (m, t, b) in zip(x.axes, y.axes, strict=True) if (n, s) == (m, t)]
         )
-        if len(zipped) == len(x.axes):
-            return [Joint(x.other, y.other, zipped)]
+        if len(same) == len(x.axes):
+            return [Joint(x.other, y.other, same)]
     found: list[Joint] = []
     _meet(x.axes, y.axes, y.first - x.first, x.other, y.other, (), False, found)
     return _gathered(found) if len(found) > 1 else found
+
+
+def _meet_runs(x: Window, y: Window) -> list[Joint]:
+    """Intersect two series of elements of one stride."""
+    ((x_count, stride, x_step),), ((y_count, _, y_step),) = x.axes, y.axes
+    ahead, phase = divmod(y.first - x.first, stride)
+    lo, hi = max(0, ahead), min(x_count, ahead + y_count)
+    if phase or lo >= hi:
+        return []
+    axes = ((hi - lo, x_step, y_step),) if hi - lo > 1 else ()
+    return [Joint(x.other + lo * x_step, y.other + (lo - ahead) * y_step, axes)]
 
 
 def _gathered(joints: list[Joint]) -> list[Joint]:
@@ -338,7 +359,7 @@ def overlapping(xs: Sequence[Window], ys: Sequence[Window]) -> Iterator[tuple[in
 
 def _columns(window: Window, row: int) -> tuple[int, int]:
     """Return a range of columns, in rows of ``row`` elements, that holds the window."""
-    inner = window.axes[1:] if window.axes and window.axes[0][1] == row else window.axes
+    _, inner = _outer(window.axes, row)
     lo = window.first % row
     hi = lo + reach(inner)
     return (lo, hi) if hi < row else (0, row - 1)
@@ -475,10 +496,14 @@ def _tile_rows(group: list[_Tile], first: int, edge: int, base: int, found: Tili
     grid = Window(first, 0, ((rows, row, row), (row, 1, 1)))
     strips: list[_Strip] = []
     for one in group:
+        top, column = divmod(one.first - first, row)
+        tall, inner = _outer(one.axes, row)
+        if (right := column + reach(inner)) < row:
+            strips.append(_Strip(_Tile(column, right, inner, one.number), top, top + tall))
+            continue
         for joint in meet(grid, Window(one.first, 0, one.axes)):
             top, column = divmod(joint.left, row)
-            tall = joint.axes[0][0] if joint.axes and joint.axes[0][1] == row else 1
-            inner = joint.axes[1:] if tall > 1 else joint.axes
+            tall, inner = _outer(joint.axes, row)
             strips.append(_Strip(_Tile(column, column + reach(inner), inner, one.number), top, top + tall))
     if missing := first + rows * row - edge:  # the last row ends early: fill it, so that the grid is full
         filler = _Tile(row - missing, row - 1, ((missing, 1, 1),) if missing > 1 else (), -1)
@@ -494,6 +519,11 @@ def _tile_rows(group: list[_Tile], first: int, edge: int, base: int, found: Tili
         column = column_end
         held = [strip for one in block for strip in by_number[one]]
         _tile_block(held, (start, column_end), rows, row, base + first, found)
+
+
+def _outer(axes: Axes, row: int) -> tuple[int, Axes]:
+    """Return the number of rows and the axes inside a row."""
+    return (axes[0][0], axes[1:]) if axes and axes[0][1] == row else (1, axes)
 
 
 def _tile_block(

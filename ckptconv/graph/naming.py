@@ -80,5 +80,7 @@ def names_relation(
         if spec.numel:
             pairs.append(Pair(Box.whole(name, spec.shape), Box.whole(target, spec.shape)))
     if unused:
-        raise UsageError(f"{sorted(unused)[0]!r} matches no tensor", hint="ckptconv inspect --tensors '*' lists the names")
+        raise UsageError(
+            f"{sorted(unused)[0]!r} matches no tensor", hint="ckptconv inspect --tensors '*' lists the names"
+        )
     return Relation(dict(tensors), right, tuple(pairs), tuple(left_only)), renamed

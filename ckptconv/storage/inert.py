@@ -117,6 +117,7 @@ def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> i
             raise FormatError(
                 f"{error.message} ({name} at byte {base + error.pos:,} of the pickle)",
                 where=error.where or where,
+                hint="copy the file again; if that does not help, it is damaged or was made to do harm",
             ) from error.__cause__
         else:
             return base + m.end

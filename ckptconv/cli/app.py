@@ -1,0 +1,147 @@
+"""Define the commands; each is thin: flags to the API, results to the renderer."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ckptconv.cli.options import Flags, Source, Target, WeightsChoice, converting
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="ckptconv",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Turn training checkpoints into Hugging Face models: no framework, no GPU, flat memory, bit for bit.",
+    epilog="Example: [bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]",
+)
+
+
+class To(str, Enum):
+    """Targets of ``convert``."""
+
+    hf = "hf"
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+) -> None:
+    if version:
+        from ckptconv import __version__
+
+        typer.echo(f"ckptconv {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    "deepspeed-to-hf",
+    epilog="[bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]  a Trainer's checkpoint, fp32 masters\n\n"
+    "[bold]ckptconv deepspeed-to-hf run/ model/ --dtype bfloat16 --config meta-llama/Llama-3.1-8B[/bold]\n\n"
+    "[bold]ckptconv deepspeed-to-hf run/global_step900 model/ --weights model --max-shard-size 2GB[/bold]\n\n"
+    "[bold]ckptconv deepspeed-to-hf run/ model/ --dry-run[/bold]  what would be written, and why",
+)
+@converting
+def deepspeed_to_hf(source: Source, out: Target, flags: Flags) -> None:
+    """Convert a DeepSpeed checkpoint (any ZeRO stage, MoE, pipeline, AutoTP, universal) into a Hugging Face model."""
+    _convert(source, out, "hf", flags, producers=("deepspeed", "torch"))
+
+
+@app.command(
+    epilog="[bold]ckptconv convert run/ model/ --to hf[/bold]\n\n"
+    "[bold]ckptconv convert model.pt model/ --to hf --config org/model[/bold]  a plain state dict\n\n"
+    "[bold]ckptconv convert model/ smaller/ --to hf --dtype bfloat16[/bold]  a Hugging Face model, rounded",
+)
+@converting
+def convert(
+    source: Source,
+    out: Target,
+    to: Annotated[To, typer.Option(help="What to write.", show_default=False)],
+    flags: Flags,
+) -> None:
+    """Convert any checkpoint ckptconv reads; what it is is found out."""
+    _convert(source, out, to.value, flags)
+
+
+@app.command(
+    epilog="[bold]ckptconv inspect run/[/bold]\n\n"
+    "[bold]ckptconv inspect run/ --tensors '*norm*'[/bold]\n\n"
+    "[bold]ckptconv inspect run/ --json | jq .dtypes[/bold]",
+)
+def inspect(
+    source: Annotated[Path, typer.Argument(metavar="CKPT", help="Any checkpoint.", show_default=False)],
+    tensors: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="GLOB", help="List the tensors whose name matches.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        Optional[WeightsChoice],  # noqa: UP045
+        typer.Option(help="Look at the fp32 masters or the 16-bit weights.", show_default=False),
+    ] = None,
+    tag: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="The DeepSpeed tag instead of the one in 'latest'.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show what a checkpoint holds, from its metadata alone."""
+    import ckptconv
+    from ckptconv.cli import render
+
+    model = ckptconv.open(source, weights=weights.value if weights else None, tag=tag)
+    if json:
+        _print_json(render.describe(model, tensors))
+    else:
+        render.inspect(model, tensors)
+
+
+def _convert(source: Path, out: Path, to: str, flags: Flags, producers: tuple[str, ...] | None = None) -> None:
+    from ckptconv.api import ConvertOptions, plan
+    from ckptconv.cli import render
+    from ckptconv.engine.run import Options, run
+    from ckptconv.errors import UsageError
+    from ckptconv.writers.huggingface import parse_size
+
+    if flags.resume and flags.overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    options = ConvertOptions(
+        to=to,
+        dtype=flags.dtype.value,
+        format=flags.format.value,
+        max_shard_size=flags.max_shard_size,
+        weights=flags.weights.value if flags.weights else None,
+        tag=flags.tag,
+        config=flags.config,
+        tokenizer=flags.tokenizer,
+        family=flags.family,
+        assets=not flags.no_assets,
+        drop=flags.drop,
+        rename=flags.rename,
+    )
+    how = Options(flags.workers, parse_size(flags.max_memory), flags.resume, flags.overwrite)
+    made = plan(source, options)
+    if producers and made.producer not in producers:
+        raise UsageError(
+            f"this is a {made.producer} checkpoint", hint=f"ckptconv convert {source} {out} --to {to}"
+        )
+    if flags.dry_run:
+        _print_json(made.to_dict()) if flags.json else render.plan(made, how)
+        return
+    with render.watch(made, quiet=flags.quiet or flags.json) as watch:
+        report = run(made, out, how, watch.listen)
+    if flags.json:
+        _print_json(render.result(made, report, watch.seconds))
+    elif not flags.quiet:
+        render.done(made, report, watch.seconds)
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(jsonlib.dumps(data, indent=1) + "\n")

@@ -1,0 +1,136 @@
+"""Declare the flags that every converting command takes, once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+__all__ = ["Flags", "Source", "Target", "WeightsChoice", "converting"]
+
+
+class DTypeChoice(str, Enum):
+    """What ``--dtype`` takes."""
+
+    keep = "keep"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class FormatChoice(str, Enum):
+    """What ``--format`` takes."""
+
+    safetensors = "safetensors"
+    bin = "bin"
+
+
+class WeightsChoice(str, Enum):
+    """What ``--weights`` takes."""
+
+    master = "master"
+    model = "model"
+
+
+Source = Annotated[
+    Path,
+    typer.Argument(metavar="SRC", help="The run's folder, the tag folder, or a file inside.", show_default=False),
+]
+Target = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)]
+
+_WHAT, _ASSETS, _HOW = "What is written", "Config and tokenizer", "How it runs"
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """Hold the flags of a converting command as they were given."""
+
+    dtype: DTypeChoice
+    format: FormatChoice
+    max_shard_size: str
+    weights: WeightsChoice | None
+    drop: tuple[str, ...]
+    rename: Path | None
+    config: str | None
+    tokenizer: str | None
+    family: str | None
+    no_assets: bool
+    tag: str | None
+    dry_run: bool
+    resume: bool
+    overwrite: bool
+    workers: int
+    max_memory: str
+    json: bool
+    quiet: bool
+
+
+# Optional[...] rather than "| None": typer reads these annotations on Python 3.10 too.
+def _flags(
+    dtype: Annotated[
+        DTypeChoice, typer.Option(help="Round all floating-point tensors to this; keep leaves the chosen weights' dtype.", rich_help_panel=_WHAT)
+    ] = DTypeChoice.keep,
+    format: Annotated[FormatChoice, typer.Option(help="Container of the weights.", rich_help_panel=_WHAT)] = FormatChoice.safetensors,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of weights per file.", rich_help_panel=_WHAT)] = "5GB",
+    weights: Annotated[
+        Optional[WeightsChoice],  # noqa: UP045
+        typer.Option(help="fp32 masters (the default), or the 16-bit weights the model ran with.", rich_help_panel=_WHAT, show_default=False),
+    ] = None,
+    drop: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="GLOB", help="Leave out tensors whose name matches; may be repeated.", rich_help_panel=_WHAT, show_default=False),
+    ] = None,
+    rename: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Rename tensors: 'old = new' a line, * for digits.", rich_help_panel=_WHAT, show_default=False),
+    ] = None,
+    config: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="DIR_OR_HUB_ID", help="Where config.json is, if not beside the checkpoint.", rich_help_panel=_ASSETS, show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="DIR_OR_HUB_ID", help="Where the tokenizer is, if not beside the checkpoint.", rich_help_panel=_ASSETS, show_default=False),
+    ] = None,
+    family: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Check names and shapes against this architecture instead of the config's.", rich_help_panel=_ASSETS, show_default=False),
+    ] = None,
+    no_assets: Annotated[bool, typer.Option("--no-assets", help="Write the weights alone.", rich_help_panel=_ASSETS)] = False,
+    tag: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="The DeepSpeed tag to read instead of the one in 'latest'.", rich_help_panel=_WHAT, show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=_HOW)] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_HOW)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in OUT.", rich_help_panel=_HOW)] = False,
+    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Threads; 0 is one a core.", rich_help_panel=_HOW)] = 0,
+    max_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most memory all buffers together take.", rich_help_panel=_HOW)] = "64MiB",
+    json: Annotated[bool, typer.Option("--json", help="Print the plan or the result as JSON.", rich_help_panel=_HOW)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_HOW)] = False,
+) -> None:
+    """Only the signature counts."""
+
+
+def converting(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the common flags; it receives them as one ``Flags``, its last parameter."""
+    own = [p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n != "flags"]
+    common = list(inspect.signature(_flags, eval_str=True).parameters.values())
+    names = [p.name for p in common]
+
+    @wraps(command)
+    def wrapper(**values: Any) -> None:
+        found = {n: values.pop(n) for n in names}
+        found["drop"] = tuple(found["drop"] or ())
+        command(**values, flags=Flags(**found))
+
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own + common]
+    wrapper.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in keyword}
+    return wrapper

@@ -1,0 +1,253 @@
+"""Show checkpoints, plans, progress and results to people; results go to stdout, notes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ckptconv.api import Model
+from ckptconv.dtypes import dtype
+from ckptconv.engine.events import Event, Progress, Started
+from ckptconv.engine.run import Options, Report, default_workers, tile_bytes
+from ckptconv.graph.plan import Plan
+
+__all__ = ["describe", "done", "inspect", "notes", "plan", "result", "watch"]
+
+_LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
+_BASE_MEMORY = 60_000_000  # the interpreter and its libraries, measured
+
+
+def _out() -> Console:
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def size(count: float) -> str:
+    """Write a number of bytes as the hub does: decimal units."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def notes(found: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
+    """Print notes to stderr."""
+    console = _err()
+    for level, text in found:
+        console.print(f"[{_LEVEL[level]}]{level}:[/] {escape(text)}")
+
+
+def describe(model: Model, pattern: str | None) -> dict[str, Any]:
+    """Return what ``inspect --json`` prints."""
+    c = model.checkpoint
+    named = {n: s for n, s in model.relation.right.items() if pattern is None or fnmatchcase(n, pattern)}
+    return {
+        "producer": c.producer,
+        "format": c.format,
+        "versions": dict(c.versions),
+        "layout": dict(c.layout),
+        "iteration": c.iteration,
+        "root": str(c.root),
+        "data": str(c.data),
+        "weights": c.weights,
+        "dtypes": {d: n for d, (n, _) in _by_dtype(model).items()},
+        "bytes": sum(_nbytes(s.shape, s.dtype) for s in model.relation.right.values()),
+        "parameters": sum(s.numel for n, s in model.relation.right.items() if n not in c.buffers),
+        "tensors": [
+            {"name": n, "shape": list(s.shape), "dtype": s.dtype, "buffer": n in c.buffers} for n, s in named.items()
+        ],
+        "aliases": dict(c.aliases),
+        "unresolved": list(c.unresolved),
+        "files": [{"path": f.path, "bytes": f.size} for f in c.files],
+        "left_out": dict(c.left_out),
+        "notes": [{"level": n.level, "text": n.text} for n in c.notes],
+    }
+
+
+def _nbytes(shape: tuple[int, ...], name: str) -> int:
+    total = dtype(name).itemsize
+    for n in shape:
+        total *= n
+    return total
+
+
+def _by_dtype(model: Model) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for s in model.relation.right.values():
+        count, total = found.get(s.dtype, (0, 0))
+        found[s.dtype] = (count + 1, total + s.numel)
+    return found
+
+
+def inspect(model: Model, pattern: str | None) -> None:
+    """Print a checkpoint's summary and its biggest tensors, or the tensors asked for."""
+    c, console = model.checkpoint, _out()
+    data = describe(model, pattern)
+    head = _table("", "")
+    head.show_header = False
+    layout = "  ".join(f"{k} {v}" for k, v in c.layout.items() if k != "zero_stage")
+    rows = {
+        "producer": " ".join([c.producer, *(f"{v}" for v in c.versions.values())]),
+        "format": c.format,
+        "layout": layout,
+        "step": c.iteration,
+        "read from": c.data,
+        "weights": {"master": "fp32 masters", "model": "as the model ran"}[c.weights],
+        "parameters": f"{data['parameters']:,}",
+        "tensors": f"{len(model)} ("
+        + ", ".join(f"{n} {d}" for d, (n, _) in _by_dtype(model).items())
+        + f"), {size(data['bytes'])}",
+        "files": f"{len(c.files)}, {size(sum(f.size for f in c.files))}",
+        "tied": ", ".join(f"{a} = {b}" for a, b in c.aliases.items()),
+        "buffers": ", ".join(sorted(c.buffers)[:6]) + (" ..." if len(c.buffers) > 6 else ""),
+        "no data for": ", ".join(c.unresolved[:6]),
+    }
+    for key, value in rows.items():
+        if value not in (None, ""):
+            head.add_row(f"[dim]{key}[/]", escape(str(value)))
+    console.print(head)
+    if pattern is None:
+        chosen = sorted(model.relation.right.items(), key=lambda kv: -_nbytes(kv[1].shape, kv[1].dtype))[:8]
+        title = "biggest tensors"
+    else:
+        chosen = [(n, s) for n, s in model.relation.right.items() if fnmatchcase(n, pattern)]
+        title = f"{len(chosen)} tensors match {pattern}"
+    table = _table("name", "shape", "dtype", "size", right=("size",), title=title)
+    for name, s in chosen:
+        table.add_row(escape(name), "x".join(map(str, s.shape)) or "scalar", s.dtype, size(_nbytes(s.shape, s.dtype)))
+    console.print()
+    console.print(table)
+    notes(tuple((n.level, n.text) for n in c.notes))
+
+
+def plan(made: Plan, options: Options) -> None:
+    """Print a plan: files, every step that is not a plain copy, and the memory it takes."""
+    console = _out()
+    files = _table("file", "tensors", "size", "from", right=("tensors", "size"))
+    for f in made.files[:20]:
+        files.add_row(f.name, str(len(f.layout.tensors)), size(f.layout.size), "the weights")
+    if len(made.files) > 20:
+        files.add_row(f"... {len(made.files) - 20} more", "", "", "")
+    for a in made.assets:
+        files.add_row(escape(a.name), "", size(len(a.content)), escape(a.origin))
+    console.print(files)
+    if made.steps:
+        console.print()
+        steps = _table("step", "what", "why")
+        kinds = Counter[str]()
+        for s in made.steps:
+            kinds[s.kind] += 1
+            if kinds[s.kind] <= 12:
+                steps.add_row(s.kind, escape(s.what), escape(s.why))
+        console.print(steps)
+        for kind, count in kinds.items():
+            if count > 12:
+                console.print(f"[dim]... and {count - 12} more of kind {kind}; --json lists all[/]")
+    workers = options.workers or default_workers()
+    buffers = tile_bytes(options) * 6 * workers
+    tensors = sum(len(f.layout.tensors) for f in made.files)
+    console.print()
+    console.print(
+        f"{tensors} tensors, {size(made.bytes_out)} in {len(made.files)} files; "
+        f"{workers} threads, peak memory about {size(_BASE_MEMORY + buffers)}; plan {made.digest()[:12]}"
+    )
+    notes(made.notes)
+
+
+class Watch:
+    """Follow a run: show a bar on a terminal, and take the time."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._task: Any = None
+        self._start = time.perf_counter()
+        self.seconds = 0.0
+
+    def listen(self, event: Event) -> None:
+        """Take an event of the run."""
+        if self._bar is None:
+            return
+        if isinstance(event, Started):
+            self._task = self._bar.add_task("writing", total=event.total, completed=event.resumed)
+        elif isinstance(event, Progress):
+            self._bar.advance(self._task, event.count)
+
+    def stop(self) -> None:
+        self.seconds = time.perf_counter() - self._start
+
+
+@contextmanager
+def watch(made: Plan, *, quiet: bool) -> Iterator[Watch]:
+    """Watch a run; notes are printed first, the bar disappears at the end."""
+    if not quiet:
+        notes(made.notes)
+    if quiet or not sys.stderr.isatty():
+        follower = Watch(None)
+        yield follower
+        follower.stop()
+        return
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=_err(), transient=True, expand=True) as bar:
+        follower = Watch(bar)
+        yield follower
+        follower.stop()
+
+
+def result(made: Plan, report: Report, seconds: float) -> dict[str, Any]:
+    """Return what ``--json`` prints when a conversion is done."""
+    return {
+        "out": report.folder,
+        "plan": made.digest(),
+        "tensors": sum(len(f.layout.tensors) for f in made.files),
+        "bytes": report.bytes_out,
+        "resumed_bytes": report.resumed,
+        "seconds": round(seconds, 3),
+        "overflows": report.overflows,
+        "files": [{"name": n, "xxh3_blocks": d} for n, d in report.files.items()],
+        "assets": [a.name for a in made.assets],
+        "steps": [{"kind": s.kind, "what": s.what, "why": s.why} for s in made.steps],
+        "notes": [{"level": level, "text": text} for level, text in made.notes],
+    }
+
+
+def done(made: Plan, report: Report, seconds: float) -> None:
+    """Print what was written."""
+    console = _out()
+    tensors = sum(len(f.layout.tensors) for f in made.files)
+    kinds = Counter(s.kind for s in made.steps)
+    for s in made.steps:
+        if s.kind in ("cast", "alias", "config") and kinds[s.kind] <= 6:
+            console.print(f"[dim]{s.kind}:[/] {escape(s.what)} [dim]({escape(s.why)})[/]")
+    for kind, count in kinds.items():
+        if kind in ("drop", "rename", "compare") or count > 6:
+            console.print(f"[dim]{kind}:[/] {count} tensors")
+    if report.overflows:
+        notes((("warning", f"{report.overflows} values are too large for float16 and became infinite"),))
+    rate = (report.bytes_out - report.resumed) / max(seconds, 1e-9)
+    console.print(
+        f"[bold green]done[/] {tensors} tensors, {size(report.bytes_out)} in {len(made.files)} "
+        f"file{'s' if len(made.files) > 1 else ''}, {seconds:.1f} s ({size(rate)}/s): {escape(report.folder)}"
+    )
