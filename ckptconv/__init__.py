@@ -1,12 +1,12 @@
 """Convert model-training checkpoints to Hugging Face models and back, bit for bit.
 
-    import ckptconv
+import ckptconv
 
-    run = ckptconv.open("run/")                    # any checkpoint; metadata only
-    run.tensors["model.norm.weight"]               # shape, dtype, files
-    model = run.to("hf", dtype="bfloat16")         # lazy
-    model.read("model.norm.weight")                # one tensor, now, as a numpy array
-    ckptconv.convert("run/", "out/", to="hf", dtype="bfloat16")
+run = ckptconv.open("run/")                    # any checkpoint; metadata only
+run.tensors["model.norm.weight"]               # shape, dtype, files
+model = run.to("hf", dtype="bfloat16")         # lazy
+model.read("model.norm.weight")                # one tensor, now, as a numpy array
+ckptconv.convert("run/", "out/", to="hf", dtype="bfloat16")
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from ckptconv.errors import CkptconvError
 
 __version__ = "0.1.0"
-__all__ = ["CkptconvError", "ConvertOptions", "Model", "Report", "TensorInfo", "__version__", "convert", "open", "plan"]
+__all__ = [
+    "CkptconvError",
+    "ConvertOptions",
+    "Model",
+    "Report",
+    "TensorInfo",
+    "__version__",
+    "convert",
+    "open",
+    "plan",
+]
 
 _HOMES = {"CkptconvError": "ckptconv.errors", "Report": "ckptconv.engine.run"}
 

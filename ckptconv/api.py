@@ -14,7 +14,8 @@ from ckptconv.assets.config import config_file, generation_file, read_config
 from ckptconv.assets.find import CONFIG, find_assets, tokenizer_files
 from ckptconv.assets.tokenizer import collect_tokenizer
 from ckptconv.casts import is_exact
-from ckptconv.dtypes import DType, dtype as dtype_named
+from ckptconv.dtypes import DType
+from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.events import Listener
 from ckptconv.engine.run import Options, Report, run
 from ckptconv.errors import PlanError, UsageError
@@ -120,9 +121,10 @@ class Model(Mapping[str, TensorInfo]):
             target: ``hf``.
             **options: Fields of `ConvertOptions`, such as ``dtype``.
         """
-        chosen = ConvertOptions(to=target, **options)
+        chosen = ConvertOptions(to=target, assets=False, **options)
         _check_target(chosen)
-        named = _named(self.checkpoint, chosen)
+        config = _find_config(self.checkpoint, chosen)[0]
+        named = _named(self.checkpoint, chosen, _family(chosen, config), config)
         return Model(self.checkpoint, named.relation, named.casts)
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
@@ -181,7 +183,8 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
     config, origin, config_folder, beside = _find_config(checkpoint, chosen)
     family = _family(chosen, config)
     named = _named(checkpoint, chosen, family, config)
-    notes += named.notes
+    if family is not None and config is not None:
+        notes += _compare(family, config, named)
     tensors = [(n, dtype_named(s.dtype), s.shape) for n, s in named.relation.right.items()]
     files, index = layout_weights(tensors, chosen.format, parse_size(chosen.max_shard_size))
     assets = [] if index is None else [index]
@@ -246,7 +249,6 @@ class _Named:
     aliases: Mapping[str, str]
     tied: bool | None
     steps: tuple[Step, ...]
-    notes: tuple[Note, ...]
 
 
 def _check_target(options: ConvertOptions) -> None:
@@ -268,25 +270,48 @@ def _named(
         rules = parse_renames(Path(options.rename).read_text(encoding="utf-8")) if options.rename else []
         # An alias may be dropped as well, and then only its name goes.
         gone = {a for a in aliases for d in options.drop if fnmatchcase(a, d)}
-        drops = [d for d in options.drop if not any(fnmatchcase(a, d) for a in gone) or any(fnmatchcase(n, d) for n in relation.right)]
+        drops = [
+            d
+            for d in options.drop
+            if not any(fnmatchcase(a, d) for a in gone) or any(fnmatchcase(n, d) for n in relation.right)
+        ]
         names, renamed = names_relation(relation.right, drops, rules)
         steps += [Step("drop", d.box.tensor, d.reason) for d in names.left_only]
         steps += [Step("rename", f"{old} -> {new}", "--rename") for old, new in renamed.items() if old != new]
         relation = relation.compose(names)
         aliases = {a: renamed[b] for a, b in aliases.items() if b in renamed and a not in gone}
         via = {renamed[n]: d for n, d in via.items() if n in renamed}
+    if family is not None and (saved := family.saved(relation.right)) is not None:
+        via = {p.right.tensor: via[p.left.tensor] for p in saved.pairs if p.left.tensor in via}
+        steps += _saved_steps(saved)
+        relation = relation.compose(saved)
     relation, aliases, tied, tie_steps = _tie(checkpoint, relation, aliases, family, config)
     steps += tie_steps
     steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
     target = None if options.dtype == "keep" else dtype_named(options.dtype)
-    wanted = {n: target or dtype_named(s.dtype) for n, s in relation.right.items() if dtype_named(s.dtype).kind == "float"}
+    wanted = {
+        n: target or dtype_named(s.dtype)
+        for n, s in relation.right.items()
+        if dtype_named(s.dtype).kind == "float"
+    }
     right = {n: replace(s, dtype=wanted[n].name) if n in wanted else s for n, s in relation.right.items()}
     relation = replace(relation, right=right)
     casts = _casts(checkpoint, relation, via)
     steps += _cast_steps(relation, casts)
     copies = Counter(p.right.tensor for p in relation.pairs if p.left_copy)
     steps += [Step("compare", n, f"{count} other copies must agree") for n, count in copies.items()]
-    return _Named(relation, casts, aliases, tied, tuple(steps), ())
+    return _Named(relation, casts, aliases, tied, tuple(steps))
+
+
+def _saved_steps(saved: Relation) -> list[Step]:
+    parts: dict[str, list[str]] = {}
+    for pair in saved.pairs:
+        parts.setdefault(pair.left.tensor, []).append(pair.right.tensor)
+    return [
+        Step("rename", f"{old} -> {_some(new, 2)}", "as save_pretrained names it")
+        for old, new in parts.items()
+        if new != [old]
+    ]
 
 
 def _tie(
@@ -309,7 +334,9 @@ def _tie(
         aliases[str(head)] = str(embed)
         unresolved.remove(str(head))
     if unresolved:
-        shown = ", ".join(unresolved[:5]) + (f" and {len(unresolved) - 5} more" if len(unresolved) > 5 else "")
+        shown = ", ".join(unresolved[:5]) + (
+            f" and {len(unresolved) - 5} more" if len(unresolved) > 5 else ""
+        )
         raise PlanError(
             f"the checkpoint names {shown}, but holds no data for it",
             where=checkpoint.data,
@@ -320,7 +347,9 @@ def _tie(
     if says and embed in relation.right and head in relation.right:
         if relation.right[head].shape == relation.right[embed].shape:
             pairs = tuple(
-                replace(p, right=replace(p.right, tensor=embed), left_copy=True) if p.right.tensor == head else p
+                replace(p, right=replace(p.right, tensor=embed), left_copy=True)
+                if p.right.tensor == head
+                else p
                 for p in relation.pairs
             )
             right = {n: s for n, s in relation.right.items() if n != head}
@@ -414,30 +443,19 @@ def _assets(
     """Gather config, generation config and tokenizer, checked against what is written."""
     notes: list[Note] = []
     tensors = named.relation.right
-    if family is not None:
-        shapes = {n: s.shape for n, s in tensors.items()}
-        findings = family.compare(config, shapes, named.aliases)
-        if findings.missing:
-            notes.append(
-                Note(
-                    "warning",
-                    f"{len(findings.missing)} parameters of {family.name} are not in the checkpoint, so the model "
-                    f"is incomplete (saved with exclude_frozen_parameters?): {_some(findings.missing)}",
-                )
-            )
-        if findings.unexpected:
-            notes.append(
-                Note("info", f"{len(findings.unexpected)} names beyond {family.name} pass through: {_some(findings.unexpected)}")
-            )
     written = Counter[str]()
     for name, spec in tensors.items():
         if name not in checkpoint.buffers and dtype_named(spec.dtype).kind == "float":
             written[spec.dtype] += spec.numel
     most = written.most_common(1)[0][0] if written else None
     tied = named.tied
-    if tied is None and any(n.endswith(("embed_tokens.weight", "wte.weight")) for n in named.aliases.values()):
+    if tied is None and any(
+        n.endswith(("embed_tokens.weight", "wte.weight")) for n in named.aliases.values()
+    ):
         tied = True
-    config_asset, steps = config_file(config, origin, dtype=most, tied=tied if tied != _tie_word(config, family) else None)
+    config_asset, steps = config_file(
+        config, origin, dtype=most, tied=tied if tied != _tie_word(config, family) else None
+    )
     assets = [config_asset]
     if (generation := generation_file(config_folder, config, origin)) is not None:
         assets.append(generation)
@@ -448,8 +466,35 @@ def _assets(
         folder, where = next(((b, str(b)) for b in beside if tokenizer_files(b)), (folder, where))
     tokenizer = collect_tokenizer(folder, where, config_folder)
     if not tokenizer:
-        notes.append(Note("warning", "no tokenizer files were found; give --tokenizer with a folder or hub id"))
+        notes.append(
+            Note("warning", "no tokenizer files were found; give --tokenizer with a folder or hub id")
+        )
     return assets + tokenizer, steps, notes
+
+
+def _compare(family: Family, config: Mapping[str, Any], named: _Named) -> list[Note]:
+    """Check names and shapes against the architecture's; say what is missing and what is more.
+
+    Raises:
+        PlanError: if a shape or the number of layers contradicts the config.
+    """
+    shapes = {n: s.shape for n, s in named.relation.right.items()}
+    findings = family.compare(config, shapes, named.aliases)
+    notes = []
+    if findings.missing:
+        notes.append(
+            Note(
+                "warning",
+                f"{len(findings.missing)} parameters of {family.name} are not in the checkpoint, so the model "
+                f"is incomplete (saved with exclude_frozen_parameters?): {_some(findings.missing)}",
+            )
+        )
+    if findings.unexpected:
+        count = len(findings.unexpected)
+        notes.append(
+            Note("info", f"{count} names beyond {family.name} pass through: {_some(findings.unexpected)}")
+        )
+    return notes
 
 
 def _tie_word(config: Mapping[str, Any], family: Family | None) -> bool | None:
@@ -483,5 +528,3 @@ def _plan_of(
 
 def _some(names: Sequence[str], count: int = 4) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-

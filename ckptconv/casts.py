@@ -60,7 +60,7 @@ def cast(values: Array, source: DType, target: DType) -> Array:
     if source.kind != "float" or target.kind != "float":
         raise ValueError(f"{source} to {target} is not a cast between floating-point types")
     via = values
-    if source.name == "float64" and target.itemsize < 4 or source.itemsize < 4 and target.itemsize < 4:
+    if (source.name == "float64" and target.itemsize < 4) or (source.itemsize < 4 and target.itemsize < 4):
         via = cast(values, source, _FLOAT32)  # torch rounds through float32 here, and so twice
         source = _FLOAT32
     out = np.empty(via.shape, numpy_dtype(target))

@@ -74,7 +74,9 @@ def generation_file(folder: Path, config: Mapping[str, Any], origin: str) -> Ass
     if path.is_file():
         return AssetFile(path.name, origin, path.read_bytes())
     architectures = config.get("architectures") or []
-    if not any(str(a).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures):
+    if not any(
+        str(a).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures
+    ):
         return None
     keys = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "transformers_version")
     derived = {"_from_model_config": True, **{k: config[k] for k in keys if config.get(k) is not None}}

@@ -59,7 +59,9 @@ def find_assets(given: str | None, beside: Sequence[Path], *, flag: str) -> tupl
     if path.is_dir():
         return path, str(path)
     if given.count("/") > 1 or given.startswith((".", "/", "~")):
-        raise UsageError(f"{flag}: no such folder: {given}", hint="give a folder or a hub id such as org/model")
+        raise UsageError(
+            f"{flag}: no such folder: {given}", hint="give a folder or a hub id such as org/model"
+        )
     return _from_hub(given, flag), f"{given} on the hub"
 
 
@@ -83,4 +85,6 @@ def _from_hub(repo: str, flag: str) -> Path:
             hint="check the name, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder",
         ) from e
     except (HfHubHTTPError, HFValidationError) as e:
-        raise CkptconvError(f"{flag}: {str(e).splitlines()[0]}", hint="check the name, or give a folder") from e
+        raise CkptconvError(
+            f"{flag}: {str(e).splitlines()[0]}", hint="check the name, or give a folder"
+        ) from e

@@ -88,7 +88,9 @@ def inspect(
     ] = None,
     tag: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="NAME", help="The DeepSpeed tag instead of the one in 'latest'.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="The DeepSpeed tag instead of the one in 'latest'.", show_default=False
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -103,7 +105,9 @@ def inspect(
         render.inspect(model, tensors)
 
 
-def _convert(source: Path, out: Path, to: str, flags: Flags, producers: tuple[str, ...] | None = None) -> None:
+def _convert(
+    source: Path, out: Path, to: str, flags: Flags, producers: tuple[str, ...] | None = None
+) -> None:
     from ckptconv.api import ConvertOptions, plan
     from ckptconv.cli import render
     from ckptconv.engine.run import Options, run

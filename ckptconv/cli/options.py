@@ -40,7 +40,9 @@ class WeightsChoice(str, Enum):
 
 Source = Annotated[
     Path,
-    typer.Argument(metavar="SRC", help="The run's folder, the tag folder, or a file inside.", show_default=False),
+    typer.Argument(
+        metavar="SRC", help="The run's folder, the tag folder, or a file inside.", show_default=False
+    ),
 ]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)]
 
@@ -74,46 +76,104 @@ class Flags:
 # Optional[...] rather than "| None": typer reads these annotations on Python 3.10 too.
 def _flags(
     dtype: Annotated[
-        DTypeChoice, typer.Option(help="Round all floating-point tensors to this; keep leaves the chosen weights' dtype.", rich_help_panel=_WHAT)
+        DTypeChoice,
+        typer.Option(
+            help="Round all floating-point tensors to this; keep leaves the chosen weights' dtype.",
+            rich_help_panel=_WHAT,
+        ),
     ] = DTypeChoice.keep,
-    format: Annotated[FormatChoice, typer.Option(help="Container of the weights.", rich_help_panel=_WHAT)] = FormatChoice.safetensors,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of weights per file.", rich_help_panel=_WHAT)] = "5GB",
+    format: Annotated[
+        FormatChoice, typer.Option(help="Container of the weights.", rich_help_panel=_WHAT)
+    ] = FormatChoice.safetensors,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most bytes of weights per file.", rich_help_panel=_WHAT)
+    ] = "5GB",
     weights: Annotated[
         Optional[WeightsChoice],  # noqa: UP045
-        typer.Option(help="fp32 masters (the default), or the 16-bit weights the model ran with.", rich_help_panel=_WHAT, show_default=False),
+        typer.Option(
+            help="fp32 masters (the default), or the 16-bit weights the model ran with.",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
     ] = None,
     drop: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="GLOB", help="Leave out tensors whose name matches; may be repeated.", rich_help_panel=_WHAT, show_default=False),
+        typer.Option(
+            metavar="GLOB",
+            help="Leave out tensors whose name matches; may be repeated.",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
     ] = None,
     rename: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Rename tensors: 'old = new' a line, * for digits.", rich_help_panel=_WHAT, show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Rename tensors: 'old = new' a line, * for digits.",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="DIR_OR_HUB_ID", help="Where config.json is, if not beside the checkpoint.", rich_help_panel=_ASSETS, show_default=False),
+        typer.Option(
+            metavar="DIR_OR_HUB_ID",
+            help="Where config.json is, if not beside the checkpoint.",
+            rich_help_panel=_ASSETS,
+            show_default=False,
+        ),
     ] = None,
     tokenizer: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="DIR_OR_HUB_ID", help="Where the tokenizer is, if not beside the checkpoint.", rich_help_panel=_ASSETS, show_default=False),
+        typer.Option(
+            metavar="DIR_OR_HUB_ID",
+            help="Where the tokenizer is, if not beside the checkpoint.",
+            rich_help_panel=_ASSETS,
+            show_default=False,
+        ),
     ] = None,
     family: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="NAME", help="Check names and shapes against this architecture instead of the config's.", rich_help_panel=_ASSETS, show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Check names and shapes against this architecture instead of the config's.",
+            rich_help_panel=_ASSETS,
+            show_default=False,
+        ),
     ] = None,
-    no_assets: Annotated[bool, typer.Option("--no-assets", help="Write the weights alone.", rich_help_panel=_ASSETS)] = False,
+    no_assets: Annotated[
+        bool, typer.Option("--no-assets", help="Write the weights alone.", rich_help_panel=_ASSETS)
+    ] = False,
     tag: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="NAME", help="The DeepSpeed tag to read instead of the one in 'latest'.", rich_help_panel=_WHAT, show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="The DeepSpeed tag to read instead of the one in 'latest'.",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=_HOW)] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_HOW)] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in OUT.", rich_help_panel=_HOW)] = False,
-    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Threads; 0 is one a core.", rich_help_panel=_HOW)] = 0,
-    max_memory: Annotated[str, typer.Option(metavar="SIZE", help="Most memory all buffers together take.", rich_help_panel=_HOW)] = "64MiB",
-    json: Annotated[bool, typer.Option("--json", help="Print the plan or the result as JSON.", rich_help_panel=_HOW)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_HOW)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=_HOW)
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_HOW)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model in OUT.", rich_help_panel=_HOW)
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Threads; 0 is one a core.", rich_help_panel=_HOW)
+    ] = 0,
+    max_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most memory all buffers together take.", rich_help_panel=_HOW)
+    ] = "64MiB",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the plan or the result as JSON.", rich_help_panel=_HOW)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_HOW)
+    ] = False,
 ) -> None:
     """Only the signature counts."""
 

@@ -44,7 +44,9 @@ def size(count: float) -> str:
 
 
 def _table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", header_style="dim")
+    table = Table(
+        box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", header_style="dim"
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
@@ -74,7 +76,8 @@ def describe(model: Model, pattern: str | None) -> dict[str, Any]:
         "bytes": sum(_nbytes(s.shape, s.dtype) for s in model.relation.right.values()),
         "parameters": sum(s.numel for n, s in model.relation.right.items() if n not in c.buffers),
         "tensors": [
-            {"name": n, "shape": list(s.shape), "dtype": s.dtype, "buffer": n in c.buffers} for n, s in named.items()
+            {"name": n, "shape": list(s.shape), "dtype": s.dtype, "buffer": n in c.buffers}
+            for n, s in named.items()
         ],
         "aliases": dict(c.aliases),
         "unresolved": list(c.unresolved),
@@ -134,7 +137,9 @@ def inspect(model: Model, pattern: str | None) -> None:
         title = f"{len(chosen)} tensors match {pattern}"
     table = _table("name", "shape", "dtype", "size", right=("size",), title=title)
     for name, s in chosen:
-        table.add_row(escape(name), "x".join(map(str, s.shape)) or "scalar", s.dtype, size(_nbytes(s.shape, s.dtype)))
+        table.add_row(
+            escape(name), "x".join(map(str, s.shape)) or "scalar", s.dtype, size(_nbytes(s.shape, s.dtype))
+        )
     console.print()
     console.print(table)
     notes(tuple((n.level, n.text) for n in c.notes))

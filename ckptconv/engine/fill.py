@@ -109,7 +109,9 @@ class Filler:
 
     def _gather(self, piece: Pair, out: Array, limit: int) -> None:
         size, stride, _ = piece.aligned()
-        gather(self._sources, self._plan.stored[piece.left.tensor], piece.left.offset, size, stride, out, limit)
+        gather(
+            self._sources, self._plan.stored[piece.left.tensor], piece.left.offset, size, stride, out, limit
+        )
 
     def _compare(self, tensor: Placed, piece: Pair, values: Array, dtype: DType, limit: int) -> None:
         """Compare a replica with the values that are written, rounded to the replica's dtype."""

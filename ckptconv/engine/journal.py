@@ -35,7 +35,9 @@ class Journal:
         except OSError as e:
             self._file.close()
             raise OutputError(
-                "another run is writing into this folder", where=folder, hint="wait for it, or choose another folder"
+                "another run is writing into this folder",
+                where=folder,
+                hint="wait for it, or choose another folder",
             ) from e
         self.done: dict[str, str] = {}
         self._file.seek(0)

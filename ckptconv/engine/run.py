@@ -26,7 +26,9 @@ DIGEST_BLOCK = 4 << 20
 """Bytes a digest covers; the unit of work of a thread. A file's digest is made of its blocks' digests."""
 
 DEFAULT_MEMORY = 64 << 20
-_BUFFERS = 6  # tile, its source before a cast, scratch of a strided read and of a cast: at most this many tiles
+_BUFFERS = (
+    6  # tile, its source before a cast, scratch of a strided read and of a cast: at most this many tiles
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ class Report:
 
 def default_workers() -> int:
     """Return the number of threads used unless told otherwise: one a core, at most 8."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return max(
+        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    )
 
 
 def tile_bytes(options: Options) -> int:
@@ -158,7 +162,9 @@ class _Pool:
             for t in threads:
                 t.join()
             self._error = InterruptedRunError(
-                "interrupted; no file has its final name yet", where=self._folder, hint="run again with --resume"
+                "interrupted; no file has its final name yet",
+                where=self._folder,
+                hint="run again with --resume",
             )
         for fd in self._open.values():
             os.close(fd)
@@ -175,7 +181,9 @@ class _Pool:
             self._open[file.name] = fd
             os.ftruncate(fd, file.layout.size)
             blocks = max(1, -(-file.layout.size // DIGEST_BLOCK))
-            work = _Work(file, Filler(self._plan, file, self._sources), fd, blocks, [b""] * blocks, {}, blocks)
+            work = _Work(
+                file, Filler(self._plan, file, self._sources), fd, blocks, [b""] * blocks, {}, blocks
+            )
             for block in range(blocks):
                 yield work, block
 
@@ -281,7 +289,9 @@ def _prepare(plan: Plan, folder: Path, options: Options) -> None:
     inputs = {os.path.realpath(i.path) for i in plan.inputs}
     clash = [n for n in _names(plan) if os.path.realpath(folder / n) in inputs]
     if clash:
-        raise OutputError(f"the output would replace an input: {clash[0]}", where=folder, hint="choose another folder")
+        raise OutputError(
+            f"the output would replace an input: {clash[0]}", where=folder, hint="choose another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -295,7 +305,9 @@ def _prepare(plan: Plan, folder: Path, options: Options) -> None:
             where=folder,
             hint="choose another folder, or give --overwrite to replace the model in it",
         )
-    unfinished = (folder / JOURNAL).exists() and any((folder / (f.name + ".part")).exists() for f in plan.files)
+    unfinished = (folder / JOURNAL).exists() and any(
+        (folder / (f.name + ".part")).exists() for f in plan.files
+    )
     if unfinished and not options.resume and not options.overwrite:
         raise OutputError(
             "the folder holds an interrupted run",
@@ -352,4 +364,3 @@ def _commit(plan: Plan, folder: Path, options: Options) -> None:
 
 def _last(name: str) -> int:
     return 2 if name == "config.json" else 1 if name.endswith(".index.json") else 0
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from ckptconv.families import gpt2, llama, qwen
+from ckptconv.families import gpt2, llama, moe, qwen
 from ckptconv.families.base import Family, Findings, Slot, dims, one
 
 __all__ = ["Family", "Findings", "Slot", "dims", "families", "find_family", "one"]
@@ -14,6 +14,7 @@ __all__ = ["Family", "Findings", "Slot", "dims", "families", "find_family", "one
 def families() -> Iterator[Family]:
     """Yield ckptconv's families, then those of installed plug-ins (entry point ``ckptconv.families``)."""
     yield from (llama.FAMILY, qwen.QWEN2, qwen.QWEN3, gpt2.FAMILY)
+    yield from (moe.MIXTRAL, moe.QWEN2_MOE, moe.QWEN3_MOE)
     for point in entry_points(group="ckptconv.families"):
         yield point.load()
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptconv.errors import PlanError
+from ckptconv.graph import Relation, Spec, concat
+from ckptconv.graph import one as renamed
 
-__all__ = ["Family", "Findings", "Slot", "dims", "one"]
+__all__ = ["Family", "Findings", "Fused", "Slot", "dims", "one"]
 
 Config = Mapping[str, Any]
 Shape = tuple[int, ...]
@@ -26,6 +28,7 @@ _SIZES: dict[str, tuple[str, ...]] = {
     "positions": ("max_position_embeddings", "n_positions"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "expert_inner": ("moe_intermediate_size", "intermediate_size"),
+    "shared_inner": ("shared_expert_intermediate_size",),
 }
 
 
@@ -51,7 +54,7 @@ class Slot:
 
     Attributes:
         slot: Its name in ckptconv's vocabulary, for example ``layers.*.attn.q``.
-        name: Its name in a Hugging Face file; ``*`` is the layer's number.
+        name: Its name in a Hugging Face file; ``*`` is the layer's number, ``{e}`` the expert's.
         shape: A product of sizes per axis, for example ``"heads*head_dim"``; see ``dims``.
         when: Config flag the tensor exists for, ``!`` before it negates; None if it always exists.
         optional: Whether a model is complete without it.
@@ -67,6 +70,40 @@ class Slot:
 def one(slot: str, name: str, *shape: str, when: str | None = None, optional: bool = False) -> Slot:
     """Declare a slot stored as a tensor of its own."""
     return Slot(slot, name, shape, when, optional)
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A tensor transformers 5 holds in memory under another name or form than it saves.
+
+    Attributes:
+        memory: Its name in a training state dict; ``*`` is the layer's number.
+        saved: The names ``save_pretrained`` writes: one, or with ``{e}`` several for every expert, which are
+            the rows of the memory tensor ``[experts, rows, columns]``, expert by expert, in this order.
+    """
+
+    memory: str
+    saved: tuple[str, ...]
+
+    def relate(self, name: str, spec: Spec) -> Relation | None:
+        """Relate a memory tensor to the tensors that are saved, or return None if it is another one."""
+        match = re.fullmatch(re.escape(self.memory).replace(r"\*", r"(\d+)"), name)
+        if match is None:
+            return None
+        names = [s.replace("*", match[1]) for s in self.saved]
+        if "{e}" not in names[0]:
+            return renamed(name, names[0], spec)
+        if len(spec.shape) != 3 or spec.shape[1] % len(names):
+            raise PlanError(
+                f"{name} has shape {list(spec.shape)}, not [experts, {len(names)} x rows, columns]"
+            )
+        experts, rows, columns = spec.shape[0], spec.shape[1] // len(names), spec.shape[2]
+        parts = {
+            n.replace("{e}", str(e)): Spec((rows, columns), spec.dtype) for e in range(experts) for n in names
+        }
+        flat = f"{name} as rows"
+        flatten = renamed(name, flat, Spec((experts * spec.shape[1], columns), spec.dtype), shape=spec.shape)
+        return flatten.compose(concat(flat, parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +129,7 @@ class Family:
         slots: Its tensors.
         flags: Values of config flags that transformers assumes when the config does not say.
         ignored: Patterns of buffers old releases stored and new ones do not.
+        fused: What memory and file hold differently.
     """
 
     name: str
@@ -99,6 +137,7 @@ class Family:
     slots: tuple[Slot, ...]
     flags: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
+    fused: tuple[Fused, ...] = ()
 
     def name_of(self, slot: str) -> str | None:
         """Return the Hugging Face name of a slot that is not per layer."""
@@ -116,15 +155,32 @@ class Family:
         """Yield name, shape and whether it is optional, for every tensor a model of ``config`` has."""
         sizes = dims(config)
         for slot in self.slots:
-            if slot.when is not None and bool(self._flag(config, slot.when.lstrip("!"))) == slot.when.startswith("!"):
+            if slot.when is not None and bool(
+                self._flag(config, slot.when.lstrip("!"))
+            ) == slot.when.startswith("!"):
                 continue
             try:
                 shape = tuple(_product(axis, sizes) for axis in slot.shape)
                 count = sizes["layers"] if "*" in slot.name else 1
             except KeyError as e:
-                raise PlanError(f"config.json does not say {e.args[0]}", hint="give a complete --config") from e
+                raise PlanError(
+                    f"config.json does not say {e.args[0]}", hint="give a complete --config"
+                ) from e
+            experts = sizes.get("experts", 0) if "{e}" in slot.name else 1
             for layer in range(count):
-                yield slot.name.replace("*", str(layer)), shape, slot.optional
+                for expert in range(experts):
+                    name = slot.name.replace("*", str(layer)).replace("{e}", str(expert))
+                    yield name, shape, slot.optional
+
+    def saved(self, tensors: Mapping[str, Spec]) -> Relation | None:
+        """Relate the tensors a model holds in memory to those it saves; None if they are the same."""
+        parts = {
+            n: next((r for f in self.fused if (r := f.relate(n, s)) is not None), None)
+            for n, s in tensors.items()
+        }
+        if not any(parts.values()):
+            return None
+        return Relation.union(parts[n] or renamed(n, n, s) for n, s in tensors.items())
 
     def compare(self, config: Config, tensors: Mapping[str, Shape], present: Iterable[str] = ()) -> Findings:
         """Compare names and shapes with the architecture.
@@ -145,7 +201,11 @@ class Family:
             for n, (shape, _) in expected.items()
             if n in plain and tensors[plain[n]] != shape
         ]
-        patterns = [re.compile(re.escape(s.name).replace(r"\*", r"(\d+)")) for s in self.slots if "*" in s.name]
+        patterns = [
+            re.compile(re.escape(s.name).replace(r"\*", r"(\d+)").replace(r"\{e\}", r"\d+"))
+            for s in self.slots
+            if "*" in s.name
+        ]
         found = [int(m[1]) for n in plain for p in patterns if (m := p.fullmatch(n))]
         layers = dims(config).get("layers", 0)
         if found and max(found) + 1 != layers:

@@ -3,7 +3,9 @@
 from ckptconv.families.base import Family, Slot, one
 from ckptconv.families.llama import FAMILY as LLAMA
 
-_PLAIN = tuple(s for s in LLAMA.slots if not s.slot.startswith("layers.*.attn.") or not s.slot.endswith(".bias"))
+_PLAIN = tuple(
+    s for s in LLAMA.slots if not s.slot.startswith("layers.*.attn.") or not s.slot.endswith(".bias")
+)
 _BIASES: tuple[Slot, ...] = (
     one("layers.*.attn.q.bias", "model.layers.*.self_attn.q_proj.bias", "heads*head_dim"),
     one("layers.*.attn.k.bias", "model.layers.*.self_attn.k_proj.bias", "kv_heads*head_dim"),

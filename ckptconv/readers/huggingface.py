@@ -48,7 +48,11 @@ def _tensors(path: Path) -> dict[str, FileTensor]:
 
 def _open(path: Path, options: ReadOptions) -> Checkpoint:
     root = path if path.is_dir() else path.parent
-    names = (path.name,) if path.is_file() else tuple(n for n in (*_SINGLE[:1], *_INDEX[:1], *_SINGLE[1:], *_INDEX[1:]) if (root / n).is_file())
+    names = (
+        (path.name,)
+        if path.is_file()
+        else tuple(n for n in (*_SINGLE[:1], *_INDEX[:1], *_SINGLE[1:], *_INDEX[1:]) if (root / n).is_file())
+    )
     entry = root / names[0]
     tensors: dict[str, FileTensor] = {}
     if entry.name.endswith(".json"):
@@ -56,10 +60,14 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
         files = sorted(set(mapped.values()))
         for name in files:
             if not (root / name).is_file():
-                raise PlanError(f"the shard {name} is missing", where=root, hint="copy every shard the index names")
+                raise PlanError(
+                    f"the shard {name} is missing", where=root, hint="copy every shard the index names"
+                )
             for key, tensor in _tensors(root / name).items():
                 if mapped.get(key) != name:
-                    raise PlanError(f"{key} lies in {name}, but the index says {mapped.get(key)}", where=entry)
+                    raise PlanError(
+                        f"{key} lies in {name}, but the index says {mapped.get(key)}", where=entry
+                    )
                 tensors[key] = tensor
         missing = sorted(set(mapped) - set(tensors))
         if missing:

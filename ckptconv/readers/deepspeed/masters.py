@@ -15,7 +15,7 @@ from math import prod
 from typing import Any
 
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.graph import Box, Drop, Pair
+from ckptconv.graph import Box, Drop, Pair, partitioned
 from ckptconv.readers.base import GraphBuilder
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict, value
 from ckptconv.storage.base import FileTensor
@@ -74,7 +74,9 @@ def flat_masters(rank: ModelRank, graph: GraphBuilder, shapes_of: Mapping[str, S
     for g in range(groups):
         for ep_rank, members in enumerate(_sharing_ranks(rank, g)):
             flat = _join(rank, partitions, g, members)
-            key = f"mp_rank_{rank.mp:02d}/fp32_group_{g}" + (f"/ep_{ep_rank}" if len(members) < len(rank.optim) else "")
+            key = f"mp_rank_{rank.mp:02d}/fp32_group_{g}" + (
+                f"/ep_{ep_rank}" if len(members) < len(rank.optim) else ""
+            )
             if by_group is None:
                 located = _by_slices(rank, g, members, shapes_of)
             else:
@@ -299,7 +301,9 @@ def zero3_masters(rank: ModelRank, graph: GraphBuilder) -> dict[str, Master]:
             if empty
             else f"each rank holds {row} fp32 elements, but its parameters need {need}",
             where=rank.optim_paths[0],
-            hint="save with offload_optimizer.device cpu or none" if empty else "the files are of different saves",
+            hint="save with offload_optimizer.device cpu or none"
+            if empty
+            else "the files are of different saves",
         )
     key = f"mp_rank_{rank.mp:02d}/fp32"
     graph.store(key, concatenated(rows, (world, row)))
@@ -319,7 +323,9 @@ def zero3_frozen(rank: ModelRank, graph: GraphBuilder) -> dict[str, tuple[Master
         for r, fragments in enumerate(rank.fragments):
             part = fragments.get(name)
             if not isinstance(part, FileTensor):
-                raise PlanError(f"rank {r} holds no slice of the frozen parameter {name}", where=rank.head_path)
+                raise PlanError(
+                    f"rank {r} holds no slice of the frozen parameter {name}", where=rank.head_path
+                )
             parts.append(part)
         world = len(parts)
         width = -(-prod(shape) // world)
@@ -337,20 +343,6 @@ def zero3_frozen(rank: ModelRank, graph: GraphBuilder) -> dict[str, tuple[Master
 
 def _cut_over_ranks(graph: GraphBuilder, key: str, shape: Shape, world: int, row: int, column: int) -> Master:
     """Locate a parameter whose equal parts are the columns from ``column`` on of a matrix ``[world, row]``."""
-    numel = prod(shape)
-    part = -(-numel // world)
-    if part == 0:
-        return Master(shape, ())
-    full, rest = divmod(numel, part)
-    boxes = []
-    if full:
-        boxes.append(Box.of(key, (world, row), start=(0, column), size=(full, part)))
-    if rest:
-        at = full * row + column
-        boxes.append(Box.interval(key, at, at + rest))
-        graph.left_only.append(Drop(Box.interval(key, at + rest, at + part), "ZeRO padding"))
-    empty = full + (1 if rest else 0)
-    if empty < world:
-        pad = Box.of(key, (world, row), start=(empty, column), size=(world - empty, part))
-        graph.left_only.append(Drop(pad, "ZeRO padding"))
-    return Master(shape, tuple(boxes))
+    pairs, drops = partitioned("", prod(shape), world, key, row, column)
+    graph.left_only += drops
+    return Master(shape, tuple(p.left for p in pairs))

@@ -34,7 +34,9 @@ def _compiled(pattern: str, name: str) -> bool:
         raise FormatError(f"a parameter pattern is not a regular expression: {pattern[:80]!r}") from e
 
 
-def join_tensor_parallel(shards: Relation, prefixes: Sequence[str], info: Mapping[str, Any], where: Path) -> Relation:
+def join_tensor_parallel(
+    shards: Relation, prefixes: Sequence[str], info: Mapping[str, Any], where: Path
+) -> Relation:
     """Relate the shards of all tensor-parallel ranks to whole tensors.
 
     Args:
@@ -57,7 +59,9 @@ def join_tensor_parallel(shards: Relation, prefixes: Sequence[str], info: Mappin
         for prefix in prefixes:
             spec = shards.right.get(prefix + name)
             if spec is None:
-                raise PlanError(f"tensor-parallel rank {prefix.rstrip('/')} does not hold {name}", where=where)
+                raise PlanError(
+                    f"tensor-parallel rank {prefix.rstrip('/')} does not hold {name}", where=where
+                )
             parts.append(spec)
         pieces = next((m for p, m in maps.items() if isinstance(p, str) and _compiled(p, name)), None)
         if pieces is not None:
@@ -75,7 +79,11 @@ def join_tensor_parallel(shards: Relation, prefixes: Sequence[str], info: Mappin
                     where=where,
                 )
             axis = 1 if _matches(info.get("parameter_with_row_parallelism_patterns"), name) else 0
-            vocab = info.get("original_vocab_size") if _matches(info.get("vocabulary_parameter_patterns"), name) else None
+            vocab = (
+                info.get("original_vocab_size")
+                if _matches(info.get("vocabulary_parameter_patterns"), name)
+                else None
+            )
             new_pairs, new_drops, whole[name] = _concatenate(name, prefixes, parts, axis, vocab, where)
             pairs += new_pairs
             drops += new_drops
@@ -100,7 +108,9 @@ def _affine(name: str, prefixes: Sequence[str], entry: Mapping[str, Any]) -> lis
             shape = shape_of(piece["shape"])
             (source, source_stride), (dest, dest_stride) = piece["source"], piece["dest"]
             if prod(shape):
-                left = Box.strided(prefixes[int(r)] + name, int(dest), zip(shape, shape_of(dest_stride), strict=True))
+                left = Box.strided(
+                    prefixes[int(r)] + name, int(dest), zip(shape, shape_of(dest_stride), strict=True)
+                )
                 right = Box.strided(name, int(source), zip(shape, shape_of(source_stride), strict=True))
                 copy = min(int(k) for k in piece["locations"]) != int(r)
                 pairs.append(Pair(left, right, left_copy=copy))
@@ -112,9 +122,14 @@ def _concatenate(
 ) -> tuple[list[Pair], list[Drop], Spec]:
     """Join shards along an axis; rows beyond the true vocabulary are padding."""
     shape = list(parts[0].shape)
-    if any(len(p.shape) != len(shape) or p.shape[:axis] + p.shape[axis + 1 :] != (*shape[:axis], *shape[axis + 1 :]) for p in parts) or axis >= len(shape):
+    if any(
+        len(p.shape) != len(shape)
+        or p.shape[:axis] + p.shape[axis + 1 :] != (*shape[:axis], *shape[axis + 1 :])
+        for p in parts
+    ) or axis >= len(shape):
         raise PlanError(
-            f"the shards of {name} do not fit together along axis {axis}: {[list(p.shape) for p in parts]}", where=where
+            f"the shards of {name} do not fit together along axis {axis}: {[list(p.shape) for p in parts]}",
+            where=where,
         )
     total = sum(p.shape[axis] for p in parts)
     shape[axis] = min(total, vocab) if isinstance(vocab, int) and axis == 0 and vocab > 0 else total

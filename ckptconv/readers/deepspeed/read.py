@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.graph import Box, Pair, Relation
+from ckptconv.graph import Relation
 from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, ReadOptions, Weights
 from ckptconv.readers.deepspeed.find import Run, TagFiles, find_run, sort_files
 from ckptconv.readers.deepspeed.masters import Master, flat_masters, zero3_frozen, zero3_masters
@@ -120,7 +120,11 @@ def _weights_there(reading: _Reading, ranks: list[ModelRank], *, explicit: bool)
         )
     if _FLOAT32 not in dtypes:
         if explicit:
-            raise PlanError("no fp32 masters are stored in this checkpoint", where=reading.run.tag, hint="leave out --weights")
+            raise PlanError(
+                "no fp32 masters are stored in this checkpoint",
+                where=reading.run.tag,
+                hint="leave out --weights",
+            )
         reading.note("info", "no fp32 masters are stored; the weights are those the model ran with")
     return "model"
 
@@ -165,7 +169,14 @@ def _tensor_parallel(ranks: list[ModelRank], files: TagFiles) -> int:
 
 
 def _read_tensor_parallel(reading: _Reading, ranks: list[ModelRank]) -> Relation:
-    info = next((as_dict(r.head["universal_checkpoint_info"]) for r in ranks if r.head.get("universal_checkpoint_info")), {})
+    info = next(
+        (
+            as_dict(r.head["universal_checkpoint_info"])
+            for r in ranks
+            if r.head.get("universal_checkpoint_info")
+        ),
+        {},
+    )
     if reading.files.layers or reading.files.universal or reading.files.experts:
         raise FormatError(
             "tensor parallel together with pipeline stages, experts or the universal layout is not supported",
@@ -205,12 +216,18 @@ def _read_stages(reading: _Reading, ranks: list[ModelRank]) -> None:
     else:
         module = _module_tensors(reading, head.module, head)
     for key in sorted(reading.files.experts):
-        module.update((n, t) for n, t in load(reading.files.experts[key]).items() if isinstance(t, FileTensor))
+        module.update(
+            (n, t) for n, t in load(reading.files.experts[key]).items() if isinstance(t, FileTensor)
+        )
     masters: dict[str, list[Master]] = {}
     named: set[str] = set()
     for rank in ranks:
         named.update(n for g in rank.param_shapes() or [] for n in g)
-        if reading.weights == "master" or rank.stage == 3 or (reading.files.universal and not _has_data(module)):
+        if (
+            reading.weights == "master"
+            or rank.stage == 3
+            or (reading.files.universal and not _has_data(module))
+        ):
             for name, master in _masters(reading, rank, module).items():
                 masters.setdefault(name, []).append(master)
     ties = _tied_layers(reading, module, named, masters) if head.module is None else {}
@@ -225,7 +242,9 @@ def _module_tensors(reading: _Reading, module: Mapping[str, Any], rank: ModelRan
     """Return the module's tensors; entries that are none (extra states) are said."""
     others = [k for k, v in module.items() if not isinstance(v, FileTensor) and v is not None]
     if others:
-        reading.note("warning", f"not tensors, left out: {', '.join(others[:8])}" + (" ..." if len(others) > 8 else ""))
+        reading.note(
+            "warning", f"not tensors, left out: {', '.join(others[:8])}" + (" ..." if len(others) > 8 else "")
+        )
     return {str(k): v for k, v in module.items() if isinstance(v, FileTensor)}
 
 
@@ -233,7 +252,10 @@ def _masters(reading: _Reading, rank: ModelRank, module: Mapping[str, FileTensor
     """Locate the rank's fp32 masters, however its optimizer keeps them."""
     if reading.files.universal is not None:
         if is_scrambled(rank):
-            reading.note("warning", "round_robin_gradients scrambled this universal checkpoint; its parameters were put in order again and are compared with the 16-bit weights")
+            reading.note(
+                "warning",
+                "round_robin_gradients scrambled this universal checkpoint; its parameters were put in order again and are compared with the 16-bit weights",
+            )
         return universal_masters(reading.files.universal, rank, reading.graph)
     if rank.stage == 3:
         return zero3_masters(rank, reading.graph)
@@ -256,9 +278,14 @@ def _masters(reading: _Reading, rank: ModelRank, module: Mapping[str, FileTensor
             and t.dtype.kind == "float"
             and (not (m := _EXPERT.search(n)) or int(m[1]) // local == ep)
         }
-        reading.note("guess", "stage 0 masters carry no names: each was matched with the parameter it rounds to, and all of it is compared")
+        reading.note(
+            "guess",
+            "stage 0 masters carry no names: each was matched with the parameter it rounds to, and all of it is compared",
+        )
         prefix = f"mp_rank_{rank.mp:02d}/" + (f"expp_rank_{ep}/" if len(optimizers) > 1 else "")
-        for name, master in nameless_masters(state, mine, reading.graph, prefix, reading.sampler, path).items():
+        for name, master in nameless_masters(
+            state, mine, reading.graph, prefix, reading.sampler, path
+        ).items():
             if name in out:  # dense parameters are repeated by every expert-parallel rank
                 reading.graph.pairs += master.pairs(name, copy=True)
             else:
@@ -314,9 +341,7 @@ def _tied_layers(
     return ties
 
 
-def _fits(
-    reading: _Reading, name: str, tensor: FileTensor, masters: Mapping[str, list[Master]]
-) -> bool:
+def _fits(reading: _Reading, name: str, tensor: FileTensor, masters: Mapping[str, list[Master]]) -> bool:
     located = masters.get(name)
     if not located:
         return True
@@ -349,7 +374,11 @@ def _assemble(
     )
     tied_copies = {layer: name for name, layers in (ties or {}).items() for layer in layers}
     upcast = 0
-    for name in [*module, *(n for n in masters if n not in module), *(n for n in ties or {} if n not in masters)]:
+    for name in [
+        *module,
+        *(n for n in masters if n not in module),
+        *(n for n in ties or {} if n not in masters),
+    ]:
         full, tensor = prefix + name, module.get(name)
         if name in aliases:
             reading.aliases[full] = prefix + aliases[name]
@@ -395,7 +424,9 @@ def _assemble(
         if name in buffers:
             reading.buffers.add(full)
     if upcast:
-        reading.note("info", f"{upcast} frozen parameters have no master; their own values are widened to float32")
+        reading.note(
+            "info", f"{upcast} frozen parameters have no master; their own values are widened to float32"
+        )
     if reading.via:
         reading.note("info", "ZeRO-3 stores no 16-bit weights; they are the masters, rounded as in training")
 

@@ -215,4 +215,3 @@ def _check_run(found: list[int], what: str, where: Path) -> None:
     missing = sorted(set(range(found[-1] + 1)) - set(found))
     if missing:
         raise PlanError(f"{what} {missing[0]} is missing ({len(found)} found)", where=where)
-

@@ -97,7 +97,9 @@ def _unscramble(
         names = sorted(shapes, key=lambda n: order.get(n, len(order)))
         missing = next((n for n in names if n not in found), None)
         if missing is not None:
-            raise PlanError(f"the universal checkpoint lacks parameter {missing}", where=rank.head_path.parent)
+            raise PlanError(
+                f"the universal checkpoint lacks parameter {missing}", where=rank.head_path.parent
+            )
         key = f"zero/group_{g}"
         total = sum(prod(s) for s in shapes.values())
         graph.store(key, concatenated([_flat(found[n]) for n in names], (total,)))
