@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptconv.api import ConvertOptions, Model, TensorInfo, convert, open, plan
+    from ckptconv.api import Model, TensorInfo, convert, open, plan
     from ckptconv.engine.run import Report
     from ckptconv.errors import CkptconvError
+    from ckptconv.options import ConvertOptions
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,7 +32,11 @@ __all__ = [
     "plan",
 ]
 
-_HOMES = {"CkptconvError": "ckptconv.errors", "Report": "ckptconv.engine.run"}
+_HOMES = {
+    "ConvertOptions": "ckptconv.options",
+    "CkptconvError": "ckptconv.errors",
+    "Report": "ckptconv.engine.run",
+}
 
 
 def __getattr__(name: str) -> Any:

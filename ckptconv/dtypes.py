@@ -84,5 +84,6 @@ def numpy_dtype(d: DType) -> np.dtype[Any]:
     if d.name == "bfloat16" or d.name.startswith("float8"):
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, d.name))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, d.name))
+        return found
     return np.dtype(d.name)

@@ -36,12 +36,15 @@ TOKENIZER_FILES = (
 )
 
 
-def find_assets(given: str | None, beside: Sequence[Path], *, flag: str) -> tuple[Path | None, str]:
+def find_assets(
+    given: str | None, beside: Sequence[Path], patterns: Sequence[str] = TOKENIZER_FILES, *, flag: str
+) -> tuple[Path | None, str]:
     """Return the folder that holds assets, and how to name it to people.
 
     Args:
         given: A folder, a file in one, or a hub id; None to look beside the checkpoint.
         beside: Folders to look in, nearest first.
+        patterns: What makes a folder beside the checkpoint the one.
         flag: The flag ``given`` is from, for errors.
 
     Raises:
@@ -50,7 +53,7 @@ def find_assets(given: str | None, beside: Sequence[Path], *, flag: str) -> tupl
     """
     if given is None:
         for folder in beside:
-            if (folder / CONFIG).is_file() or any(tokenizer_files(folder)):
+            if any(p.is_file() for pattern in patterns for p in folder.glob(pattern)):
                 return folder, str(folder)
         return None, ""
     path = Path(given).expanduser()

@@ -108,10 +108,11 @@ def inspect(
 def _convert(
     source: Path, out: Path, to: str, flags: Flags, producers: tuple[str, ...] | None = None
 ) -> None:
-    from ckptconv.api import ConvertOptions, plan
+    from ckptconv.api import plan
     from ckptconv.cli import render
     from ckptconv.engine.run import Options, run
     from ckptconv.errors import UsageError
+    from ckptconv.options import ConvertOptions
     from ckptconv.writers.huggingface import parse_size
 
     if flags.resume and flags.overwrite:

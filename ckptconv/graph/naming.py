@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from ckptconv.errors import PlanError, UsageError
@@ -37,7 +37,10 @@ def parse_renames(text: str) -> list[tuple[str, str]]:
 
 
 def names_relation(
-    tensors: Mapping[str, Spec], drops: Sequence[str], renames: Sequence[tuple[str, str]]
+    tensors: Mapping[str, Spec],
+    drops: Sequence[str],
+    renames: Sequence[tuple[str, str]],
+    others: Collection[str] = (),
 ) -> tuple[Relation, dict[str, str]]:
     """Relate named tensors to their names after dropping and renaming.
 
@@ -45,6 +48,7 @@ def names_relation(
         tensors: The tensors before.
         drops: Glob patterns of names to leave out.
         renames: Rules; the first that matches a name applies.
+        others: Names that hold no data of their own and are dropped as well.
 
     Returns:
         The relation, and old to new name of every tensor that stays.
@@ -53,7 +57,7 @@ def names_relation(
         UsageError: if a pattern or rule matches nothing.
         PlanError: if two tensors would get one name.
     """
-    unused = {*drops, *(old for old, _ in renames)}
+    unused = {*(d for d in drops if not any(fnmatchcase(n, d) for n in others)), *(old for old, _ in renames)}
     compiled = [(re.compile(re.escape(old).replace(r"\*", r"(\d+)")), old, new) for old, new in renames]
     right: dict[str, Spec] = {}
     pairs: list[Pair] = []

@@ -1,0 +1,1 @@
+"""Decide names, files and layout of what is written: one module per consumer."""

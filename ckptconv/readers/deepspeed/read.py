@@ -131,7 +131,7 @@ def _weights_there(reading: _Reading, ranks: list[ModelRank], *, explicit: bool)
 
 def _stage0_optimizers(files: TagFiles, ranks: list[ModelRank]) -> list[tuple[int, Mapping[str, Any], Path]]:
     """Optimizer states of stage 0 by expert-parallel rank; one, of rank 0, without experts."""
-    out = []
+    out: list[tuple[int, Mapping[str, Any], Path]] = []
     for rank in ranks:
         experts = files.expert_optim.get(rank.mp, {})
         for ep, path in sorted(experts.items()):
