@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptconv.api import Model, TensorInfo, convert, open, plan
+    from ckptconv.api import Model, TensorInfo, convert, open, plan  # noqa: A004
     from ckptconv.engine.run import Report
     from ckptconv.errors import CkptconvError
     from ckptconv.options import ConvertOptions

@@ -106,7 +106,9 @@ class Model(Mapping[str, TensorInfo]):
         return data.view(numpy_dtype(info.dtype)).reshape(info.shape)
 
 
-def open(path: PathArg, *, weights: Weights | None = None, tag: str | None = None) -> Model:
+def open(  # noqa: A001  (the API's name)
+    path: PathArg, *, weights: Weights | None = None, tag: str | None = None
+) -> Model:
     """Open any checkpoint; only metadata is read.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,6 @@ def cast(values: Array, source: DType, target: DType) -> Array:
 
 def cast_chain(values: Array, dtypes: Sequence[DType]) -> Array:
     """Cast through each of ``dtypes`` in turn; the first is what ``values`` holds."""
-    for source, target in zip(dtypes, dtypes[1:], strict=False):
+    for source, target in pairwise(dtypes):
         values = cast(values, source, target)
     return values

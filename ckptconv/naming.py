@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def cast_chains(
 def _cast_steps(casts: Mapping[str, tuple[DType, ...]]) -> list[Step]:
     steps = []
     for chain, count in Counter(casts.values()).items():
-        exact = all(is_exact(a, b) for a, b in zip(chain, chain[1:], strict=False))
+        exact = all(is_exact(a, b) for a, b in pairwise(chain))
         how = "exact" if exact else "rounded to nearest, ties to even"
         steps.append(Step("cast", f"{count} tensors " + " -> ".join(d.name for d in chain), how))
     return steps

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ckptconv.cli import app
+from ckptconv.cli.app import app
 from golden import VARIANTS, Case, Variant, check, find_cases
 
 _COMMITTED = Path(__file__).parent.parent / "fixtures" / "deepspeed"

@@ -12,6 +12,10 @@ from ckptconv.graph.plan import AssetFile, Step
 
 __all__ = ["config_file", "generation_file", "read_config"]
 
+_OTHER = (
+    "give --config with a folder or hub id of the same architecture, or --no-assets for the weights alone"
+)
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a folder's config.json.
@@ -22,10 +26,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_bytes())
-    except (ValueError, UnicodeDecodeError) as e:
-        raise FormatError(f"not JSON: {e}", where=path) from e
+    except (ValueError, RecursionError) as e:
+        raise FormatError(f"not JSON: {e}", where=path, hint=_OTHER) from e
     if not isinstance(config, dict):
-        raise FormatError("not a JSON object", where=path)
+        raise FormatError("not a JSON object", where=path, hint=_OTHER)
     return config
 
 
@@ -66,7 +70,7 @@ def _dtype_key(config: Mapping[str, Any]) -> str:
 
 
 def generation_file(folder: Path, config: Mapping[str, Any], origin: str) -> AssetFile | None:
-    """Return generation_config.json: the one that is there, else what save_pretrained derives from the config.
+    """Return generation_config.json: the one there, else what save_pretrained derives from the config.
 
     A model that does not generate has none.
     """

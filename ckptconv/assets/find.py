@@ -13,7 +13,7 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 # What save_pretrained of a tokenizer or processor writes (transformers 5.23, tokenization_utils_base.py,
-# processing_utils.py) and what older and remote-code tokenizers leave; in the order a folder is listed to people.
+# processing_utils.py), and what older and remote-code tokenizers leave; in the order people see them.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -58,6 +58,10 @@ def find_assets(
         return None, ""
     path = Path(given).expanduser()
     if path.is_file():
+        if flag == "--config" and path.name != CONFIG:
+            raise UsageError(
+                f"{flag}: {path.name} is not {CONFIG}", hint="give the folder that holds config.json"
+            )
         return path.parent, str(path.parent)
     if path.is_dir():
         return path, str(path)
@@ -75,19 +79,19 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def _from_hub(repo: str, flag: str) -> Path:
-    """Fetch config and tokenizer files of a hub model; HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are honoured."""
+    """Fetch config and tokenizer files of a hub model; HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN count."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = [CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES]
     try:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError) as e:
+        raise CkptconvError(
+            f"{flag}: {str(e).strip().splitlines()[0]}", hint="check the name, or give a folder"
+        ) from e
     except (LocalEntryNotFoundError, OSError) as e:
         raise CkptconvError(
             f"{flag}: {repo} is no folder here, and the hub cannot be reached: {type(e).__name__}",
             hint="check the name, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder",
-        ) from e
-    except (HfHubHTTPError, HFValidationError) as e:
-        raise CkptconvError(
-            f"{flag}: {str(e).splitlines()[0]}", hint="check the name, or give a folder"
         ) from e

@@ -53,7 +53,7 @@ def _made(folder: Path, names: list[str], config: Path | None) -> list[AssetFile
             raise FormatError(
                 f"transformers cannot make a tokenizer from {', '.join(names)}: {str(e).splitlines()[0]}",
                 where=folder,
-                hint="give a folder with tokenizer.json by --tokenizer, or leave the tokenizer out with --no-assets",
+                hint="give a folder with tokenizer.json by --tokenizer, or write no assets with --no-assets",
             ) from e
         return [
             AssetFile(p.relative_to(target).as_posix(), "made by transformers", p.read_bytes())

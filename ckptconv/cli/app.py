@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Turn training checkpoints into Hugging Face models: no framework, no GPU, flat memory, bit for bit.",
+    help="Turn training checkpoints into Hugging Face models: no framework, no GPU, bit for bit.",
     epilog="Example: [bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]",
 )
 
@@ -44,14 +44,17 @@ def _main(
 
 @app.command(
     "deepspeed-to-hf",
-    epilog="[bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]  a Trainer's checkpoint, fp32 masters\n\n"
+    epilog="[bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]  a Trainer's run, fp32 masters\n\n"
     "[bold]ckptconv deepspeed-to-hf run/ model/ --dtype bfloat16 --config meta-llama/Llama-3.1-8B[/bold]\n\n"
     "[bold]ckptconv deepspeed-to-hf run/global_step900 model/ --weights model --max-shard-size 2GB[/bold]\n\n"
     "[bold]ckptconv deepspeed-to-hf run/ model/ --dry-run[/bold]  what would be written, and why",
 )
 @converting
 def deepspeed_to_hf(source: Source, out: Target, flags: Flags) -> None:
-    """Convert a DeepSpeed checkpoint (any ZeRO stage, MoE, pipeline, AutoTP, universal) into a Hugging Face model."""
+    """Convert a DeepSpeed checkpoint of any kind into a Hugging Face model.
+
+    ZeRO stages 0 to 3, mixture of experts, pipelines, AutoTP, universal checkpoints.
+    """
     _convert(source, out, "hf", flags, producers=("deepspeed", "torch"))
 
 

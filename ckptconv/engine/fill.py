@@ -132,10 +132,10 @@ class Filler:
             flat_at = piece.right.offset + sum(int(i) * s for i, s in zip(index, right, strict=False))
             place = tuple(int(i) for i in np.unravel_index(flat_at, tensor.shape or (1,)))
             raise MismatchError(
-                f"{tensor.name}{list(place)}: {piece.left.tensor} differs from the value that would be written "
+                f"{tensor.name}{list(place)}: {piece.left.tensor} differs from the value to be written "
                 f"({unequal.size} of {prod(size)} elements compared here differ)",
                 where=f"{path} at byte {byte}",
-                hint="the copies of this tensor do not agree; the checkpoint is damaged or mixes several saves",
+                hint="the copies of this tensor disagree; the checkpoint is damaged or mixes saves",
             )
 
 

@@ -83,7 +83,7 @@ def gather(
 
 
 def _read(files: SourceFiles, stored: Stored, offset: int, count: int, out: Array) -> None:
-    view = memoryview(out.reshape(-1).view(np.uint8))
+    view = out.reshape(-1).view(np.uint8).data
     at = 0
     for path, position, nbytes in stored.spans(offset, offset + count):
         files.read_into(path, position, view[at : at + nbytes])

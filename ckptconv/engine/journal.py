@@ -5,14 +5,47 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from ckptconv.errors import OutputError
 
-__all__ = ["JOURNAL", "Journal"]
+__all__ = ["JOURNAL", "Entries", "Journal", "read_entries"]
 
 JOURNAL = ".ckptconv-journal"
+
+
+@dataclass(slots=True)
+class Entries:
+    """Hold what a journal says.
+
+    Attributes:
+        plan: Digest of the plan it was written for.
+        overwrite: Whether that run was to replace a model already in the folder.
+        done: Digest of each file that is whole and on disk.
+        naming: Whether all files were whole, and their final names were being given.
+    """
+
+    plan: str
+    overwrite: bool = False
+    done: dict[str, str] = field(default_factory=dict)
+    naming: bool = False
+
+
+def read_entries(folder: Path) -> Entries | None:
+    """Return what the journal in a folder says, if there is one.
+
+    Raises:
+        OutputError: if the run that writes it is still alive.
+    """
+    try:
+        with open(folder / JOURNAL, "r+", encoding="utf-8", errors="replace") as file:
+            _lock(file.fileno(), folder)
+            return _parse(file.read())
+    except FileNotFoundError:
+        return None
 
 
 class Journal:
@@ -22,35 +55,35 @@ class Journal:
         folder: The output folder; it exists.
         plan: Digest of the plan.
         resume: Whether the entries of an earlier run with the same plan count.
+        overwrite: Whether the run is to replace a model in the folder; a resumed run is, if it was before.
 
     Raises:
         OutputError: if another run holds the folder.
     """
 
-    def __init__(self, folder: Path, plan: str, *, resume: bool) -> None:
+    def __init__(self, folder: Path, plan: str, *, resume: bool, overwrite: bool = False) -> None:
         self._path = folder / JOURNAL
-        self._file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the lock)
+        self._file = open(self._path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  (as long as the lock)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+            _lock(self._file.fileno(), folder)
+            if not self._is_current():  # the run that held the lock has just ended, and taken the file away
+                raise OutputError("another run has just ended in this folder", where=folder, hint="run again")
+            self._file.seek(0)
+            text = self._file.read()
+            found = _parse(text)
+            self.found = found is not None
+            self.resumed = resume and found is not None and found.plan == plan
+            if self.resumed and found is not None:
+                self._entries = found
+                if not text.endswith("\n"):  # a line cut off by a crash must not swallow the next one
+                    self._file.write("\n")
+            else:
+                self._entries = Entries(plan, overwrite)
+                self._file.truncate(0)
+                self._write({"plan": plan, "overwrite": overwrite})
+        except BaseException:
             self._file.close()
-            raise OutputError(
-                "another run is writing into this folder",
-                where=folder,
-                hint="wait for it, or choose another folder",
-            ) from e
-        self.done: dict[str, str] = {}
-        self._file.seek(0)
-        lines = self._file.read().splitlines()
-        if resume and lines and _entry(lines[0]).get("plan") == plan:
-            for line in lines[1:]:
-                if "file" in (entry := _entry(line)):
-                    self.done[entry["file"]] = entry["digest"]
-            self.resumed = True
-        else:
-            self.resumed = False
-            self._file.truncate(0)
-            self._write({"plan": plan})
+            raise
 
     def __enter__(self) -> Journal:
         return self
@@ -60,23 +93,72 @@ class Journal:
     ) -> None:
         self._file.close()
 
+    @property
+    def done(self) -> dict[str, str]:
+        """Digest of each file that is whole."""
+        return self._entries.done
+
+    @property
+    def naming(self) -> bool:
+        """Whether an earlier run was already giving the final names."""
+        return self._entries.naming
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether a model in the folder is to be replaced."""
+        return self._entries.overwrite
+
     def add(self, name: str, digest: str) -> None:
         """Record that a file is whole and on disk under its temporary name."""
         self.done[name] = digest
         self._write({"file": name, "digest": digest})
 
+    def name_all(self) -> None:
+        """Record that all files are whole and get their final names from now on."""
+        self._entries.naming = True
+        self._write({"naming": True})
+
     def remove(self) -> None:
         """Delete the journal; the run is over."""
         self._path.unlink(missing_ok=True)
 
-    def _write(self, entry: dict[str, str]) -> None:
+    def _is_current(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _write(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
-def _entry(line: str) -> dict[str, str]:
-    """Read a line; one that was cut off by a crash is none."""
+def _lock(fd: int, folder: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        raise OutputError(
+            "another run is writing into this folder",
+            where=folder,
+            hint="wait for it, or choose another folder",
+        ) from e
+
+
+def _parse(text: str) -> Entries | None:
+    """Read the lines; one that was cut off by a crash is none."""
+    lines = [_entry(line) for line in text.splitlines()]
+    if not lines or not isinstance(lines[0].get("plan"), str):
+        return None
+    found = Entries(lines[0]["plan"], lines[0].get("overwrite") is True)
+    for entry in lines[1:]:
+        if isinstance(entry.get("file"), str) and isinstance(entry.get("digest"), str):
+            found.done[entry["file"]] = entry["digest"]
+        found.naming = found.naming or entry.get("naming") is True
+    return found
+
+
+def _entry(line: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except ValueError:

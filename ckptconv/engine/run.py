@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -14,8 +15,8 @@ import xxhash
 
 from ckptconv.engine.events import FileDone, Listener, Progress, Started, Stored
 from ckptconv.engine.fill import Filler
-from ckptconv.engine.journal import JOURNAL, Journal
-from ckptconv.errors import CkptconvError, InterruptedRunError, OutputError
+from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
+from ckptconv.errors import InterruptedRunError, OutputError
 from ckptconv.graph.plan import OutFile, Plan
 from ckptconv.storage import torchbin
 from ckptconv.storage.files import SourceFiles, write_at
@@ -77,7 +78,7 @@ def default_workers() -> int:
 def tile_bytes(options: Options) -> int:
     """Return how many bytes of output a thread makes at a time under the memory limit."""
     workers = options.workers or default_workers()
-    tile = options.max_memory // (workers * _BUFFERS)
+    tile = max(1, options.max_memory // (workers * _BUFFERS))
     return max(1 << 14, min(DIGEST_BLOCK, 1 << (tile.bit_length() - 1)))
 
 
@@ -107,22 +108,43 @@ def run(plan: Plan, folder: Path, options: Options, listen: Listener | None = No
         InterruptedRunError: on Ctrl-C; what is whole is kept for ``resume``.
     """
     tell = listen or (lambda event: None)
-    _prepare(plan, folder, options)
     digest = plan.digest()
-    with Journal(folder, digest, resume=options.resume) as journal, SourceFiles(plan.inputs) as sources:
-        done = {
-            f.name for f in plan.files if f.name in journal.done and _size(folder, f.name) == f.layout.size
-        }
-        resumed = sum(f.layout.size for f in plan.files if f.name in done)
-        _check_space(plan, folder, resumed)
-        tell(Started(plan.bytes_out, resumed))
-        pool = _Pool(plan, folder, options, sources, journal, tell)
-        overflows = pool.run([f for f in plan.files if f.name not in done])
-        sources.check()
-        _commit(plan, folder, options)
-        files = {f.name: journal.done[f.name] for f in plan.files}
-        journal.remove()
+    try:
+        _prepare(plan, folder, options, digest)
+        with (
+            Journal(folder, digest, resume=options.resume, overwrite=options.overwrite) as journal,
+            SourceFiles(plan.inputs) as sources,
+        ):
+            try:
+                report = _run(plan, folder, options, journal, sources, tell)
+            except BaseException:
+                if not journal.done:
+                    journal.remove()
+                raise
+            journal.remove()
+    except KeyboardInterrupt as e:
+        raise _interrupted(folder) from e
+    except OSError as e:
+        raise _explain(e, folder) from e
     tell(Stored(str(folder)))
+    return report
+
+
+def _run(
+    plan: Plan, folder: Path, options: Options, journal: Journal, sources: SourceFiles, tell: Listener
+) -> Report:
+    if journal.found and not journal.resumed:
+        _remove_parts(folder)
+    done = {f.name for f in plan.files if f.name in journal.done and _is_there(folder, f, journal)}
+    resumed = sum(f.layout.size for f in plan.files if f.name in done)
+    _check_space(plan, folder, resumed)
+    tell(Started(plan.bytes_out, resumed))
+    overflows = _Pool(plan, folder, options, sources, journal, tell).run(
+        [f for f in plan.files if f.name not in done]
+    )
+    sources.check()
+    _commit(plan, folder, journal)
+    files = {f.name: journal.done[f.name] for f in plan.files}
     return Report(str(folder), files, plan.bytes_out, resumed, overflows)
 
 
@@ -161,11 +183,7 @@ class _Pool:
             self._stop.set()
             for t in threads:
                 t.join()
-            self._error = InterruptedRunError(
-                "interrupted; no file has its final name yet",
-                where=self._folder,
-                hint="run again with --resume",
-            )
+            self._error = _interrupted(self._folder)
         for fd in self._open.values():
             os.close(fd)
         if self._error is not None:
@@ -211,12 +229,12 @@ class _Pool:
                 return
             data, spans, over = work.filler.fill(at, min(at + tile, hi))
             overflows += over
-            view = memoryview(data)
+            view = data.data
             if work.file.layout.needs_crc:
                 for tensor, a, b in spans:
                     crcs[tensor, at + a] = (zlib.crc32(view[a:b]), b - a)
             hasher.update(view)
-            write_at(work.fd, view, at)
+            self._write(work, view, at)
         work.digests[block] = hasher.digest()
         self._tell(Progress(hi - lo))
         with self._lock:
@@ -242,9 +260,9 @@ class _Pool:
         sums = [0] * len(work.file.layout.tensors)
         for (tensor, _), (crc, length) in sorted(work.crcs.items()):
             sums[tensor] = torchbin.crc32_combine(sums[tensor], crc, length)
-        touched = set()
+        touched: set[int] = set()
         for at, data in torchbin.seal(work.file.layout, sums):
-            write_at(work.fd, data, at)
+            self._write(work, data, at)
             touched.update(range(at // DIGEST_BLOCK, (at + max(len(data), 1) - 1) // DIGEST_BLOCK + 1))
         for block in touched:
             hasher = xxhash.xxh3_64()
@@ -254,72 +272,121 @@ class _Pool:
                 hasher.update(os.pread(work.fd, min(1 << 20, hi - at), at))
             work.digests[block] = hasher.digest()
 
+    def _write(self, work: _Work, data: memoryview | bytes, at: int) -> None:
+        try:
+            write_at(work.fd, data, at)
+        except OSError as e:
+            e.filename = str(self._folder / (work.file.name + ".part"))
+            raise
+
     def _give_up(self, files: list[OutFile]) -> None:
         """Remove unfinished files; finished ones stay, unnamed, for ``--resume``."""
         for file in files:
             if file.name not in self._journal.done:
                 (self._folder / (file.name + ".part")).unlink(missing_ok=True)
-        if not self._journal.done and not self._journal.resumed:
-            self._journal.remove()
+
+
+_NEXT = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        "free space or raise the limit, then run again with --resume",
+    ),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), "raise the limit (ulimit -n), then run again with --resume"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
+}
 
 
 def _explain(error: BaseException, folder: Path) -> BaseException:
     """Turn an operating system's error into one that says what to do."""
-    if isinstance(error, CkptconvError) or not isinstance(error, OSError):
+    if not isinstance(error, OSError):
         return error
-    where = error.filename or folder
     return OutputError(
         f"{error.strerror or error}",
-        where=where,
-        hint="free space or raise the limit, then run again with --resume; no file has its final name yet",
+        where=error.filename or folder,
+        hint=_NEXT.get(error.errno or 0, "see to the cause, then run again with --resume"),
     )
 
 
-def _size(folder: Path, name: str) -> int:
-    try:
-        return (folder / (name + ".part")).stat().st_size
-    except FileNotFoundError:
-        return -1
+def _interrupted(folder: Path) -> InterruptedRunError:
+    return InterruptedRunError(
+        "interrupted; what is whole is kept", where=folder, hint="run the same command again with --resume"
+    )
 
 
-def _prepare(plan: Plan, folder: Path, options: Options) -> None:
+def _is_there(folder: Path, file: OutFile, journal: Journal) -> bool:
+    """Whether a file the journal calls whole is there, under its temporary or already its final name."""
+    names = [file.name + ".part", file.name][: 1 + journal.naming]
+    found = [folder / n for n in names if (folder / n).is_file()]
+    return any(p.stat().st_size == file.layout.size for p in found)
+
+
+def _prepare(plan: Plan, folder: Path, options: Options, digest: str) -> None:
     """Create the folder, or check that it may be written into."""
     if folder.exists() and not folder.is_dir():
-        raise OutputError("the output is a file, not a folder", where=folder)
-    inputs = {os.path.realpath(i.path) for i in plan.inputs}
-    clash = [n for n in _names(plan) if os.path.realpath(folder / n) in inputs]
-    if clash:
+        raise OutputError("the output is a file, not a folder", where=folder, hint="name a folder")
+    real = os.path.realpath(folder)
+    if real in {
+        os.path.realpath(plan.source),
+        *(os.path.dirname(os.path.realpath(i.path)) for i in plan.inputs),
+    }:
         raise OutputError(
-            f"the output would replace an input: {clash[0]}", where=folder, hint="choose another folder"
+            "the output folder is the one the checkpoint is read from",
+            where=folder,
+            hint="choose another folder",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OutputError(f"cannot create the folder: {e.strerror}", where=folder) from e
-    leftovers = {JOURNAL, *(n + ".part" for n in _names(plan))}
-    others = [p.name for p in folder.iterdir() if p.name not in leftovers]
-    if others and not options.overwrite:
-        shown = ", ".join(sorted(others)[:5])
         raise OutputError(
-            f"the output folder is not empty ({shown})",
-            where=folder,
-            hint="choose another folder, or give --overwrite to replace the model in it",
+            f"cannot create the folder: {e.strerror}", where=folder, hint="choose a folder you may write to"
+        ) from e
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            "the folder cannot be written to", where=folder, hint="choose a folder you may write to"
         )
-    unfinished = (folder / JOURNAL).exists() and any(
-        (folder / (f.name + ".part")).exists() for f in plan.files
-    )
-    if unfinished and not options.resume and not options.overwrite:
+    earlier = read_entries(folder)
+    if options.overwrite:
+        return
+    if earlier is not None and not options.resume and (earlier.naming or any(_parts(folder))):
         raise OutputError(
             "the folder holds an interrupted run",
             where=folder,
             hint="give --resume to go on with it, or --overwrite to start again",
         )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError("the folder cannot be written to", where=folder)
+    if others := _others(plan, folder, earlier, digest):
+        raise OutputError(
+            f"the output folder is not empty ({', '.join(others[:5])})",
+            where=folder,
+            hint="choose another folder, or give --overwrite to replace the model in it",
+        )
 
 
-def _names(plan: Plan) -> list[str]:
-    return [f.name for f in plan.files] + [a.name for a in plan.assets]
+def _others(plan: Plan, folder: Path, earlier: Entries | None, digest: str) -> list[str]:
+    """Return what lies in the folder and is not what a run that may be resumed left there."""
+    ours = {JOURNAL}
+    if earlier is not None:
+        ours.update(p.name for p in _parts(folder))
+        if earlier.plan == digest and earlier.overwrite:
+            return []
+        if earlier.plan == digest and earlier.naming:
+            names = [*(f.name for f in plan.files), *(a.name for a in plan.assets)]
+            ours.update(Path(n).parts[0] for n in names)
+    return sorted(p.name for p in folder.iterdir() if p.name not in ours)
+
+
+_PARTS = ("*.part", "additional_chat_templates/*.part")
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    return (p for pattern in _PARTS for p in folder.glob(pattern))
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove what an interrupted run of another plan left."""
+    for path in _parts(folder):
+        path.unlink()
 
 
 def _check_space(plan: Plan, folder: Path, resumed: int) -> None:
@@ -333,33 +400,38 @@ def _check_space(plan: Plan, folder: Path, resumed: int) -> None:
         )
 
 
-_STALE = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json", "config.json")
+# In the order the old model is taken apart: it stops looking whole first.
+_STALE = ("config.json", "*.index.json", "*.safetensors", "*.bin")
 
 
-def _commit(plan: Plan, folder: Path, options: Options) -> None:
+def _commit(plan: Plan, folder: Path, journal: Journal) -> None:
     """Give every file its name: weights first, then assets, the index and the config last."""
-    if options.overwrite:
-        for pattern in reversed(_STALE):  # the old model stops looking whole before it is taken apart
-            for path in folder.glob(pattern):
+    for asset in plan.assets:
+        path = folder / (asset.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as f:
+            f.write(asset.content)
+            f.flush()
+            os.fsync(f.fileno())
+    names = [f.name for f in plan.files] + sorted((a.name for a in plan.assets), key=_last)
+    journal.name_all()
+    if journal.overwrite:
+        for path in [p for pattern in _STALE for p in folder.glob(pattern)]:
+            # One that an earlier run has named already is of the new model.
+            if path.name not in names or (folder / (path.name + ".part")).exists():
                 path.unlink()
+    for name in names:
+        if (part := folder / (name + ".part")).exists():
+            os.replace(part, folder / name)
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
     try:
-        for asset in plan.assets:
-            path = folder / (asset.name + ".part")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as f:
-                f.write(asset.content)
-                f.flush()
-                os.fsync(f.fileno())
-        names = [f.name for f in plan.files] + sorted((a.name for a in plan.assets), key=_last)
-        for name in names:
-            os.replace(folder / (name + ".part"), folder / name)
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as e:
-        raise _explain(e, folder) from e
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _last(name: str) -> int:

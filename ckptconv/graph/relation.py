@@ -142,10 +142,10 @@ class Relation:
         return Relation(self.right, self.left, pairs, self.right_only, self.left_only)
 
     def select(self, names: Collection[str]) -> Relation:
-        """Keep what concerns these right tensors.
+        """Keep what concerns these right tensors, to work on a part.
 
-        Left tensors that nothing kept touches are left out; elements of the others may be unused now, so
-        `check` speaks of the right side alone. ``a.select(b.left).compose(b)`` is how a part is composed.
+        Left tensors that nothing kept touches are left out, and so are drops on the left: whether all of the
+        left is accounted for is a question to the whole. ``a.select(b.left).compose(b)`` composes a part.
         """
         chosen = set(names)
         pairs = tuple([pair for pair in self.pairs if pair.right.tensor in chosen])
@@ -154,8 +154,7 @@ class Relation:
             {name: spec for name, spec in self.left.items() if name in touched},
             {name: spec for name, spec in self.right.items() if name in chosen},
             pairs,
-            tuple(drop for drop in self.left_only if drop.box.tensor in touched),
-            tuple(drop for drop in self.right_only if drop.box.tensor in chosen),
+            right_only=tuple([drop for drop in self.right_only if drop.box.tensor in chosen]),
         )
 
     def compose(self, other: Relation) -> Relation:

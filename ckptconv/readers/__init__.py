@@ -1,0 +1,1 @@
+"""Read checkpoints: one module per producer."""

@@ -1,4 +1,4 @@
-"""Read a plain ``.pt``, ``.pth`` or ``.bin`` file: a state dict, bare or nested, or a module pickled whole."""
+"""Read a plain ``.pt``, ``.pth`` or ``.bin`` file: a state dict, or a module pickled whole."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -66,7 +67,11 @@ class SourceFiles:
         try:
             done, want = 0, len(buffer)
             while done < want:
-                n = os.preadv(entry[0], [buffer[done:]], offset + done)
+                try:
+                    n = os.preadv(entry[0], [buffer[done:]], offset + done)
+                except OSError as e:
+                    e.filename = path
+                    raise
                 if n == 0:
                     raise FormatError(
                         f"the file ends at byte {offset + done}, {want - done} bytes early",
@@ -85,22 +90,33 @@ class SourceFiles:
             InputChangedError: if one has.
         """
         for known in self._stamps.values():
-            self._compare(known, os.stat(known.path))
+            try:
+                now = os.stat(known.path)
+            except FileNotFoundError as e:
+                raise _gone(known.path) from e
+            self._compare(known, now)
 
     def _acquire(self, path: str) -> list[int]:
         with self._lock:
             entry = self._open.get(path)
             if entry is None:
-                entry = [self._open_checked(path), 0]
+                entry = [self._open_checked(path), 1]
                 self._open[path] = entry
-                self._evict()
+                self._evict(_OPEN_FILES)
             else:
                 self._open.move_to_end(path)
-            entry[1] += 1
+                entry[1] += 1
             return entry
 
     def _open_checked(self, path: str) -> int:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as e:
+            raise _gone(path) from e
+        except OSError as e:
+            if e.errno not in (errno.EMFILE, errno.ENFILE) or not self._evict(len(self._open) // 2):
+                raise
+            return self._open_checked(path)
         try:
             if (known := self._stamps.get(path)) is not None:
                 self._compare(known, os.fstat(fd))
@@ -109,10 +125,12 @@ class SourceFiles:
             raise
         return fd
 
-    def _evict(self) -> None:
-        idle = [p for p, (_, users) in self._open.items() if users == 0]
-        for path in idle[: max(0, len(self._open) - _OPEN_FILES)]:
+    def _evict(self, keep: int) -> int:
+        """Close files nobody reads, the longest unused first, until ``keep`` are open; return how many."""
+        idle = [p for p, (_, users) in self._open.items() if users == 0][: max(0, len(self._open) - keep)]
+        for path in idle:
             os.close(self._open.pop(path)[0])
+        return len(idle)
 
     @staticmethod
     def _compare(known: FileStamp, now: os.stat_result) -> None:
@@ -122,6 +140,14 @@ class SourceFiles:
                 where=known.path,
                 hint="wait until training has finished writing it, then convert again",
             )
+
+
+def _gone(path: str) -> InputChangedError:
+    return InputChangedError(
+        "the file was removed or renamed while it was converted",
+        where=path,
+        hint="keep the checkpoint in place until the conversion is done",
+    )
 
 
 def write_at(fd: int, buffer: memoryview | bytes, offset: int) -> None:

@@ -20,7 +20,8 @@ Tensor = tuple[str, DType, tuple[int, ...]]
 
 # transformers 5.23, utils/__init__.py (SAFE_WEIGHTS_NAME, WEIGHTS_NAME and the names of their indexes).
 _STEM = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def parse_size(text: str) -> int:

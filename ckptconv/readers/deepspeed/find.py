@@ -8,6 +8,7 @@ File names: deepspeed 0.19.8, ``runtime/engine.py`` (``_get_ckpt_name``, ``_get_
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,13 @@ class TagFiles:
     expert_optim: dict[int, dict[int, Path]] = field(default_factory=dict)
     universal: Path | None = None
 
+    def all(self) -> Iterator[Path]:
+        """Yield every file but those of the universal folder."""
+        for kind in (self.model, self.optim, self.layers, self.expert_optim):
+            for ranks in kind.values():
+                yield from ranks.values()
+        yield from self.experts.values()
+
 
 def sort_files(tag: Path) -> TagFiles:
     """Sort the files of a tag folder.
@@ -102,7 +110,7 @@ def _tags(root: Path) -> list[Path]:
 
 
 def looks_like_deepspeed(path: Path) -> bool:
-    """Whether ``path`` is a DeepSpeed run, a Trainer output folder with such runs, a tag folder or a file of one."""
+    """Whether ``path`` is a run, a Trainer's output folder with such runs, a tag folder or a file of one."""
     if path.is_file():
         return path.name in _POINTERS or any(
             p.fullmatch(path.name) for p in (_MODEL, _OPTIM, _LAYER, _EXPERT, _EXPERT_OPTIM)
@@ -125,7 +133,7 @@ def _trainer_runs(path: Path) -> list[tuple[int, Path]]:
 
 
 def find_run(path: Path, tag: str | None = None) -> Run:
-    """Find the tag folder meant by ``path``: a run, a tag folder, a file inside, or a Trainer's output folder.
+    """Find the tag folder meant by ``path``: a run, a tag folder, a file inside, or a Trainer's folder.
 
     Args:
         path: What the user named.

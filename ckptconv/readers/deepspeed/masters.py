@@ -1,9 +1,9 @@
 """Locate the fp32 master of every trainable parameter in the flat ZeRO partitions.
 
-Layouts: deepspeed 0.19.8, ``runtime/zero/stage_1_and_2.py`` and ``runtime/bf16_optimizer.py`` (flat groups cut
-over ranks) and ``runtime/zero/stage3.py``, ``runtime/zero/partition_parameters.py`` (every parameter cut over
-ranks). Partitions of stage 1 and 2 are stored without their padding, so the last ranks may be short or empty;
-they are joined in rank order and cut by the shapes, never by arithmetic on equal parts.
+Layouts: deepspeed 0.19.8, ``runtime/zero/stage_1_and_2.py`` and ``runtime/bf16_optimizer.py`` (flat groups
+cut over ranks), ``runtime/zero/stage3.py`` and ``partition_parameters.py`` (every parameter cut over ranks).
+Partitions of stage 1 and 2 are stored without their padding, so the last ranks may be short or empty; they are
+joined in rank order and cut by the shapes, never by arithmetic on equal parts.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _join(rank: ModelRank, partitions: Sequence[Any], g: int, members: Sequence[
 def _sharing_ranks(rank: ModelRank, g: int) -> list[list[int]]:
     """Data-parallel ranks that share group ``g``: all, or for experts one list per expert-parallel rank.
 
-    Expert group members lie a stride of the expert-parallel size apart (``get_ep_ranks`` in stage_1_and_2.py).
+    Members of an expert group lie the expert-parallel size apart (``get_ep_ranks`` in stage_1_and_2.py).
     """
     world = len(rank.optim)
     count = rank.optim[0].get("partition_count", world)
@@ -254,7 +254,7 @@ def expert_name(name: str, ep_rank: int, local: int) -> str:
 def zero3_masters(rank: ModelRank, graph: GraphBuilder) -> dict[str, Master]:
     """Locate masters of stage 3: every parameter is cut over all ranks, the last parts padded.
 
-    A rank's sub-groups are one row after the other, so that the whole is one matrix ``[ranks, row]`` in which a
+    A rank's sub-groups follow one another, so that the whole is one matrix ``[ranks, row]`` in which a
     parameter is a block of columns.
 
     Raises:
@@ -332,7 +332,7 @@ def zero3_frozen(rank: ModelRank, graph: GraphBuilder) -> dict[str, tuple[Master
         if any(p.numel != width for p in parts):
             found = [p.numel for p in parts]
             raise PlanError(
-                f"the slices of frozen parameter {name} {list(shape)} hold {found} elements, not {width} each",
+                f"slices of the frozen {name} {list(shape)} hold {found} elements, not {width} each",
                 where=rank.head_path,
             )
         key = f"mp_rank_{rank.mp:02d}/frozen/{name}"
@@ -342,7 +342,7 @@ def zero3_frozen(rank: ModelRank, graph: GraphBuilder) -> dict[str, tuple[Master
 
 
 def _cut_over_ranks(graph: GraphBuilder, key: str, shape: Shape, world: int, row: int, column: int) -> Master:
-    """Locate a parameter whose equal parts are the columns from ``column`` on of a matrix ``[world, row]``."""
+    """Locate a parameter whose parts are the columns from ``column`` on of a matrix ``[world, row]``."""
     pairs, drops = partitioned("", prod(shape), world, key, row, column)
     graph.left_only += drops
     return Master(shape, tuple(p.left for p in pairs))

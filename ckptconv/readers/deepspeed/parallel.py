@@ -1,8 +1,8 @@
 """Join the shards of tensor-parallel ranks as AutoTP cut them.
 
 AutoTP writes how each parameter is cut into ``universal_checkpoint_info`` (deepspeed 0.19.8,
-``checkpoint/constants.py``, ``checkpoint/affine.py``, ``checkpoint/ds_to_universal.py``): patterns of names for
-replicated and row-parallel parameters, and from 0.19.7 on ``affine_map``, the strided pieces of each rank.
+``checkpoint/constants.py``, ``affine.py`` and ``ds_to_universal.py``): patterns of the names of replicated and
+row-parallel parameters, and from 0.19.7 on ``affine_map``, the strided pieces of each rank.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def join_tensor_parallel(
         else:
             if _sub_params(info.get("parameter_with_sub_params"), name):
                 raise PlanError(
-                    f"{name} is cut in sub-parameters, which only files of deepspeed 0.19.7 or newer describe fully",
+                    f"{name} is cut in sub-parameters, which deepspeed before 0.19.7 does not describe fully",
                     where=where,
                 )
             axis = 1 if _matches(info.get("parameter_with_row_parallelism_patterns"), name) else 0

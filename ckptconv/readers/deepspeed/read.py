@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckptconv.dtypes import BY_NAME, DType
+from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.graph import Relation
-from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, ReadOptions, Weights
-from ckptconv.readers.deepspeed.find import Run, TagFiles, find_run, sort_files
-from ckptconv.readers.deepspeed.masters import Master, flat_masters, zero3_frozen, zero3_masters
+from ckptconv.readers.base import Checkpoint, ReadOptions, Weights
+from ckptconv.readers.deepspeed.assemble import (
+    Reading,
+    aliases_of,
+    assemble,
+    tied_layers,
+    training_dtype,
+)
+from ckptconv.readers.deepspeed.find import TagFiles, find_run, sort_files
+from ckptconv.readers.deepspeed.masters import Master, flat_masters, zero3_masters
 from ckptconv.readers.deepspeed.parallel import join_tensor_parallel
 from ckptconv.readers.deepspeed.stage0 import has_masters, nameless_masters
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict, load, open_ranks, steps_of
@@ -23,28 +29,7 @@ from ckptconv.storage.base import FileTensor
 
 __all__ = ["open_deepspeed"]
 
-_FLOAT32 = BY_NAME["float32"]
 _EXPERT = re.compile(r"deepspeed_experts\.(\d+)\.")
-
-
-@dataclass(slots=True)
-class _Reading:
-    """Collect what is learnt while a checkpoint is opened."""
-
-    run: Run
-    files: TagFiles
-    weights: Weights
-    graph: GraphBuilder = field(default_factory=GraphBuilder)
-    sampler: Sampler = field(default_factory=Sampler)
-    notes: list[Note] = field(default_factory=list)
-    aliases: dict[str, str] = field(default_factory=dict)
-    buffers: set[str] = field(default_factory=set)
-    via: dict[str, DType] = field(default_factory=dict)
-    unresolved: list[str] = field(default_factory=list)
-
-    def note(self, level: Any, text: str) -> None:
-        if (found := Note(level, text)) not in self.notes:
-            self.notes.append(found)
 
 
 def open_deepspeed(path: Path, options: ReadOptions) -> Checkpoint:
@@ -56,70 +41,66 @@ def open_deepspeed(path: Path, options: ReadOptions) -> Checkpoint:
     """
     run = find_run(path, options.tag)
     files = sort_files(run.tag)
-    reading = _Reading(run, files, options.weights or "master", notes=list(run.notes))
-    ranks = open_ranks(files, optimizer=reading.weights == "master" and files.universal is None)
+    reading = Reading(run, files, options.weights or "master", notes=list(run.notes))
+    ranks = open_ranks(files, optimizer=reading.weights == "master")
     for rank in ranks:
         _check_steps(rank, reading.sampler)
-    weights = _weights_there(reading, ranks, explicit=options.weights == "master")
-    reading.weights = weights
+    reading.weights = _weights_there(reading, ranks, asked=options.weights == "master")
     if _tensor_parallel(ranks, files) > 1:
         relation = _read_tensor_parallel(reading, ranks)
     else:
         _read_stages(reading, ranks)
         relation = reading.graph.relation()
-    for f in _all_files(files):
-        reading.graph.touch(f)
+    for file in files.all():
+        reading.graph.touch(file)
     head = ranks[0].head
+    steps = head.get("global_steps")
     stored = sum(s.nbytes for s in reading.graph.stored.values())
-    total = sum(s.size for s in reading.graph.files)
     return Checkpoint(
         root=run.root,
         data=run.tag,
         producer="deepspeed",
         format=_format(ranks, files),
-        weights=weights,
+        weights=reading.weights,
         stored=reading.graph.stored,
         relation=relation,
         files=reading.graph.files,
         versions={"deepspeed": str(head["ds_version"])} if head.get("ds_version") else {},
         layout=_layout(ranks, files),
-        iteration=head.get("global_steps") if isinstance(head.get("global_steps"), int) else None,
+        iteration=steps if isinstance(steps, int) else None,
         via=reading.via,
         aliases=reading.aliases,
         buffers=frozenset(reading.buffers),
-        left_out={"optimizer states and everything else": max(0, total - stored)},
+        left_out={"optimizer states and the rest": max(0, sum(s.size for s in reading.graph.files) - stored)},
         unresolved=tuple(reading.unresolved),
         notes=tuple(reading.notes),
     )
 
 
-def _all_files(files: TagFiles) -> Iterable[Path]:
-    for by_rank in (files.model, files.layers):
-        for ranks in by_rank.values():
-            yield from ranks.values()
-    yield from files.experts.values()
+def _weights_there(reading: Reading, ranks: list[ModelRank], *, asked: bool) -> Weights:
+    """Return the weights that can be read: where there are no masters, the model's own are them.
 
-
-def _weights_there(reading: _Reading, ranks: list[ModelRank], *, explicit: bool) -> Weights:
-    """Return the weights that can be read: without masters, the model's own are the masters."""
+    Raises:
+        PlanError: if masters belong to the checkpoint but their files are not there.
+    """
     if reading.weights == "model" or reading.files.universal or any(r.optim for r in ranks):
         return reading.weights
-    if any(has_masters(state) for _, state, _ in _stage0_optimizers(reading.files, ranks)):
+    if any(has_masters(state) for r in ranks for _, state, _ in _stage0_optimizers(reading.files, r)):
         return "master"
-    dtypes = {t.dtype for r in ranks for t in (r.module or {}).values() if isinstance(t, FileTensor)}
+    head = ranks[0].head
+    stage = as_dict(as_dict(head.get("ds_config")).get("zero_optimization")).get("stage")
     partitioned = any(r.head.get("param_shapes") is not None for r in ranks)
-    config = as_dict(ranks[0].head.get("ds_config"))
-    stage = as_dict(config.get("zero_optimization")).get("stage")
     # BF16_Optimizer kept its masters in partition files at stage 0 as well (0.6.2 to 0.18).
-    elsewhere = ranks[0].head.get("optimizer") is None and _config_dtype(ranks[0]) is not None
+    elsewhere = head.get("optimizer") is None and training_dtype(ranks[0]) is not None
     if partitioned or elsewhere or (isinstance(stage, int) and stage > 0):
         raise PlanError(
-            "the optimizer states are missing: the fp32 masters are kept there, and no *_optim_states.pt is here",
+            "the optimizer states are missing: they hold the fp32 masters, and no *_optim_states.pt is here",
             where=reading.run.tag,
-            hint="copy the *_optim_states.pt files of every rank, or take the 16-bit weights with --weights model",
+            hint="copy every rank's *_optim_states.pt, or take the 16-bit weights (--weights model)",
         )
-    if _FLOAT32 not in dtypes:
-        if explicit:
+    dtypes = {t.dtype for r in ranks for t in (r.module or {}).values() if isinstance(t, FileTensor)}
+    if BY_NAME["float32"] not in dtypes:
+        if asked:
             raise PlanError(
                 "no fp32 masters are stored in this checkpoint",
                 where=reading.run.tag,
@@ -129,16 +110,13 @@ def _weights_there(reading: _Reading, ranks: list[ModelRank], *, explicit: bool)
     return "model"
 
 
-def _stage0_optimizers(files: TagFiles, ranks: list[ModelRank]) -> list[tuple[int, Mapping[str, Any], Path]]:
-    """Optimizer states of stage 0 by expert-parallel rank; one, of rank 0, without experts."""
-    out: list[tuple[int, Mapping[str, Any], Path]] = []
-    for rank in ranks:
-        experts = files.expert_optim.get(rank.mp, {})
-        for ep, path in sorted(experts.items()):
-            out.append((ep, as_dict(load(path).get("optimizer")), path))
-        if not experts:
-            out.append((0, as_dict(rank.head.get("optimizer")), rank.head_path))
-    return out
+def _stage0_optimizers(files: TagFiles, rank: ModelRank) -> Iterator[tuple[int, Mapping[str, Any], Path]]:
+    """Yield the optimizer states of stage 0 by expert-parallel rank; without experts there is one."""
+    experts = files.expert_optim.get(rank.mp, {})
+    for ep, path in sorted(experts.items()):
+        yield ep, as_dict(load(path).get("optimizer")), path
+    if not experts:
+        yield 0, as_dict(rank.head.get("optimizer")), rank.head_path
 
 
 def _check_steps(rank: ModelRank, sampler: Sampler) -> None:
@@ -152,7 +130,7 @@ def _check_steps(rank: ModelRank, sampler: Sampler) -> None:
             continue
         if known is not None and found != known[0]:
             raise PlanError(
-                f"the optimizer of {path.name} is at step {found:g}, that of {known[1].name} at step {known[0]:g}",
+                f"{path.name} is of optimizer step {found:g}, {known[1].name} of step {known[0]:g}",
                 where=path,
                 hint="the files are of different saves; copy one whole save",
             )
@@ -160,29 +138,25 @@ def _check_steps(rank: ModelRank, sampler: Sampler) -> None:
 
 
 def _tensor_parallel(ranks: list[ModelRank], files: TagFiles) -> int:
+    """Return the tensor-parallel size: what the file says, else what the files' names and kinds show."""
     sizes = as_dict(ranks[0].head.get("checkpoint_parallel_dimensions"))
-    if isinstance(sizes.get("tp_degree"), int):
+    if isinstance(sizes.get("tp_degree"), int) and sizes["tp_degree"] > 0:
         return int(sizes["tp_degree"])
     if files.layers:
         return max(len(tp) for tp in files.layers.values())
     return len(ranks) if ranks[0].module is not None else 1
 
 
-def _read_tensor_parallel(reading: _Reading, ranks: list[ModelRank]) -> Relation:
-    info = next(
-        (
-            as_dict(r.head["universal_checkpoint_info"])
-            for r in ranks
-            if r.head.get("universal_checkpoint_info")
-        ),
-        {},
-    )
+def _read_tensor_parallel(reading: Reading, ranks: list[ModelRank]) -> Relation:
+    """Read every rank's shards, then join them."""
     if reading.files.layers or reading.files.universal or reading.files.experts:
         raise FormatError(
             "tensor parallel together with pipeline stages, experts or the universal layout is not supported",
             where=reading.run.tag,
         )
-    if not info:
+    found = (as_dict(r.head.get("universal_checkpoint_info")) for r in ranks)
+    info = next((i for i in found if i), None)
+    if info is None:
         raise PlanError(
             "these files do not say along which axis tensor parallelism cut each parameter "
             "(no 'universal_checkpoint_info', as with Megatron-DeepSpeed)",
@@ -190,99 +164,92 @@ def _read_tensor_parallel(reading: _Reading, ranks: list[ModelRank]) -> Relation
         )
     prefixes = [f"mp_rank_{r.mp:02d}/" for r in ranks]
     for rank, prefix in zip(ranks, prefixes, strict=True):
-        module, names = _module_tensors(reading, rank.module or {}, rank), {}
-        names = _masters(reading, rank, module) if reading.weights == "master" or rank.stage == 3 else {}
-        _assemble(reading, rank, module, {n: [m] for n, m in names.items()}, prefix)
-    strip = {p + n: n for p in prefixes for n in (ranks[0].module or {})}
-    reading.aliases = {strip.get(a, a): strip.get(b, b) for a, b in reading.aliases.items()}
-    reading.buffers = {strip.get(b, b) for b in reading.buffers}
-    reading.via = {strip.get(n, n): d for n, d in reading.via.items()}
-    reading.unresolved = sorted({strip.get(n, n) for n in reading.unresolved})
+        module = _tensors(reading, rank.module or {})
+        masters = _masters(reading, rank, module) if _wanted(reading, rank) else {}
+        located = {n: [m] for n, m in masters.items()}
+        assemble(reading, rank, module, located, prefix=prefix, compared=rank.stage == 0)
+    bare = {p + n: n for p in prefixes for n in ranks[0].module or {}}
+    reading.aliases = {bare.get(a, a): bare.get(b, b) for a, b in reading.aliases.items()}
+    reading.buffers = {bare.get(b, b) for b in reading.buffers}
+    reading.via = {bare.get(n, n): d for n, d in reading.via.items()}
+    reading.unresolved = sorted({bare.get(n, n) for n in reading.unresolved})
     shards = reading.graph.relation()
     whole = join_tensor_parallel(shards, prefixes, info, ranks[0].head_path)
     whole.check()
     return shards.compose(whole)
 
 
-def _read_stages(reading: _Reading, ranks: list[ModelRank]) -> None:
+def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
     """Read all pipeline stages, or the only rank, as one model."""
-    head = ranks[0]
+    head, files = ranks[0], reading.files
     module: dict[str, FileTensor] = {}
-    if head.module is None:
-        for index in sorted(reading.files.layers):
-            for name, tensor in load(reading.files.layers[index][0]).items():
-                if isinstance(tensor, FileTensor):
-                    module[f"{index}.{name}"] = tensor
-    else:
-        module = _module_tensors(reading, head.module, head)
-    for key in sorted(reading.files.experts):
-        module.update(
-            (n, t) for n, t in load(reading.files.experts[key]).items() if isinstance(t, FileTensor)
-        )
+    if head.module is not None:
+        module = _tensors(reading, head.module)
+    for index in sorted(files.layers):
+        module |= {f"{index}.{n}": t for n, t in _tensors(reading, load(files.layers[index][0])).items()}
+    for key in sorted(files.experts):
+        module |= _tensors(reading, load(files.experts[key]))
     masters: dict[str, list[Master]] = {}
-    named: set[str] = set()
-    for rank in ranks:
-        named.update(n for g in rank.param_shapes() or [] for n in g)
-        if (
-            reading.weights == "master"
-            or rank.stage == 3
-            or (reading.files.universal and not _has_data(module))
-        ):
+    for rank in ranks if files.universal is None else ranks[:1]:
+        if _wanted(reading, rank):
             for name, master in _masters(reading, rank, module).items():
                 masters.setdefault(name, []).append(master)
-    ties = _tied_layers(reading, module, named, masters) if head.module is None else {}
-    _assemble(reading, head, module, masters, "", ties)
+    ties: dict[str, list[str]] = {}
+    if head.module is None:
+        named = {n for rank in ranks for group in rank.param_shapes() or [] for n in group}
+        ties = tied_layers(reading, module, named, masters)
+    scrambled = files.universal is not None and is_scrambled(head)
+    by_rule = scrambled or (head.stage == 0 and files.universal is None)
+    assemble(reading, head, module, masters, ties=ties, compared=by_rule)
 
 
-def _has_data(module: Mapping[str, FileTensor]) -> bool:
-    return any(t.numel for t in module.values())
+def _wanted(reading: Reading, rank: ModelRank) -> bool:
+    """Whether the masters are to be located: always in stage 3, where there is nothing else."""
+    return reading.weights == "master" or rank.sharded
 
 
-def _module_tensors(reading: _Reading, module: Mapping[str, Any], rank: ModelRank) -> dict[str, FileTensor]:
-    """Return the module's tensors; entries that are none (extra states) are said."""
-    others = [k for k, v in module.items() if not isinstance(v, FileTensor) and v is not None]
+def _tensors(reading: Reading, module: Mapping[Any, Any]) -> dict[str, FileTensor]:
+    """Return a state dict's tensors; entries that are none (extra states) are said."""
+    others = [str(k) for k, v in module.items() if not isinstance(v, FileTensor) and v is not None]
     if others:
-        reading.note(
-            "warning", f"not tensors, left out: {', '.join(others[:8])}" + (" ..." if len(others) > 8 else "")
-        )
+        more = ", ..." if len(others) > 8 else ""
+        reading.note("warning", f"no tensors, so left out: {', '.join(others[:8])}{more}")
     return {str(k): v for k, v in module.items() if isinstance(v, FileTensor)}
 
 
-def _masters(reading: _Reading, rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, Master]:
+def _masters(reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, Master]:
     """Locate the rank's fp32 masters, however its optimizer keeps them."""
     if reading.files.universal is not None:
         if is_scrambled(rank):
-            reading.note(
-                "warning",
-                "round_robin_gradients scrambled this universal checkpoint; its parameters were put in order again and are compared with the 16-bit weights",
+            text = (
+                "round_robin_gradients scrambled this universal checkpoint; its parameters are put in order"
             )
+            reading.note("warning", f"{text} again, and compared with the 16-bit weights")
         return universal_masters(reading.files.universal, rank, reading.graph)
     if rank.stage == 3:
         return zero3_masters(rank, reading.graph)
     if rank.optim:
         return flat_masters(rank, reading.graph, {n: t.shape for n, t in module.items()})
-    buffers = {str(b) for b in rank.head.get("buffer_names") or []}
-    aliases = _aliases(rank, module)
+    return _stage0_masters(reading, rank, module)
+
+
+def _stage0_masters(reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, Master]:
+    """Name the masters of stage 0; with experts, those of each expert-parallel rank in turn."""
+    skipped = {str(b) for b in rank.head.get("buffer_names") or []} | set(aliases_of(rank, module))
+    candidates = {n: t for n, t in module.items() if n not in skipped and t.dtype.kind == "float"}
+    optimizers = list(_stage0_optimizers(reading.files, rank))
+    counts = [int(m[1]) + 1 for n in candidates if (m := _EXPERT.search(n))]
+    local = max(1, max(counts, default=0) // len(optimizers))
     out: dict[str, Master] = {}
-    optimizers = _stage0_optimizers(reading.files, [rank])
-    counts = [int(m[1]) + 1 for n in module if (m := _EXPERT.search(n))]
-    local = max(counts, default=0) // len(optimizers)
     for ep, state, path in optimizers:
         if not has_masters(state):
             continue
-        mine = {
-            n: t
-            for n, t in module.items()
-            if n not in buffers
-            and n not in aliases
-            and t.dtype.kind == "float"
-            and (not (m := _EXPERT.search(n)) or int(m[1]) // local == ep)
-        }
-        reading.note(
-            "guess",
-            "stage 0 masters carry no names: each was matched with the parameter it rounds to, and all of it is compared",
-        )
+        text = "stage 0 masters carry no names: each was given to the parameter it rounds to, and is compared"
+        reading.note("guess", text)
         prefix = f"mp_rank_{rank.mp:02d}/" + (f"expp_rank_{ep}/" if len(optimizers) > 1 else "")
+        mine = {
+            n: t for n, t in candidates.items() if not (m := _EXPERT.search(n)) or int(m[1]) // local == ep
+        }
         for name, master in nameless_masters(
             state, mine, reading.graph, prefix, reading.sampler, path
         ).items():
@@ -293,167 +260,30 @@ def _masters(reading: _Reading, rank: ModelRank, module: Mapping[str, FileTensor
     return out
 
 
-def _aliases(rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, str]:
-    """Names that share data: what the file says, and tensors that view the same elements."""
-    aliases = {str(a): str(b) for a, b in as_dict(rank.head.get("shared_params")).items()}
-    first: dict[Any, str] = {}
-    for name, t in module.items():
-        if t.numel and name not in aliases and rank.stage != 3:
-            kept = first.setdefault((t.path, t.offset, t.shape, t.stride, t.dtype), name)
-            if kept != name:
-                aliases[name] = kept
-    return {a: _root(aliases, b) for a, b in aliases.items() if _root(aliases, b) != a}
-
-
-def _root(aliases: Mapping[str, str], name: str) -> str:
-    for _ in range(len(aliases) + 1):
-        if name not in aliases:
-            return name
-        name = aliases[name]
-    raise FormatError(f"shared parameters name each other in a circle: {name}")
-
-
-def _tied_layers(
-    reading: _Reading,
-    module: Mapping[str, FileTensor],
-    named: Iterable[str],
-    masters: Mapping[str, list[Master]],
-) -> dict[str, list[str]]:
-    """Find the layer-file copies of each tied parameter of a pipeline.
-
-    ``tied_modules.KEY.NAME`` is stored as ``NAME`` in the file of every layer that uses it
-    (deepspeed 0.19.8, ``runtime/pipe/module.py``): same ending, same shape, and nobody else's parameter.
-    """
-    tied = [n for n in named if n.startswith("tied_modules.")]
-    owned = set(named)
-    ties: dict[str, list[str]] = {n: [] for n in tied}
-    for layer_name, tensor in module.items():
-        if layer_name in owned:
-            continue
-        suffix = layer_name.split(".", 1)[1]
-        fits = [n for n in tied if n.split(".", 2)[2] == suffix and _fits(reading, n, tensor, masters)]
-        if len(fits) > 1:
-            raise PlanError(
-                f"{layer_name} could be any of the tied parameters {', '.join(fits)}", where=reading.run.tag
-            )
-        if fits:
-            ties[fits[0]].append(layer_name)
-    return ties
-
-
-def _fits(reading: _Reading, name: str, tensor: FileTensor, masters: Mapping[str, list[Master]]) -> bool:
-    located = masters.get(name)
-    if not located:
-        return True
-    if located[0].shape != tensor.shape:
-        return False
-    box = located[0].boxes[0]
-    stored = reading.graph.stored[box.tensor]
-    if tensor.dtype == stored.dtype or not box.is_contiguous or box.numel != tensor.numel:
-        return True
-    return reading.sampler.rounds_to(stored, box.offset, tensor)
-
-
-def _assemble(
-    reading: _Reading,
-    rank: ModelRank,
-    module: Mapping[str, FileTensor],
-    masters: Mapping[str, list[Master]],
-    prefix: str,
-    ties: Mapping[str, list[str]] | None = None,
-) -> None:
-    """Give every name its tensor: master, frozen parameter, buffer, the module's own, or an alias."""
-    graph, sharded = reading.graph, rank.stage == 3 or (bool(module) and not _has_data(module))
-    buffers = {str(b) for b in rank.head.get("buffer_names") or []}
-    aliases = _aliases(rank, module)
-    frozen = zero3_frozen(rank, graph) if rank.fragments else {}
-    # Stage 0 names its masters by rounding, a scrambled universal checkpoint and tied pipeline layers are put
-    # together by rule: there the whole of the 16-bit weights is compared as well.
-    compared = (rank.stage == 0 and not reading.files.universal) or (
-        reading.files.universal is not None and is_scrambled(rank)
-    )
-    tied_copies = {layer: name for name, layers in (ties or {}).items() for layer in layers}
-    upcast = 0
-    for name in [
-        *module,
-        *(n for n in masters if n not in module),
-        *(n for n in ties or {} if n not in masters),
-    ]:
-        full, tensor = prefix + name, module.get(name)
-        if name in aliases:
-            reading.aliases[full] = prefix + aliases[name]
-        elif name in tied_copies and tied_copies[name] != name:
-            continue
-        elif name in masters:
-            located = masters[name]
-            stored = graph.stored[located[0].boxes[0].tensor] if located[0].boxes else None
-            model = tensor.dtype if tensor is not None else _config_dtype(rank)
-            dtype = _FLOAT32
-            if reading.weights == "model":
-                dtype = model or _FLOAT32
-                if stored is not None and stored.dtype != dtype:
-                    reading.via[full] = dtype
-            graph.name(full, located[0].shape, dtype)
-            for i, master in enumerate(located):
-                graph.pairs += master.pairs(full, copy=i > 0)
-            witnesses = [module[layer] for layer in (ties or {}).get(name, [])]
-            if compared and tensor is not None and tensor.numel:
-                witnesses.append(tensor)
-            for i, witness in enumerate(witnesses):
-                graph.whole(f"module/{full}" + (f"/{i}" if i else ""), witness, full, copy=True)
-        elif name in frozen:
-            master, part = frozen[name]
-            widen = reading.weights == "master" and part.dtype.kind == "float"
-            upcast += widen and part.dtype != _FLOAT32
-            graph.name(full, master.shape, _FLOAT32 if widen else part.dtype)
-            graph.pairs += master.pairs(full)
-        elif tensor is None:
-            layers = (ties or {})[name]
-            if not layers:
-                raise PlanError(f"no layer file holds the tied parameter {name}", where=reading.run.tag)
-            for i, layer in enumerate(layers):
-                graph.whole(f"module/{layer}", module[layer], full, copy=i > 0)
-        elif name in buffers or tensor.dtype.kind != "float":
-            graph.whole(f"module/{full}", tensor, full)
-        elif sharded:
-            reading.unresolved.append(full)
-        else:
-            widen = reading.weights == "master" and tensor.dtype != _FLOAT32
-            upcast += widen
-            graph.whole(f"module/{full}", tensor, full, dtype=_FLOAT32 if widen else None)
-        if name in buffers:
-            reading.buffers.add(full)
-    if upcast:
-        reading.note(
-            "info", f"{upcast} frozen parameters have no master; their own values are widened to float32"
-        )
-    if reading.via:
-        reading.note("info", "ZeRO-3 stores no 16-bit weights; they are the masters, rounded as in training")
-
-
-def _config_dtype(rank: ModelRank) -> DType | None:
-    config = as_dict(rank.head.get("ds_config"))
-    for key, name in (("bf16", "bfloat16"), ("bfloat16", "bfloat16"), ("fp16", "float16")):
-        if as_dict(config.get(key)).get("enabled"):
-            return BY_NAME[name]
-    return None
-
-
 def _format(ranks: list[ModelRank], files: TagFiles) -> str:
     if files.universal is not None:
         return "universal checkpoint"
-    kind = f"ZeRO stage {ranks[0].stage}" if ranks[0].stage else "without ZeRO"
+    stage = _zero_stage(ranks[0])
+    kind = f"ZeRO stage {stage}" if stage else "without ZeRO"
     return kind + (", pipeline" if files.layers else "") + (", mixture of experts" if files.experts else "")
+
+
+def _zero_stage(rank: ModelRank) -> object:
+    if rank.optim:
+        return rank.stage
+    return as_dict(as_dict(rank.head.get("ds_config")).get("zero_optimization")).get("stage", 0)
 
 
 def _layout(ranks: list[ModelRank], files: TagFiles) -> dict[str, Any]:
     tp = _tensor_parallel(ranks, files)
-    head = ranks[0].head
-    zero = as_dict(as_dict(head.get("ds_config")).get("zero_optimization")).get("stage")
-    stage = ranks[0].stage if ranks[0].optim else zero
+    world = len(ranks[0].optim) or ranks[0].head.get("dp_world_size")
+    layout: dict[str, Any] = {
+        "zero_stage": _zero_stage(ranks[0]),
+        "dp": world,
+        "tp": tp,
+        "pp": len(ranks) // tp,
+    }
     counts = ranks[0].optim[0].get("partition_count") if ranks[0].optim else None
-    world = len(ranks[0].optim) or head.get("dp_world_size")
-    layout: dict[str, Any] = {"zero_stage": stage, "dp": world, "tp": tp, "pp": len(ranks) // tp}
     if isinstance(counts, list) and counts and isinstance(world, int):
         layout["ep"] = world // min(counts)
     return layout

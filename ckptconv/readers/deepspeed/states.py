@@ -64,6 +64,11 @@ class ModelRank:
     optim_paths: list[Path] = field(default_factory=list)
 
     @property
+    def sharded(self) -> bool:
+        """Whether the model states hold placeholders only (stage 3); its files name data-parallel ranks."""
+        return self.head_path.name.startswith("zero_pp_rank_")
+
+    @property
     def stage(self) -> int:
         """ZeRO stage as the partitions show it; ``ds_config`` may say otherwise (BF16_Optimizer)."""
         if not self.optim:
@@ -118,51 +123,61 @@ def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
                 where=next(iter(model.values())).parent,
             )
         rank = ModelRank(mp, load(model[0]), model[0])
-        sharded = "zero_pp_rank_" in model[0].name
-        if optimizer or sharded:
-            _open_optim(rank, files.optim.get(mp, {}), files, sharded)
-        if sharded:
+        if files.universal is None and (optimizer or rank.sharded):
+            _open_optim(rank, files)
+        if rank.sharded:
             _open_fragments(rank, model)
         ranks.append(rank)
     _same_step(ranks)
     return ranks
 
 
-def _open_optim(rank: ModelRank, optim: Mapping[int, Path], files: TagFiles, sharded: bool) -> None:
+def _open_optim(rank: ModelRank, files: TagFiles) -> None:
+    """Open the partitions of all data-parallel ranks; none at all may be right for stage 0."""
+    optim = files.optim.get(rank.mp, {})
+    folder = rank.head_path.parent
     if not optim:
-        if files.optim or (sharded and files.universal is None):
+        if files.optim or rank.sharded:
             raise PlanError(
                 f"the optimizer states of mp_rank_{rank.mp:02d} are missing",
-                where=rank.head_path.parent,
+                where=folder,
                 hint="copy the *_optim_states.pt files of every rank"
-                + ("" if sharded else ", or take the 16-bit weights with --weights model"),
+                + ("" if rank.sharded else ", or take the 16-bit weights (--weights model)"),
             )
         return
-    world = rank.head.get("dp_world_size")
-    count = world if isinstance(world, int) and world > 0 else max(optim) + 1
-    for dp in range(max(count, max(optim) + 1)):
-        if dp not in optim:
-            raise PlanError(
-                f"the optimizer states of data-parallel rank {dp} are missing "
-                f"(mp_rank_{rank.mp:02d}, {len(optim)} of {count} ranks found)",
-                where=rank.head_path.parent,
-                hint="copy the *_optim_states.pt files of every rank",
-            )
-        if dp >= count:
-            raise PlanError(
-                f"{optim[dp].name} is beyond the {count} data-parallel ranks the model states name",
-                where=optim[dp].parent,
-                hint="files of another run share this folder; move them away",
-            )
+    first = _optimizer_state(optim[min(optim)])
+    found = first.get("partition_count")
+    counts = found if isinstance(found, list) else [found]
+    # dp_world_size left sequence-parallel ranks out in some releases; the partitions count them.
+    world = max([c for c in (*counts, rank.head.get("dp_world_size")) if isinstance(c, int)], default=0)
+    count = world or max(optim) + 1
+    missing = [dp for dp in range(count) if dp not in optim]
+    if missing:
+        raise PlanError(
+            f"the optimizer states of data-parallel rank {missing[0]} are missing "
+            f"(mp_rank_{rank.mp:02d}, {len(optim)} of {count} ranks found)",
+            where=folder,
+            hint="copy the *_optim_states.pt files of every rank",
+        )
+    if max(optim) >= count:
+        raise PlanError(
+            f"{optim[max(optim)].name} is beyond the {count} data-parallel ranks of this save",
+            where=folder,
+            hint="files of another run share this folder; move them away",
+        )
     for dp in range(count):
-        root = load(optim[dp])
-        state = root.get("optimizer_state_dict")
-        if not isinstance(state, dict):
-            raise FormatError("no 'optimizer_state_dict' in the optimizer states", where=optim[dp])
-        if "param_shapes" in root and "param_shapes" not in state:
-            state["param_shapes"] = root["param_shapes"]
-        rank.optim.append(state)
+        rank.optim.append(_optimizer_state(optim[dp]))
         rank.optim_paths.append(optim[dp])
+
+
+def _optimizer_state(path: Path) -> Dict:
+    root = load(path)
+    state = root.get("optimizer_state_dict")
+    if not isinstance(state, dict):
+        raise FormatError("no 'optimizer_state_dict' in the optimizer states", where=path)
+    if "param_shapes" in root and "param_shapes" not in state:  # 0.3.14 to 0.5.x
+        state["param_shapes"] = root["param_shapes"]
+    return state
 
 
 def _open_fragments(rank: ModelRank, model: Mapping[int, Path]) -> None:

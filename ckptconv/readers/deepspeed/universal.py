@@ -25,8 +25,8 @@ __all__ = ["is_scrambled", "universal_masters"]
 def is_scrambled(rank: ModelRank) -> bool:
     """Whether the run shuffled its partitions, which ds_to_universal overlooks.
 
-    It walks the parameters in module order although ``round_robin_gradients`` of stage 1 and 2 laid them out in
-    another (0.19.8, ``stage_1_and_2.py``), so that the names of most parameters hold pieces of others.
+    It walks the parameters in module order although ``round_robin_gradients`` of stage 1 and 2 laid them out
+    in another (0.19.8, ``stage_1_and_2.py``), so that the names of most parameters hold pieces of others.
     """
     zero = as_dict(as_dict(rank.head.get("ds_config")).get("zero_optimization"))
     return bool(zero.get("round_robin_gradients")) and zero.get("stage") in (1, 2)
@@ -59,7 +59,7 @@ def universal_masters(zero: Path, rank: ModelRank, graph: GraphBuilder) -> dict[
     if is_scrambled(rank):
         if groups is None:
             raise PlanError(
-                "round_robin_gradients scrambled this universal checkpoint, and no 'param_shapes' gives the order",
+                "round_robin_gradients scrambled this checkpoint, and no 'param_shapes' has the order",
                 where=rank.head_path,
             )
         return _unscramble(found, groups, rank, graph)
@@ -90,7 +90,7 @@ def _unscramble(
     rank: ModelRank,
     graph: GraphBuilder,
 ) -> dict[str, Master]:
-    """Join the files in module order, which gives the flat group back, and cut it where the parameters lie."""
+    """Join the files in module order, which gives the flat group back, and cut it at the parameters."""
     masters: dict[str, Master] = {}
     order = {name: i for i, name in enumerate(rank.module or {})}
     for g, shapes in enumerate(groups):
