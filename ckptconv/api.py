@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
+from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import Listener
 from ckptconv.engine.fill import Filler
 from ckptconv.engine.run import Options, Report, run
@@ -102,7 +103,7 @@ class Model(Mapping[str, TensorInfo]):
         file = OutFile(name, "safetensors", layout)
         one = _plan_of(self.checkpoint, self.relation.select([name]), self._casts, (file,))
         with SourceFiles(self.checkpoint.files) as sources:
-            data, _, _ = Filler(one, file, sources).fill(0, info.nbytes)
+            data, _, _ = Filler(one, file, sources).fill(0, info.nbytes, Buffers())
         return data.view(numpy_dtype(info.dtype)).reshape(info.shape)
 
 

@@ -42,7 +42,7 @@ def is_exact(source: DType, target: DType) -> bool:
     return all(a <= b for a, b in zip(_PRECISION[source.name], _PRECISION[target.name], strict=True))
 
 
-def cast(values: Array, source: DType, target: DType) -> Array:
+def cast(values: Array, source: DType, target: DType, out: Array | None = None) -> Array:
     """Convert a flat array of ``source`` elements to ``target``: round to nearest, ties to even.
 
     Bit-equal to ``torch.Tensor.to`` of torch 2.13 for every number, also for overflow to infinity and for
@@ -52,23 +52,28 @@ def cast(values: Array, source: DType, target: DType) -> Array:
         values: One-dimensional, contiguous, of the numpy dtype of ``source``.
         source: A floating-point type.
         target: A floating-point type.
+        out: Where the result goes; a new array if None.
 
     Returns:
-        A new array of the numpy dtype of ``target``, or ``values`` itself if nothing is to be done.
+        ``out``, or ``values`` itself if nothing is to be done and ``out`` is None.
     """
     if source == target:
-        return values
+        if out is None:
+            return values
+        out[...] = values
+        return out
     if source.kind != "float" or target.kind != "float":
         raise ValueError(f"{source} to {target} is not a cast between floating-point types")
     via = values
     if (source.name == "float64" and target.itemsize < 4) or (source.itemsize < 4 and target.itemsize < 4):
         via = cast(values, source, _FLOAT32)  # torch rounds through float32 here, and so twice
         source = _FLOAT32
-    out = np.empty(via.shape, numpy_dtype(target))
+    if out is None:
+        out = np.empty(via.shape, numpy_dtype(target))
     with np.errstate(all="ignore"):
         for lo in range(0, via.size, _BLOCK):
             block, result = via[lo : lo + _BLOCK], out[lo : lo + _BLOCK]
-            result[...] = block.astype(out.dtype)
+            np.copyto(result, block, casting="unsafe")
             if source.name == "float32" and target.itemsize == 2:
                 nan = np.isnan(block)
                 if nan.any():
@@ -77,8 +82,9 @@ def cast(values: Array, source: DType, target: DType) -> Array:
     return out
 
 
-def cast_chain(values: Array, dtypes: Sequence[DType]) -> Array:
-    """Cast through each of ``dtypes`` in turn; the first is what ``values`` holds."""
-    for source, target in pairwise(dtypes):
+def cast_chain(values: Array, dtypes: Sequence[DType], out: Array) -> None:
+    """Cast through each of ``dtypes`` in turn into ``out``; the first is what ``values`` holds."""
+    *steps, last = pairwise(dtypes)
+    for source, target in steps:
         values = cast(values, source, target)
-    return values
+    cast(values, *last, out=out)

@@ -88,7 +88,8 @@ def _from_hub(repo: str, flag: str) -> Path:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError) as e:
         raise CkptconvError(
-            f"{flag}: {str(e).strip().splitlines()[0]}", hint="check the name, or give a folder"
+            f"{flag}: {(str(e).strip().splitlines() or [type(e).__name__])[0]}",
+            hint="check the name, or give a folder",
         ) from e
     except (LocalEntryNotFoundError, OSError) as e:
         raise CkptconvError(

@@ -50,8 +50,9 @@ def _made(folder: Path, names: list[str], config: Path | None) -> list[AssetFile
         try:
             AutoTokenizer.from_pretrained(str(source)).save_pretrained(str(target))
         except Exception as e:  # transformers raises every kind here
+            why = (str(e).splitlines() or [type(e).__name__])[0]
             raise FormatError(
-                f"transformers cannot make a tokenizer from {', '.join(names)}: {str(e).splitlines()[0]}",
+                f"transformers cannot make a tokenizer from {', '.join(names)}: {why}",
                 where=folder,
                 hint="give a folder with tokenizer.json by --tokenizer, or write no assets with --no-assets",
             ) from e

@@ -44,9 +44,9 @@ def _main(
 
 @app.command(
     "deepspeed-to-hf",
-    epilog="[bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]  a Trainer's run, fp32 masters\n\n"
+    epilog="[bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]  fp32 masters\n\n"
     "[bold]ckptconv deepspeed-to-hf run/ model/ --dtype bfloat16 --config meta-llama/Llama-3.1-8B[/bold]\n\n"
-    "[bold]ckptconv deepspeed-to-hf run/global_step900 model/ --weights model --max-shard-size 2GB[/bold]\n\n"
+    "[bold]ckptconv deepspeed-to-hf run/global_step9 model/ --weights model[/bold]\n\n"
     "[bold]ckptconv deepspeed-to-hf run/ model/ --dry-run[/bold]  what would be written, and why",
 )
 @converting

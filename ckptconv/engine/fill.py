@@ -11,6 +11,7 @@ import numpy as np
 
 from ckptconv.casts import cast, cast_chain
 from ckptconv.dtypes import DType, numpy_dtype
+from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.gather import Array, gather, raw_dtype, window
 from ckptconv.errors import MismatchError
 from ckptconv.graph import Pair, Plan, restrict
@@ -56,8 +57,13 @@ class Filler:
                 by_tensor[pair.right.tensor].append(pair)
         self._pairs = {name: _index(pairs) for name, pairs in by_tensor.items()}
 
-    def fill(self, lo: int, hi: int) -> tuple[Array, list[tuple[int, int, int]], int]:
+    def fill(self, lo: int, hi: int, buffers: Buffers) -> tuple[Array, list[tuple[int, int, int]], int]:
         """Compute bytes ``lo`` up to ``hi`` of the file.
+
+        Args:
+            lo: First byte.
+            hi: One past the last.
+            buffers: The calling thread's memory; the result lies in it until the next call.
 
         Returns:
             The bytes; for every tensor in the range its number in the layout and the part of the range that
@@ -66,23 +72,28 @@ class Filler:
         Raises:
             MismatchError: if a replica differs.
         """
-        out = np.zeros(hi - lo, np.uint8)
-        layout = self._file.layout
+        out = buffers.take("tile", hi - lo)
+        layout, covered = self._file.layout, 0
+        spans = []
+        for i in range(max(0, bisect_right(self._offsets, lo) - 1), bisect_left(self._offsets, hi)):
+            tensor = layout.tensors[i]
+            a, b = max(tensor.offset, lo), min(tensor.offset + tensor.nbytes, hi)
+            if a < b:
+                spans.append((i, a - lo, b - lo))
+                covered += b - a
+        if covered < hi - lo:
+            out[...] = 0
         for i in range(max(0, bisect_right(self._fixed, lo) - 1), bisect_left(self._fixed, hi)):
             at, data = layout.fixed[i]
             a, b = max(at, lo), min(at + len(data), hi)
             if a < b:
                 out[a - lo : b - lo] = np.frombuffer(data, np.uint8)[a - at : b - at]
-        spans, overflows = [], 0
-        for i in range(max(0, bisect_right(self._offsets, lo) - 1), bisect_left(self._offsets, hi)):
-            tensor = layout.tensors[i]
-            a, b = max(tensor.offset, lo), min(tensor.offset + tensor.nbytes, hi)
-            if a < b:
-                overflows += self._fill_tensor(tensor, a, out[a - lo : b - lo])
-                spans.append((i, a - lo, b - lo))
+        overflows = 0
+        for i, a, b in spans:
+            overflows += self._fill_tensor(layout.tensors[i], lo + a, out[a:b], buffers)
         return out, spans, overflows
 
-    def _fill_tensor(self, tensor: Placed, position: int, out: Array) -> int:
+    def _fill_tensor(self, tensor: Placed, position: int, out: Array, buffers: Buffers) -> int:
         item = tensor.dtype.itemsize
         lo = (position - tensor.offset) // item
         count = out.nbytes // item
@@ -90,7 +101,7 @@ class Filler:
         chain = self._plan.casts.get(tensor.name, (tensor.dtype,))
         raw = raw_dtype(chain[0].itemsize)
         direct = len(chain) == 1
-        source = out.view(raw) if direct else np.empty(count, raw)
+        source = out.view(raw) if direct else buffers.take("source", count * raw.itemsize).view(raw)
         limit = max(out.nbytes, 1 << 16)
         for pair in pairs.over(lo, lo + count):
             for piece in restrict(pair, lo, lo + count):
@@ -101,8 +112,8 @@ class Filler:
                 self._compare(tensor, piece, window_of(values, piece, lo), chain[0], limit)
         if direct:
             return 0
-        result = cast_chain(values, chain)
-        out[...] = result.view(np.uint8)
+        result = out.view(numpy_dtype(tensor.dtype))
+        cast_chain(values, chain, result)
         if tensor.dtype.name == "float16":
             return int(np.isinf(result).sum() - np.isinf(values).sum())
         return 0

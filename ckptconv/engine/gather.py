@@ -58,7 +58,7 @@ def gather(
     if count == 0:
         return
     item = stored.dtype.itemsize
-    if stride == contiguous_stride(size):
+    if count == 1 or stride == contiguous_stride(size):
         if out.flags.c_contiguous:
             _read(files, stored, offset, count, out)
             return

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import xxhash
 
+from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import FileDone, Listener, Progress, Started, Stored
 from ckptconv.engine.fill import Filler
+from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
 from ckptconv.errors import InterruptedRunError, OutputError
 from ckptconv.graph.plan import OutFile, Plan
@@ -166,6 +168,7 @@ class _Pool:
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._overflows = 0
+        self._behind = WriteBehind()
         self._open: dict[str, int] = {}
 
     def run(self, files: list[OutFile]) -> int:
@@ -184,6 +187,7 @@ class _Pool:
             for t in threads:
                 t.join()
             self._error = _interrupted(self._folder)
+        self._behind.close()
         for fd in self._open.values():
             os.close(fd)
         if self._error is not None:
@@ -206,20 +210,21 @@ class _Pool:
                 yield work, block
 
     def _worker(self, jobs: Iterator[tuple[_Work, int]]) -> None:
+        buffers = Buffers()
         try:
             while not self._stop.is_set():
                 with self._lock:
                     job = next(jobs, None)
                 if job is None:
                     return
-                self._block(*job)
+                self._block(*job, buffers)
         except BaseException as e:
             with self._lock:
                 if self._error is None:
                     self._error = _explain(e, self._folder)
             self._stop.set()
 
-    def _block(self, work: _Work, block: int) -> None:
+    def _block(self, work: _Work, block: int, buffers: Buffers) -> None:
         lo = block * DIGEST_BLOCK
         hi = min(lo + DIGEST_BLOCK, work.file.layout.size)
         hasher, overflows, tile = xxhash.xxh3_64(), 0, tile_bytes(self._options)
@@ -227,7 +232,7 @@ class _Pool:
         for at in range(lo, hi, tile):
             if self._stop.is_set():
                 return
-            data, spans, over = work.filler.fill(at, min(at + tile, hi))
+            data, spans, over = work.filler.fill(at, min(at + tile, hi), buffers)
             overflows += over
             view = data.data
             if work.file.layout.needs_crc:
@@ -236,6 +241,7 @@ class _Pool:
             hasher.update(view)
             self._write(work, view, at)
         work.digests[block] = hasher.digest()
+        self._behind.wrote(work.fd, hi - lo)
         self._tell(Progress(hi - lo))
         with self._lock:
             self._overflows += overflows

@@ -493,7 +493,7 @@ def _tile_rows(group: list[_Tile], first: int, edge: int, base: int, found: Tili
     """Check tiles whose ranges interleave: fold them into rows of the largest stride, then into columns."""
     row = max(t.axes[0][1] for t in group if t.axes)
     rows = -((first - edge) // row)
-    grid = Window(first, 0, ((rows, row, row), (row, 1, 1)))
+    grid = ((rows, row, row), (row, 1, 1))
     strips: list[_Strip] = []
     for one in group:
         top, column = divmod(one.first - first, row)
@@ -501,7 +501,9 @@ def _tile_rows(group: list[_Tile], first: int, edge: int, base: int, found: Tili
         if (right := column + reach(inner)) < row:
             strips.append(_Strip(_Tile(column, right, inner, one.number), top, top + tall))
             continue
-        for joint in meet(grid, Window(one.first, 0, one.axes)):
+        joints: list[Joint] = []
+        _meet(grid, one.axes, one.first - first, 0, 0, (), False, joints)  # not gathered across rows
+        for joint in joints:
             top, column = divmod(joint.left, row)
             tall, inner = _outer(joint.axes, row)
             strips.append(_Strip(_Tile(column, column + reach(inner), inner, one.number), top, top + tall))

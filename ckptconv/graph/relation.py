@@ -84,7 +84,8 @@ class Pair:
                 lefts.append((n // m, a * m))
             elif m > n:
                 rights.append((m // n, b * n))
-        size, left_stride, right_stride = zip(*reversed(axes), strict=True)
+        axes.reverse()
+        size, left_stride, right_stride = (tuple([axis[i] for axis in axes]) for i in range(3))
         return size, left_stride, right_stride
 
 
@@ -432,7 +433,7 @@ def _by_tensor(
     for drop in drops:
         if drop.box.numel:
             windows, items = found.setdefault(drop.box.tensor, ([], []))
-            windows.append(_window(drop.box))
+            windows.append(_window(drop.box, address=True))
             items.append(drop)
     return found
 
@@ -463,8 +464,9 @@ def _counted(box: Box) -> Window:
     axes: list[tuple[int, int, int]] = []
     count = 1
     for n, stride in zip(reversed(box.size), reversed(box.stride), strict=True):
-        axes.append((n, count, stride))
-        count *= n
+        if n > 1:
+            axes.append((n, count, stride))
+            count *= n
     return Window(0, box.offset, tuple(reversed(axes)))
 
 

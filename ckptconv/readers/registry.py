@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from ckptconv.errors import FormatError
@@ -20,6 +19,8 @@ def readers() -> Iterator[Reader]:
     """Yield ckptconv's readers, then those of installed plug-ins (entry point ``ckptconv.readers``)."""
     for module in _OWN:
         yield import_module(module).READER
+    from importlib.metadata import entry_points  # 25 ms, and seldom needed
+
     for point in entry_points(group="ckptconv.readers"):
         yield point.load()
 

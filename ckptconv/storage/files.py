@@ -73,10 +73,12 @@ class SourceFiles:
                     e.filename = path
                     raise
                 if n == 0:
+                    if (known := self._stamps.get(path)) is not None:
+                        self._compare(known, os.fstat(entry[0]))
                     raise FormatError(
                         f"the file ends at byte {offset + done}, {want - done} bytes early",
                         where=path,
-                        hint="the file was cut off after it was planned; copy it again",
+                        hint="the file is cut off; copy it again",
                     )
                 done += n
         finally:

@@ -1,6 +1,6 @@
 """What DeepSpeed writes today converts to the weights it trained: every case is made anew, then converted.
 
-``make test-frameworks`` installs DeepSpeed for it; a case takes about ten seconds.
+``make test-frameworks`` installs DeepSpeed for it; a case takes ten seconds or more.
 """
 
 from __future__ import annotations

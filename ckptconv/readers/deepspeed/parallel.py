@@ -1,8 +1,8 @@
 """Join the shards of tensor-parallel ranks as AutoTP cut them.
 
 AutoTP writes how each parameter is cut into ``universal_checkpoint_info`` (deepspeed 0.19.8,
-``checkpoint/constants.py``, ``affine.py`` and ``ds_to_universal.py``): patterns of the names of replicated and
-row-parallel parameters, and from 0.19.7 on ``affine_map``, the strided pieces of each rank.
+``checkpoint/constants.py``, ``affine.py`` and ``ds_to_universal.py``): patterns of the names of replicated
+and row-parallel parameters, and from 0.19.7 on ``affine_map``, the strided pieces of each rank.
 """
 
 from __future__ import annotations

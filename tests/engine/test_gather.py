@@ -1,0 +1,161 @@
+"""Any strided box of a tensor spread over files is read as numpy would index it, under any memory limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptconv.dtypes import BY_NAME
+from ckptconv.engine.gather import gather
+from ckptconv.errors import FormatError, InputChangedError
+from ckptconv.storage.files import SourceFiles, stamp
+from ckptconv.storage.stored import Extent, Stored
+
+
+@contextmanager
+def spread(values: np.ndarray, cuts: list[int], gaps: list[int]) -> Iterator[Stored]:
+    """Store a flat array in several files, each part behind a gap of other bytes."""
+    edges = [0, *cuts, values.size]
+    with TemporaryDirectory() as folder:
+        extents = []
+        for i, (lo, hi) in enumerate(pairwise(edges)):
+            path, gap = Path(folder, f"part{i}"), gaps[i % len(gaps)]
+            path.write_bytes(b"\xa5" * gap + values[lo:hi].tobytes() + b"\x5a" * 9)
+            extents.append(Extent(lo, str(path), gap))
+        name = {2: "int16", 4: "int32", 8: "int64"}[values.itemsize]
+        yield Stored(BY_NAME[name], values.shape, tuple(extents))
+
+
+@st.composite
+def views(draw: st.DrawFn) -> np.ndarray:
+    """A view of ``arange``: sliced with steps, its axes in any order."""
+    shape = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    item = draw(st.sampled_from([np.uint16, np.uint32, np.uint64]))
+    view: Any = np.arange(int(np.prod(shape)), dtype=item).reshape(shape)
+    for axis, size in enumerate(shape):
+        lo = draw(st.integers(0, size - 1))
+        hi = draw(st.integers(lo + 1, size))
+        step = draw(st.integers(1, 3))
+        view = view[(*[slice(None)] * axis, slice(lo, hi, step))]
+    return view.transpose(draw(st.permutations(range(len(shape)))))
+
+
+@given(
+    view=views(),
+    cuts=st.lists(st.integers(1, 40), max_size=4),
+    gaps=st.lists(st.integers(0, 50), min_size=1, max_size=3),
+    limit=st.sampled_from([1, 16, 64, 1 << 16]),
+    scattered=st.booleans(),
+)
+def test_a_box_is_what_numpy_says(
+    view: np.ndarray, cuts: list[int], gaps: list[int], limit: int, scattered: bool
+) -> None:
+    base = view
+    while base.base is not None:
+        base = base.base
+    flat = base.reshape(-1)
+    inside = sorted({c for c in cuts if c < flat.size})
+    item = view.itemsize
+    offset = (view.__array_interface__["data"][0] - flat.__array_interface__["data"][0]) // item
+    stride = tuple(s // item for s in view.strides)
+    out = np.zeros(view.shape, view.dtype)
+    if scattered:
+        out = np.zeros(tuple(2 * n for n in view.shape), view.dtype)[
+            tuple(slice(None, None, 2) for _ in view.shape)
+        ]
+    with spread(flat, inside, gaps) as stored, SourceFiles([]) as files:
+        gather(files, stored, offset, view.shape, stride, out, limit)
+    assert np.array_equal(out, view)
+
+
+def test_a_column_of_a_large_matrix_is_read_without_the_matrix(tmp_path: Path) -> None:
+    """64 MiB on disk, 4 KiB wanted: what is held besides stays under the limit."""
+    import tracemalloc
+
+    path = tmp_path / "matrix"
+    with open(path, "wb") as file:
+        file.truncate(64 << 20)
+        file.seek(4 * 4096 * 7 + 4 * 5)
+        file.write(b"\1\0\0\0")
+    stored = Stored(BY_NAME["int32"], (4096, 4096), (Extent(0, str(path), 0),))
+    out = np.zeros(1024, np.uint32)
+    with SourceFiles([]) as files:
+        tracemalloc.start()
+        gather(files, stored, 5, (1024,), (4096,), out, 1 << 16)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert out[7] == 1 and out.sum() == 1
+    assert peak < 1 << 20
+
+
+def test_spans_stay_inside_the_tensor() -> None:
+    stored = Stored(BY_NAME["int16"], (10,), (Extent(0, "a", 100), Extent(4, "b", 0)))
+    assert list(stored.spans(2, 7)) == [("a", 104, 4), ("b", 0, 6)]
+    assert list(stored.spans(4, 4)) == []
+    for lo, hi in ((-1, 3), (3, 11), (5, 4)):
+        with pytest.raises(IndexError):
+            list(stored.spans(lo, hi))
+
+
+class TestSourceFiles:
+    def test_many_files_are_read_with_few_descriptors(self, tmp_path: Path) -> None:
+        import os
+
+        paths = [tmp_path / str(i) for i in range(300)]
+        for i, path in enumerate(paths):
+            path.write_bytes(i.to_bytes(2, "little"))
+        before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+        with SourceFiles(map(stamp, paths)) as files:
+            for i, path in enumerate(paths):
+                buffer = bytearray(2)
+                files.read_into(str(path), 0, memoryview(buffer))
+                assert int.from_bytes(buffer, "little") == i
+            if before:
+                assert len(os.listdir("/proc/self/fd")) - before <= 130
+            files.check()
+
+    def test_more_readers_than_files_kept_open(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file that is being read is never closed under its reader, however many others wait."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        monkeypatch.setattr("ckptconv.storage.files._OPEN_FILES", 2)
+        paths = [tmp_path / str(i) for i in range(24)]
+        for i, path in enumerate(paths):
+            path.write_bytes(bytes([i]) * 5000)
+        with SourceFiles([]) as files, ThreadPoolExecutor(12) as pool:
+
+            def read(i: int) -> bool:
+                buffer = bytearray(5000)
+                files.read_into(str(paths[i % 24]), 0, memoryview(buffer))
+                return buffer == bytes([i % 24]) * 5000
+
+            assert all(pool.map(read, range(500)))
+
+    def test_a_file_that_ends_early(self, tmp_path: Path) -> None:
+        path = tmp_path / "short"
+        path.write_bytes(b"123")
+        with SourceFiles([]) as files, pytest.raises(FormatError, match="byte 3, 5 bytes early") as caught:
+            files.read_into(str(path), 0, memoryview(bytearray(8)))
+        assert caught.value.where == str(path) and caught.value.hint
+
+    @pytest.mark.parametrize("change", ["longer", "gone"])
+    def test_a_file_that_changed_before_it_was_opened(self, tmp_path: Path, change: str) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"123")
+        with SourceFiles([stamp(path)]) as files:
+            path.unlink()
+            if change == "longer":
+                path.write_bytes(b"1234")
+            with pytest.raises(InputChangedError):
+                files.read_into(str(path), 0, memoryview(bytearray(3)))
+            with pytest.raises(InputChangedError):
+                files.check()
