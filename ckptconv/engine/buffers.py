@@ -16,7 +16,7 @@ class Buffers:
         self._arrays: dict[str, Array] = {}
 
     def take(self, purpose: str, nbytes: int) -> Array:
-        """Return ``nbytes`` bytes of unspecified content; what was taken for this purpose before is reused."""
+        """Return ``nbytes`` bytes of any content; what this purpose took before is reused."""
         found = self._arrays.get(purpose)
         if found is None or found.nbytes < nbytes:
             found = self._arrays[purpose] = np.empty(nbytes, np.uint8)

@@ -10,7 +10,9 @@ from math import prod
 from typing import Any
 
 from ckptconv.errors import PlanError
-from ckptconv.graph.box import Axes, Box, Joint, Window, meet, nests, overlapping, tile
+from ckptconv.graph.box import Box
+from ckptconv.graph.meet import Axes, Joint, Window, meet, nests, overlapping
+from ckptconv.graph.tiling import tile
 
 __all__ = ["Drop", "Pair", "Relation", "Spec", "join", "restrict"]
 

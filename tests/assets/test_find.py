@@ -15,8 +15,8 @@ from running import DEMO
 def test_tokenizer_files_and_nothing_else(tmp_path: Path) -> None:
     wanted = [
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-        "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken", "chat_template.jinja",
-        "preprocessor_config.json",
+        "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken",
+        "chat_template.jinja", "preprocessor_config.json",
     ]  # fmt: skip
     for name in (*wanted, "latest", "config.json", "trainer_state.json", "notes.txt", "rng_state_0.pth"):
         (tmp_path / name).write_text(name)

@@ -89,6 +89,18 @@ def test_resumes_to_the_same_bytes(
     assert _digests(out) == whole
 
 
+def test_ctrl_c_before_anything_is_written(
+    big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ckptconv.api.plan", interrupted)
+    result = ckptconv("convert", big, tmp_path / "out", *FLAGS)
+    assert result.code == 130
+    assert not (tmp_path / "out").exists()
+
+
 def test_killed_twice_resumes_all_the_same(big: Path, whole: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     _strike(signal.SIGKILL, big, out)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptconv.errors import PlanError
-from ckptconv.graph.box import Axes, Box, Window, meet, nests, overlapping, tile
+from ckptconv.graph.box import Box
+from ckptconv.graph.meet import Axes, Window, meet, nests, overlapping
+from ckptconv.graph.tiling import tile
 
 SHAPES = [(24,), (4, 6), (6, 4), (2, 3, 4), (5, 7), (36,), (3, 4, 3), (60,), (4, 3, 5), (1,), (), (2, 1, 6)]
 

@@ -48,7 +48,8 @@ def test_a_state_dict_bare_or_nested(tmp_path: Path, suffix: str, wrap: tuple[st
 def test_values(tmp_path: Path, zipped: bool) -> None:
     tensors = {
         "plain": W, "transposed": W.T, "column": torch.arange(20.0).reshape(4, 5)[:, 1:3],
-        "scalar": torch.tensor(7), "empty": torch.empty(0, 3), "flags": torch.tensor([True, False]), "complex": torch.tensor([1 + 2j]),
+        "scalar": torch.tensor(7), "empty": torch.empty(0, 3), "flags": torch.tensor([True, False]),
+        "complex": torch.tensor([1 + 2j]),
     }  # fmt: skip
     model = _open(tmp_path / "x.pt", tensors, _use_new_zipfile_serialization=zipped)
     for name, tensor in tensors.items():

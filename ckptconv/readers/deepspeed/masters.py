@@ -1,8 +1,8 @@
 """Locate the fp32 master of every trainable parameter in the flat ZeRO partitions.
 
 Layouts: deepspeed 0.19.8, ``runtime/zero/stage_1_and_2.py`` and ``runtime/bf16_optimizer.py`` (flat groups
-cut over ranks), ``runtime/zero/stage3.py`` and ``partition_parameters.py`` (each cut over ranks).
-Partitions of stage 1 and 2 are stored without their padding, so the last ranks may be short or empty; they are
+cut over ranks), ``stage3.py`` and ``partition_parameters.py`` (each cut over ranks).
+Partitions of stage 1 and 2 are stored without padding, so the last ranks may be short or empty; they are
 joined in rank order and cut by the shapes, never by arithmetic on equal parts.
 """
 
