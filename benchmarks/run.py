@@ -89,7 +89,7 @@ def main() -> None:
         bench = Bench(work, args.repeat, cold=args.cold, log=log)
         try:
             machine, blocks, drawn = measure_all(bench, args)
-        except Failed as e:
+        except (Failed, subprocess.CalledProcessError) as e:
             sys.exit(f"{e}\nwhat it printed: {args.data / 'log.txt'}")
         finally:
             remove(work)
@@ -143,6 +143,7 @@ def measure_all(
     for checkpoint in checkpoints:
         block, label = from_checkpoint(bench, checkpoint, deepspeed_tool(python, checkpoint))
         blocks.append(block)
+        label = f"{label} ({len(drawn) + 1})" if label in drawn else label
         drawn[label] = {n: list(u) for n, u in block.runs.items() if n != "cp"}
     blocks.append(from_file(bench, checkpoints[0]))
     blocks.append(budgets(bench, checkpoints[0]))

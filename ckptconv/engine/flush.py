@@ -22,15 +22,17 @@ class WriteBehind:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def wrote(self, fd: int, count: int) -> None:
-        """Count bytes written to an open file."""
+    def wrote(self, path: str, count: int) -> None:
+        """Count bytes written to a file."""
         with self._lock:
             self._unsynced += count
             if self._unsynced < _STEP:
                 return
             self._unsynced = 0
-        # A descriptor of its own: the file may be whole and closed before its turn comes.
-        self._jobs.put(os.dup(fd))
+        # Opened anew, not dup()ed: Linux tells an error in writing back once to each open file, and a shared
+        # one would keep it from the final sync. The file may also be closed before its turn comes.
+        with suppress(OSError):
+            self._jobs.put(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def close(self) -> None:
         """Stop, after the sync that is under way."""

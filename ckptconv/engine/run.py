@@ -241,7 +241,7 @@ class _Pool:
             hasher.update(view)
             self._write(work, view, at)
         work.digests[block] = hasher.digest()
-        self._behind.wrote(work.fd, hi - lo)
+        self._behind.wrote(str(self._folder / (work.file.name + ".part")), hi - lo)
         self._tell(Progress(hi - lo))
         with self._lock:
             self._overflows += overflows

@@ -17,8 +17,9 @@ from ckptconv.graph.packing import (
     tiled,
     transposed,
 )
+from ckptconv.graph.pair import Drop, Pair, Spec, join, restrict
 from ckptconv.graph.plan import AssetFile, OutFile, Plan, Step
-from ckptconv.graph.relation import Drop, Pair, Relation, Spec, join, restrict
+from ckptconv.graph.relation import Relation
 
 __all__ = [
     "AssetFile",

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.graph.box import Box
-from ckptconv.graph.relation import Drop, Pair, Relation, Spec
+from ckptconv.graph.pair import Drop, Pair, Spec
+from ckptconv.graph.relation import Relation
 
 __all__ = ["names_relation", "parse_renames"]
 

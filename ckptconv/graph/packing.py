@@ -13,7 +13,8 @@ from math import prod
 
 from ckptconv.errors import PlanError
 from ckptconv.graph.box import Box
-from ckptconv.graph.relation import Drop, Pair, Relation, Spec, join
+from ckptconv.graph.pair import Drop, Pair, Spec, join
+from ckptconv.graph.relation import Relation
 
 __all__ = [
     "chunk_sizes",

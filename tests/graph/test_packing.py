@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ckptconv.errors import PlanError
 from ckptconv.graph import packing
 from ckptconv.graph.box import Box
-from ckptconv.graph.relation import Pair, Relation, Spec
+from ckptconv.graph.pair import Pair, Spec
+from ckptconv.graph.relation import Relation
 
 Array = npt.NDArray[np.int64]
 NONE = -1

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ckptconv.errors import PlanError
 from ckptconv.graph.box import Box
 from ckptconv.graph.packing import grouped, padded, replicated, split, tiled, transposed
-from ckptconv.graph.relation import Drop, Pair, Relation, Spec, join, restrict
+from ckptconv.graph.pair import Drop, Pair, Spec, join, restrict
+from ckptconv.graph.relation import Relation
 
 Address = tuple[str, int]
 

@@ -9,7 +9,8 @@ from time import process_time
 import pytest
 
 from ckptconv.graph.packing import partitioned, split
-from ckptconv.graph.relation import Drop, Pair, Relation, Spec
+from ckptconv.graph.pair import Drop, Pair, Spec
+from ckptconv.graph.relation import Relation
 
 SIZES = (4096, 4096 * 4096, 4096 * 1024, 7, 128, 14336 * 4096, 100_003, 999, 1000, 1001, 5, 12_345)
 
