@@ -70,6 +70,14 @@ def test_the_same_type_is_no_copy() -> None:
     assert cast(values, BY_NAME["float32"], BY_NAME["float32"]) is values
 
 
+def test_the_result_may_go_where_it_is_wanted() -> None:
+    values = np.linspace(-3, 3, 101, dtype=np.float32)
+    for name in ("float32", "float16"):
+        out = np.zeros(101, name)
+        assert cast(values, BY_NAME["float32"], BY_NAME[name], out=out) is out
+        assert np.array_equal(out, values.astype(name))
+
+
 def test_integers_are_never_cast() -> None:
     with pytest.raises(ValueError, match="int64"):
         cast(np.zeros(4, np.int64), BY_NAME["int64"], BY_NAME["float32"])
@@ -78,7 +86,8 @@ def test_integers_are_never_cast() -> None:
 def test_a_chain_rounds_at_every_step() -> None:
     values = torch.linspace(-3, 3, 1001)
     chain = [BY_NAME[n] for n in ("float32", "bfloat16", "float32")]
-    found = cast_chain(_array(values, chain[0]), chain)
+    found = np.empty(values.numel(), np.float32)
+    cast_chain(_array(values, chain[0]), chain, found)
     assert np.array_equal(found, values.bfloat16().float().numpy())
 
 
