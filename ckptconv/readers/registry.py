@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptconv.errors import FormatError
 from ckptconv.readers.base import Checkpoint, Reader, ReadOptions
+from ckptconv.readers.wrappers import unwrap
 
 __all__ = ["open_checkpoint", "readers"]
 
@@ -35,7 +36,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         raise FormatError("no such file or folder", where=path)
     for reader in readers():
         if reader.recognise(path):
-            return reader.open(path, options)
+            return unwrap(reader.open(path, options))
     found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
     raise FormatError(
         f"not a checkpoint ckptconv knows (found {', '.join(found) or 'nothing'})",

@@ -232,8 +232,8 @@ def test_memory_and_workers_change_nothing_but_speed(tmp_path: Path) -> None:
     big = tmp_path / "model.pt"
     torch.save(
         {
-            "transposed": torch.randn(700, 900).T,
-            "columns": torch.randn(600, 800)[:, 100:500],
+            "transposed": torch.randn(200, 300).T,
+            "columns": torch.randn(300, 400)[:, 100:300],
             "plain": torch.randn(1_000_000),
             "odd": torch.arange(300_001, dtype=torch.int32).to(torch.uint8),
             "after": torch.randn(300_000).bfloat16(),

@@ -1,0 +1,60 @@
+"""Take off the names that wrappers of a module put around its parameters' own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ckptconv.errors import PlanError
+from ckptconv.graph import Box, Pair, Relation, Spec
+from ckptconv.readers.base import Checkpoint, Note
+
+__all__ = ["unwrap"]
+
+# torch.compile (torch 2.13, _dynamo/eval_frame.py), activation checkpointing and FSDP
+# (distributed/algorithms/_checkpoint/checkpoint_wrapper.py, distributed/fsdp/_common_utils.py): anywhere.
+_ANYWHERE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+# DistributedDataParallel (nn/parallel/distributed.py): before every name, or it is the model's own.
+_AROUND_ALL = "module."
+
+
+def _bare(names: Iterable[str]) -> dict[str, str]:
+    """Return each name without wrappers."""
+    found = {n: _ANYWHERE.sub("", n) for n in names}
+    while found and all(n.startswith(_AROUND_ALL) for n in found.values()):
+        found = {k: n.removeprefix(_AROUND_ALL) for k, n in found.items()}
+    return found
+
+
+def unwrap(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with bare names, and a note if that changed any.
+
+    Raises:
+        PlanError: if two tensors would get one name.
+    """
+    relation = checkpoint.relation
+    bare = _bare([*relation.right, *checkpoint.aliases, *checkpoint.unresolved])
+    changed = [n for n, new in bare.items() if n != new]
+    if not changed:
+        return checkpoint
+    right: dict[str, Spec] = {}
+    for name, spec in relation.right.items():
+        if bare[name] in right:
+            raise PlanError(
+                f"{name} would be named {bare[name]}, which another tensor is", where=checkpoint.data
+            )
+        right[bare[name]] = spec
+    pairs = [
+        Pair(Box.whole(n, s.shape), Box.whole(bare[n], s.shape)) for n, s in relation.right.items() if s.numel
+    ]
+    note = Note("info", f"wrappers taken off {len(changed)} names: {changed[0]} is {bare[changed[0]]}")
+    return replace(
+        checkpoint,
+        relation=relation.compose(Relation(dict(relation.right), right, tuple(pairs))),
+        via={bare[n]: d for n, d in checkpoint.via.items()},
+        aliases={bare[a]: bare[b] for a, b in checkpoint.aliases.items()},
+        buffers=frozenset(bare.get(b, b) for b in checkpoint.buffers),
+        unresolved=tuple(bare[n] for n in checkpoint.unresolved),
+        notes=(*checkpoint.notes, note),
+    )
