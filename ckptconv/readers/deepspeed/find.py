@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from os.path import isabs, normpath, sep
 from pathlib import Path
 
 from ckptconv.errors import FormatError, PlanError, UsageError
@@ -175,7 +176,9 @@ def find_run(path: Path, tag: str | None = None) -> Run:
 def _tag_folder(root: Path, tag: str, source: str) -> Path:
     folder = root / tag
     there = ", ".join(t.name for t in _tags(root)) or "none"
-    if not tag or not folder.resolve().is_relative_to(root.resolve()) or folder.resolve() == root.resolve():
+    # Lexically: a tag folder may well be a link to another disk, but its name must not lead out.
+    inside = normpath(tag)
+    if not tag or isabs(tag) or inside in (".", "..") or inside.startswith(".." + sep) or "\0" in tag:
         raise FormatError(
             f"{source} names {tag!r}, which is no folder inside the run",
             where=root,
