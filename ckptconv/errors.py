@@ -26,10 +26,11 @@ class CkptconvError(Exception):
     Args:
         message: What is wrong, naming the tensor, key or value.
         where: The file or folder it was found in.
-        hint: What the user can do about it.
+        hint: What the user can do about it; each kind of error has a usual one.
     """
 
     exit_code: ClassVar[int] = 1
+    usual_hint: ClassVar[str | None] = None
 
     def __init__(
         self, message: str, *, where: str | PathLike[str] | None = None, hint: str | None = None
@@ -37,7 +38,7 @@ class CkptconvError(Exception):
         super().__init__(message)
         self.message = message
         self.where = None if where is None else fspath(where)
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
     def __str__(self) -> str:
         parts = [self.message]
@@ -50,6 +51,10 @@ class CkptconvError(Exception):
 
 class FormatError(CkptconvError):
     """A file is damaged, hostile, or of a form this version cannot read."""
+
+    usual_hint: ClassVar[str | None] = (
+        "copy the files again; if that does not help, they are damaged or of an unknown form"
+    )
 
 
 class OutputError(CkptconvError):
@@ -76,6 +81,7 @@ class PlanError(CkptconvError):
     """A conversion refused from metadata alone: a tensor unmapped, uncovered or misshapen."""
 
     exit_code = 4
+    usual_hint: ClassVar[str | None] = "check that all files are there, unchanged, and of one save"
 
 
 class InterruptedRunError(CkptconvError):

@@ -42,7 +42,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _tensors(path: Path) -> dict[str, FileTensor]:
     if path.suffix == ".safetensors":
         return read_header(path)[0]
-    return state_dict_of(open_torch(path).root)[0]
+    return state_dict_of(open_torch(path).root, str(path))[0]
 
 
 def _open(path: Path, options: ReadOptions) -> Checkpoint:

@@ -33,13 +33,25 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         FormatError: if nothing is there, or no reader recognises it.
     """
     if not path.exists():
-        raise FormatError("no such file or folder", where=path)
+        raise FormatError("no such file or folder", where=path, hint="check the path")
     for reader in readers():
         if reader.recognise(path):
-            return unwrap(reader.open(path, options))
+            return unwrap(_open(reader, path, options))
     found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
     raise FormatError(
         f"not a checkpoint ckptconv knows (found {', '.join(found) or 'nothing'})",
         where=path,
         hint="name the run's folder, the tag folder, or a weight file (.pt, .pth, .bin, .safetensors)",
     )
+
+
+def _open(reader: Reader, path: Path, options: ReadOptions) -> Checkpoint:
+    """Open a checkpoint; a structure no one expected is an error of the file, not of the program."""
+    try:
+        return reader.open(path, options)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as e:
+        raise FormatError(
+            f"the structure is not what {reader.name} writes ({type(e).__name__}: {e})",
+            where=path,
+            hint="if the checkpoint is sound, run again with --debug and report the traceback",
+        ) from e

@@ -37,7 +37,7 @@ def _recognise(path: Path) -> bool:
 
 def _open(path: Path, options: ReadOptions) -> Checkpoint:
     file = open_torch(path)
-    tensors, beside = state_dict_of(file.root)
+    tensors, beside = state_dict_of(file.root, file.path)
     graph = GraphBuilder()
     graph.touch(path)
     aliases = named_tensors(graph, tensors)

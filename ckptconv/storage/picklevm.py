@@ -20,6 +20,31 @@ _HASH_BITS: Final = 60
 _COLLISION_COST: Final = 2000
 
 
+# What a pickle calls to do harm. No checkpoint needs any of it, so such a call says what the file is; every
+# other callable becomes a record. Nothing is run either way. A package counts with all that is inside it, a
+# module whose name a user's own package may have only by itself.
+_HARMFUL_PACKAGES: Final = frozenset({
+    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "ctypes", "_ctypes", "importlib",
+    "runpy", "webbrowser", "multiprocessing", "asyncio", "pickle", "_pickle", "cPickle", "dill", "cloudpickle",
+    "marshal", "pydoc", "popen2", "torch.hub", "torch.utils.cpp_extension",
+})  # fmt: skip
+_HARMFUL_MODULES: Final = frozenset(
+    {"bdb", "cProfile", "code", "codeop", "commands", "imp", "pdb", "pip", "profile", "timeit", "trace"}
+)
+_HARMFUL_BUILTINS: Final = frozenset({
+    "__import__", "apply", "breakpoint", "compile", "delattr", "eval", "exec", "execfile", "exit", "file",
+    "globals", "help", "input", "locals", "open", "quit", "raw_input", "setattr", "vars",
+})  # fmt: skip
+
+
+def _is_harmful(name: Global) -> bool:
+    if name.module in ("builtins", "__builtin__", "io", "_io", "codecs"):
+        return name.name in _HARMFUL_BUILTINS
+    parts = name.module.split(".")
+    inside = any(".".join(parts[:n]) in _HARMFUL_PACKAGES for n in range(1, len(parts) + 1))
+    return inside or name.module in _HARMFUL_MODULES
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bound what one pickle may cost.
@@ -185,6 +210,11 @@ class Machine:
         if type(func) is not Global:
             raise FormatError(f"call of a {type(func).__name__}")
         name = func.qualified
+        if _is_harmful(func):
+            raise FormatError(
+                f"the pickle calls {short(name)}, which no checkpoint needs: it was made to do harm. "
+                "Nothing of it was run"
+            )
         if not kwargs:
             hook = self.hooks.get(name)
             if hook is not None:

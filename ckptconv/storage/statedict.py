@@ -19,7 +19,7 @@ _MAX_DEPTH: Final = 200
 _MAX_NAME: Final = 4096
 
 
-def state_dict_of(root: object) -> tuple[dict[str, FileTensor], list[str]]:
+def state_dict_of(root: object, where: str | None = None) -> tuple[dict[str, FileTensor], list[str]]:
     """Return the tensors of a model by name, and a note for each thing beside them.
 
     The state dict may be the root, or lie under ``state_dict``, ``model``, ``module`` or
@@ -51,6 +51,7 @@ def state_dict_of(root: object) -> tuple[dict[str, FileTensor], list[str]]:
     if not tensors:
         raise FormatError(
             f"no state dict in this file: it holds {_describe(root)}",
+            where=where,
             hint="save model.state_dict(), or the dict under one of " + ", ".join(_WRAPPERS),
         )
     return tensors, notes

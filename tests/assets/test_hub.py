@@ -1,4 +1,4 @@
-"""``--config`` and ``--tokenizer`` take hub ids: from a mirror named by HF_ENDPOINT, or offline from the cache."""
+"""``--config`` and ``--tokenizer`` take hub ids: from a mirror (HF_ENDPOINT), or offline from the cache."""
 
 from __future__ import annotations
 

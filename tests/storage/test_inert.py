@@ -214,9 +214,39 @@ def _hostile(command: bytes) -> dict[str, bytes]:
 def test_no_call_is_ever_made(case: str, tmp_path: Path) -> None:
     sentinel = tmp_path / "ran"
     data = _hostile(_SHELL.format(sentinel).encode())[case]
-    value = inert.load(data)
-    assert type(value) in (Record, dict)
+    if case in ("reduce", "stack_global", "inst", "obj", "newobj", "newobj_ex", "nested", "import"):
+        with pytest.raises(
+            FormatError, match=r"calls '(os\.system|__builtin__\.__import__)'.*[Nn]othing .* was run"
+        ):
+            inert.load(data)
+    else:
+        assert type(inert.load(data)) in (Record, dict)
     assert not sentinel.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "harmful"),
+    [
+        ("posix", "system", True),
+        ("os.path", "expandvars", True),
+        ("code", "interact", True),
+        ("builtins", "eval", True),
+        ("torch.hub", "load", True),
+        ("code.models", "Policy", False),
+        ("myos", "system", False),
+        ("builtins", "getattr", False),
+        ("signal", "Signals", False),
+        ("torch.serialization", "_get_layout", False),
+    ],
+)
+def test_only_calls_that_do_harm_are_refused(module: str, name: str, harmful: bool) -> None:
+    call = f"\x80\x02c{module}\n{name}\n(tR.".encode("latin-1")
+    if harmful:
+        with pytest.raises(FormatError, match="made to do harm"):
+            inert.load(call)
+    else:
+        assert inert.load(call).cls == f"{module}.{name}"
+    assert inert.load(f"\x80\x02c{module}\n{name}\n.".encode("latin-1")) == inert.Global(module, name)
 
 
 def test_the_corpus_does_run_under_the_library(tmp_path: Path) -> None:

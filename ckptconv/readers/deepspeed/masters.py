@@ -164,7 +164,11 @@ def _by_shapes(rank: ModelRank, g: int, shapes: dict[str, Shape]) -> list[tuple[
     """Place a group's parameters one after the other, with the alignment 0.19.7 introduced."""
     after = _alignment_paddings(rank, g)
     if after and len(after) != len(shapes):
-        raise PlanError(f"group {g} has {len(shapes)} parameters but {len(after)} alignment paddings")
+        raise PlanError(
+            f"group {g} has {len(shapes)} parameters but {len(after)} alignment paddings",
+            where=rank.optim_paths[0],
+            hint="the partitions do not belong to these model states",
+        )
     out, at = [], 0
     for i, (name, shape) in enumerate(shapes.items()):
         out.append((name, shape, at))

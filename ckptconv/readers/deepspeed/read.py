@@ -197,10 +197,24 @@ def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
     ties: dict[str, list[str]] = {}
     if head.module is None:
         named = {n for rank in ranks for group in rank.param_shapes() or [] for n in group}
+        _check_layers(reading, named, module)
         ties = tied_layers(reading, module, named, masters)
     scrambled = files.universal is not None and is_scrambled(head)
     by_rule = scrambled or (head.stage == 0 and files.universal is None)
     assemble(reading, head, module, masters, ties=ties, compared=by_rule)
+
+
+def _check_layers(reading: Reading, named: set[str], module: Mapping[str, FileTensor]) -> None:
+    """Check that every trainable parameter of a pipeline lies in the file of its layer."""
+    absent = sorted(n for n in named if n not in module and not n.startswith("tied_modules."))
+    if absent:
+        layer = absent[0].split(".")[0]
+        raise PlanError(
+            f"parameter {absent[0]} is in no layer file: layer_{layer:0>2}-model_states.pt is missing, or of "
+            "another model",
+            where=reading.run.tag,
+            hint="copy the layer_*-model_states.pt files of every stage",
+        )
 
 
 def _wanted(reading: Reading, rank: ModelRank) -> bool:

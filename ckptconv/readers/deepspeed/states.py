@@ -109,11 +109,11 @@ def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
         PlanError: if a rank's file is missing or ranks are of different steps.
     """
     if not files.model:
-        names = sorted(p.name for ranks in files.optim.values() for p in ranks.values())
         raise PlanError(
-            "the model states are missing; there are only optimizer states", where=names[0] if names else None
+            "the model states are missing; there are only optimizer states",
+            where=next(files.all()).parent,
+            hint="copy the *_model_states.pt files of the same save",
         )
-    _check_run(sorted(files.model), "model-parallel rank", next(iter(files.model.values()))[0].parent)
     ranks = []
     for mp in sorted(files.model):
         model = files.model[mp]
@@ -121,6 +121,7 @@ def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
             raise PlanError(
                 f"the model states of data-parallel rank 0 are missing (mp_rank_{mp:02d})",
                 where=next(iter(model.values())).parent,
+                hint="copy the *_model_states.pt files of every rank",
             )
         rank = ModelRank(mp, load(model[0]), model[0])
         if files.universal is None and (optimizer or rank.sharded):
@@ -128,6 +129,7 @@ def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
         if rank.sharded:
             _open_fragments(rank, model)
         ranks.append(rank)
+    _check_ranks(ranks)
     _same_step(ranks)
     return ranks
 
@@ -226,7 +228,16 @@ def steps_of(state: Mapping[str, Any]) -> Iterator[Any]:
             yield entry["step"]
 
 
-def _check_run(found: list[int], what: str, where: Path) -> None:
-    missing = sorted(set(range(found[-1] + 1)) - set(found))
+def _check_ranks(ranks: list[ModelRank]) -> None:
+    """Check that all model-parallel ranks are there: the file says how many they were."""
+    found = {rank.mp for rank in ranks}
+    world = ranks[0].head.get("mp_world_size")
+    count = max([max(found) + 1, *([world] if isinstance(world, int) else [])])
+    missing = sorted(set(range(count)) - found)
     if missing:
-        raise PlanError(f"{what} {missing[0]} is missing ({len(found)} found)", where=where)
+        raise PlanError(
+            f"model-parallel rank {missing[0]} is missing "
+            f"(mp_rank_{missing[0]:02d}, {len(found)} of {count} ranks found)",
+            where=ranks[0].head_path.parent,
+            hint="copy the files of every rank",
+        )
