@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -14,6 +15,10 @@ def main() -> None:
 
     0 done, 1 error, 2 usage, 3 mismatch, 4 plan refused, 130 interrupted.
     """
+    # Starting takes longer than many conversions: OpenBLAS would start a pool of threads, which nothing
+    # here uses, and the collector would look through all that is imported again and again.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(50_000)
     sys.exit(_run(sys.argv[1:]))
 
 

@@ -8,11 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from ckptconv.api import Model
 from ckptconv.dtypes import dtype
@@ -20,17 +16,33 @@ from ckptconv.engine.events import Event, Progress, Started
 from ckptconv.engine.run import Options, Report, default_workers, tile_bytes
 from ckptconv.graph.plan import Plan
 
+# rich is imported where something is shown: 50 ms that a quiet run does not pay.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 __all__ = ["describe", "done", "inspect", "notes", "plan", "result", "watch"]
 
 _LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
 _BASE_MEMORY = 60_000_000  # the interpreter and its libraries, measured
 
 
+def escape(text: str) -> str:
+    """Return text that rich shows as it is."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
 def _out() -> Console:
+    from rich.console import Console
+
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def _err() -> Console:
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
@@ -44,6 +56,8 @@ def size(count: float) -> str:
 
 
 def _table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    from rich.table import Table
+
     table = Table(
         box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", header_style="dim"
     )
@@ -54,6 +68,8 @@ def _table(*columns: str, right: tuple[str, ...] = (), title: str | None = None)
 
 def notes(found: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
     """Print notes to stderr."""
+    if not found:
+        return
     console = _err()
     for level, text in found:
         console.print(f"[{_LEVEL[level]}]{level}:[/] {escape(text)}")

@@ -25,8 +25,8 @@ _COLLISION_COST: Final = 2000
 # module whose name a user's own package may have only by itself.
 _HARMFUL_PACKAGES: Final = frozenset({
     "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "ctypes", "_ctypes", "importlib",
-    "runpy", "webbrowser", "multiprocessing", "asyncio", "pickle", "_pickle", "cPickle", "dill", "cloudpickle",
-    "marshal", "pydoc", "popen2", "torch.hub", "torch.utils.cpp_extension",
+    "runpy", "webbrowser", "multiprocessing", "asyncio", "pickle", "_pickle", "cPickle", "dill",
+    "cloudpickle", "marshal", "pydoc", "popen2", "torch.hub", "torch.utils.cpp_extension",
 })  # fmt: skip
 _HARMFUL_MODULES: Final = frozenset(
     {"bdb", "cProfile", "code", "codeop", "commands", "imp", "pdb", "pip", "profile", "timeit", "trace"}
