@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptconv.api import Model, TensorInfo, convert, open, plan  # noqa: A004
-    from ckptconv.engine.run import Report
+    from ckptconv.engine.options import Report
     from ckptconv.errors import CkptconvError
     from ckptconv.options import ConvertOptions
 
@@ -35,7 +35,7 @@ __all__ = [
 _HOMES = {
     "ConvertOptions": "ckptconv.options",
     "CkptconvError": "ckptconv.errors",
-    "Report": "ckptconv.engine.run",
+    "Report": "ckptconv.engine.options",
 }
 
 

@@ -12,8 +12,9 @@ from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import Listener
-from ckptconv.engine.fill import Filler
-from ckptconv.engine.run import Options, Report, run
+from ckptconv.engine.fill import Filler, pairs_by_tensor
+from ckptconv.engine.options import Options, Report
+from ckptconv.engine.run import run
 from ckptconv.errors import UsageError
 from ckptconv.families import Family, families, find_family
 from ckptconv.folder import ConfigFound, compare, find_config, gather_assets
@@ -103,7 +104,8 @@ class Model(Mapping[str, TensorInfo]):
         file = OutFile(name, "safetensors", layout)
         one = _plan_of(self.checkpoint, self.relation.select([name]), self._casts, (file,))
         with SourceFiles(self.checkpoint.files) as sources:
-            data, _, _ = Filler(one, file, sources).fill(0, info.nbytes, Buffers())
+            filler = Filler(one, file, sources, pairs_by_tensor(one.relation))
+            data, _, _ = filler.fill(0, info.nbytes, Buffers())
         return data.view(numpy_dtype(info.dtype)).reshape(info.shape)
 
 

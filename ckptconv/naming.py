@@ -186,7 +186,13 @@ def _cast_steps(casts: Mapping[str, tuple[DType, ...]]) -> list[Step]:
     for chain, count in Counter(casts.values()).items():
         exact = all(is_exact(a, b) for a, b in pairwise(chain))
         how = "exact" if exact else "rounded to nearest, ties to even"
-        steps.append(Step("cast", f"{count} tensors " + " -> ".join(d.name for d in chain), how))
+        steps.append(
+            Step(
+                "cast",
+                f"{count} tensor{'' if count == 1 else 's'} " + " -> ".join(d.name for d in chain),
+                how,
+            )
+        )
     return steps
 
 

@@ -55,7 +55,7 @@ def deepspeed_to_hf(source: Source, out: Target, flags: Flags) -> None:
 
     ZeRO stages 0 to 3, mixture of experts, pipelines, AutoTP, universal checkpoints.
     """
-    _convert(source, out, "hf", flags, producers=("deepspeed", "torch"))
+    _convert(source, out, "hf", flags)
 
 
 @app.command(
@@ -108,12 +108,11 @@ def inspect(
         render.inspect(model, tensors)
 
 
-def _convert(
-    source: Path, out: Path, to: str, flags: Flags, producers: tuple[str, ...] | None = None
-) -> None:
+def _convert(source: Path, out: Path, to: str, flags: Flags) -> None:
     from ckptconv.api import plan
     from ckptconv.cli import render
-    from ckptconv.engine.run import Options, run
+    from ckptconv.engine.options import Options
+    from ckptconv.engine.run import run
     from ckptconv.errors import UsageError
     from ckptconv.options import ConvertOptions
     from ckptconv.writers.huggingface import parse_size
@@ -136,10 +135,6 @@ def _convert(
     )
     how = Options(flags.workers, parse_size(flags.max_memory), flags.resume, flags.overwrite)
     made = plan(source, options)
-    if producers and made.producer not in producers:
-        raise UsageError(
-            f"this is a {made.producer} checkpoint", hint=f"ckptconv convert {source} {out} --to {to}"
-        )
     if flags.dry_run:
         _print_json(made.to_dict()) if flags.json else render.plan(made, how)
         return

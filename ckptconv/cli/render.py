@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ckptconv.api import Model
 from ckptconv.dtypes import dtype
 from ckptconv.engine.events import Event, Progress, Started
-from ckptconv.engine.run import Options, Report, default_workers, tile_bytes
+from ckptconv.engine.options import Options, Report, default_workers, peak_memory
 from ckptconv.graph.plan import Plan
 
 # rich is imported where something is shown: 50 ms that a quiet run does not pay.
@@ -53,6 +53,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
@@ -150,7 +155,7 @@ def inspect(model: Model, pattern: str | None) -> None:
         title = "biggest tensors"
     else:
         chosen = [(n, s) for n, s in model.relation.right.items() if fnmatchcase(n, pattern)]
-        title = f"{len(chosen)} tensors match {pattern}"
+        title = f"{plural(len(chosen), 'tensor')} matching {pattern}"
     table = _table("name", "shape", "dtype", "size", right=("size",), title=title)
     for name, s in chosen:
         table.add_row(
@@ -185,12 +190,12 @@ def plan(made: Plan, options: Options) -> None:
             if count > 12:
                 console.print(f"[dim]... and {count - 12} more of kind {kind}; --json lists all[/]")
     workers = options.workers or default_workers()
-    buffers = tile_bytes(options) * 6 * workers
     tensors = sum(len(f.layout.tensors) for f in made.files)
     console.print()
+    memory = size(_BASE_MEMORY + peak_memory(options))
     console.print(
-        f"{tensors} tensors, {size(made.bytes_out)} in {len(made.files)} files; "
-        f"{workers} threads, peak memory about {size(_BASE_MEMORY + buffers)}; plan {made.digest()[:12]}"
+        f"{plural(tensors, 'tensor')}, {size(made.bytes_out)} in {plural(len(made.files), 'file')}; "
+        f"{plural(workers, 'thread')}, peak memory about {memory}; plan {made.digest()[:12]}"
     )
     notes(made.notes)
 
@@ -264,11 +269,11 @@ def done(made: Plan, report: Report, seconds: float) -> None:
             console.print(f"[dim]{s.kind}:[/] {escape(s.what)} [dim]({escape(s.why)})[/]")
     for kind, count in kinds.items():
         if kind in ("drop", "rename", "compare") or count > 6:
-            console.print(f"[dim]{kind}:[/] {count} tensors")
+            console.print(f"[dim]{kind}:[/] {plural(count, 'tensor')}")
     if report.overflows:
         notes((("warning", f"{report.overflows} values are too large for float16 and became infinite"),))
     rate = (report.bytes_out - report.resumed) / max(seconds, 1e-9)
     console.print(
-        f"[bold green]done[/] {tensors} tensors, {size(report.bytes_out)} in {len(made.files)} "
-        f"file{'s' if len(made.files) > 1 else ''}, {seconds:.1f} s ({size(rate)}/s): {escape(report.folder)}"
+        f"[bold green]done[/] {plural(tensors, 'tensor')}, {size(report.bytes_out)} in "
+        f"{plural(len(made.files), 'file')}, {seconds:.1f} s ({size(rate)}/s): {escape(report.folder)}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -14,12 +14,12 @@ from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.gather import Array, gather, raw_dtype, window
 from ckptconv.errors import MismatchError
-from ckptconv.graph import Pair, Plan, restrict
+from ckptconv.graph import Pair, Plan, Relation, restrict
 from ckptconv.graph.plan import OutFile
 from ckptconv.storage.base import Placed
 from ckptconv.storage.files import SourceFiles
 
-__all__ = ["Filler"]
+__all__ = ["Filler", "pairs_by_tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,18 @@ class Filler:
         plan: The plan.
         file: The file of the plan.
         sources: The source files.
+        pairs: The plan's pairs by tensor, from `pairs_by_tensor`, which serves all files.
     """
 
-    def __init__(self, plan: Plan, file: OutFile, sources: SourceFiles) -> None:
+    def __init__(
+        self, plan: Plan, file: OutFile, sources: SourceFiles, pairs: Mapping[str, Sequence[Pair]]
+    ) -> None:
         self._plan = plan
         self._file = file
         self._sources = sources
         self._offsets = [t.offset for t in file.layout.tensors]
         self._fixed = [at for at, _ in file.layout.fixed]
-        by_tensor: dict[str, list[Pair]] = {t.name: [] for t in file.layout.tensors}
-        for pair in plan.relation.pairs:
-            if pair.right.tensor in by_tensor:
-                by_tensor[pair.right.tensor].append(pair)
-        self._pairs = {name: _index(pairs) for name, pairs in by_tensor.items()}
+        self._pairs = {t.name: _index(pairs.get(t.name, ())) for t in file.layout.tensors}
 
     def fill(self, lo: int, hi: int, buffers: Buffers) -> tuple[Array, list[tuple[int, int, int]], int]:
         """Compute bytes ``lo`` up to ``hi`` of the file.
@@ -130,11 +129,16 @@ class Filler:
         stored = self._plan.stored[piece.left.tensor]
         theirs = np.empty(values.shape, raw_dtype(stored.dtype.itemsize))
         self._gather(piece, theirs, limit)
+        theirs = theirs.reshape(-1)
         flat = np.ascontiguousarray(values).reshape(-1)
-        if stored.dtype != dtype:
-            flat = cast(flat.view(numpy_dtype(dtype)), dtype, stored.dtype)
-        ours = flat.view(theirs.dtype)
-        unequal = np.flatnonzero(ours != theirs.reshape(-1))
+        if stored.dtype == dtype:
+            differ = flat.view(theirs.dtype) != theirs
+        else:
+            ours = cast(flat.view(numpy_dtype(dtype)), dtype, stored.dtype)
+            differ = ours.view(theirs.dtype) != theirs
+            if differ.any():  # a NaN has many bit patterns, and training leaves others than a cast does
+                differ &= ~(np.isnan(ours) & np.isnan(theirs.view(ours.dtype)))
+        unequal = np.flatnonzero(differ)
         if unequal.size:
             first = int(unequal[0])
             size, stride, right = piece.aligned()
@@ -149,6 +153,14 @@ class Filler:
                 where=f"{path} at byte {byte}",
                 hint="the copies of this tensor disagree; the checkpoint is damaged or mixes saves",
             )
+
+
+def pairs_by_tensor(relation: Relation) -> dict[str, list[Pair]]:
+    """Group a relation's pairs by the tensor they fill."""
+    found: dict[str, list[Pair]] = {}
+    for pair in relation.pairs:
+        found.setdefault(pair.right.tensor, []).append(pair)
+    return found
 
 
 def window_of(flat: Array, piece: Pair, lo: int) -> Array:

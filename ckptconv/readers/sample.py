@@ -31,14 +31,15 @@ class Sampler:
     def rounds_to(self, master: Stored, at: int, model: FileTensor, count: int = 512) -> bool:
         """Whether the master's elements from ``at`` on, rounded, start the model's tensor.
 
-        The first and the last ``count`` elements are compared.
+        The first and the last ``count`` elements are compared; a NaN equals any other, as those that training
+        leaves have no one bit pattern.
         """
         if not model.is_contiguous or master.dtype.kind != "float" or model.dtype.kind != "float":
             return False
         n = model.numel
         for lo, hi in ((0, min(count, n)), (max(0, n - count), n)):
             ours = cast(self.elements(master, at + lo, at + hi), master.dtype, model.dtype)
-            if ours.tobytes() != self.elements(model, lo, hi).tobytes():
+            if not np.array_equal(ours, self.elements(model, lo, hi), equal_nan=True):
                 return False
         return True
 

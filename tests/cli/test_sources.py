@@ -73,9 +73,11 @@ def test_a_trainers_output_folder_gives_its_newest_checkpoint(tmp_path: Path, ou
     assert contents(out) == contents(tmp_path / "demo")
 
 
-def test_deepspeed_to_hf_refuses_what_is_none(tmp_path: Path, out: Path) -> None:
-    succeeds("deepspeed-to-hf", DEMO, tmp_path / "model")
-    fails(2, "deepspeed-to-hf", tmp_path / "model", out, naming=("huggingface", "ckptconv convert"), out=out)
+def test_what_save_16bit_model_wrote_converts_as_well(tmp_path: Path) -> None:
+    case = CASES / "qwen2tied_z3_bf16_ws2_save16"
+    for i, source in enumerate((case / "save_16bit", case / "save_16bit/pytorch_model.bin")):
+        succeeds("deepspeed-to-hf", source, tmp_path / f"out{i}", "--config", case)
+        assert_equal(loaded(tmp_path / f"out{i}"), load_file(case / "gold_module.safetensors"))
 
 
 def test_convert_takes_what_it_wrote(tmp_path: Path, out: Path) -> None:

@@ -22,8 +22,9 @@ from ckptconv.casts import cast
 from ckptconv.dtypes import BY_NAME
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import Event, FileDone
-from ckptconv.engine.fill import Filler
-from ckptconv.engine.run import DIGEST_BLOCK, Options, run, tile_bytes
+from ckptconv.engine.fill import Filler, pairs_by_tensor
+from ckptconv.engine.options import DIGEST_BLOCK, Options, tile_bytes
+from ckptconv.engine.run import run
 from ckptconv.errors import MismatchError, OutputError
 from ckptconv.graph import Box, Pair, Plan, Relation, Spec
 from ckptconv.storage.files import SourceFiles, stamp
@@ -127,7 +128,7 @@ def test_every_range_is_that_of_the_file(made: Made, cuts: list[int], dtype: str
     whole = expected(made, dtype)
     edges = sorted({0, len(whole), *(c * 4 for c in cuts if c * 4 < len(whole))})
     with planned(made, dtype) as plan, SourceFiles(plan.inputs) as sources:
-        filler, buffers = Filler(plan, plan.files[0], sources), Buffers()
+        filler, buffers = Filler(plan, plan.files[0], sources, pairs_by_tensor(plan.relation)), Buffers()
         found = b"".join(bytes(filler.fill(lo, hi, buffers)[0]) for lo, hi in pairwise(edges))
     assert found == whole
 
@@ -144,7 +145,9 @@ def test_one_wrong_element_of_a_copy_is_named(made: Made, data: st.DataObject) -
     values = made.right[pair.right.tensor]
     with planned(made) as plan, SourceFiles(plan.inputs) as sources:
         with pytest.raises(MismatchError) as caught:
-            Filler(plan, plan.files[0], sources).fill(0, plan.files[0].layout.size, Buffers())
+            Filler(plan, plan.files[0], sources, pairs_by_tensor(plan.relation)).fill(
+                0, plan.files[0].layout.size, Buffers()
+            )
         where = str(caught.value.where)
     assert pair.right.tensor in caught.value.message and pair.left.tensor in caught.value.message
     place = caught.value.message.split("[", 1)[1].split("]")[0]

@@ -138,6 +138,17 @@ def test_stage_3_optimizer_file_of_another_step(tmp_path: Path, out: Path) -> No
     fails(4, "deepspeed-to-hf", run, out, naming=(path.name, "step 3"), out=out)
 
 
+def test_model_states_of_another_save(run: Path, out: Path) -> None:
+    """Names, shapes and steps agree; only the values tell, which masters round to."""
+    path = run / "global_step2" / MODEL
+    states = torch.load(path, weights_only=False)
+    for tensor in states["module"].values():
+        tensor.mul_(1.5)
+    torch.save(states, path)
+    fails(4, "deepspeed-to-hf", run, out, naming=("does not round to", "--weights model"), out=out)
+    succeeds("deepspeed-to-hf", run, out, "--weights", "model")
+
+
 def test_an_optimizer_file_of_another_run(run: Path, out: Path) -> None:
     """Fewer elements than the parameters need: the file of a smaller model."""
     other = case_run("qwen2tied_z2_bf16_ws2", run.parent / "other")

@@ -153,7 +153,7 @@ def find_run(path: Path, tag: str | None = None) -> Run:
     if tag is None and not any((path / p).is_file() for p in _POINTERS) and (runs := _trainer_runs(path)):
         step, newest = runs[-1]
         found = find_run(newest)
-        text = f"{path} holds {len(runs)} checkpoints; read the newest, checkpoint-{step}"
+        text = f"checkpoint-{step} is the newest of {len(runs)} in {path}"
         return Run(found.root, found.tag, (Note("info", text), *found.notes))
     if tag is not None:
         return Run(path, _tag_folder(path, tag, "--tag"))

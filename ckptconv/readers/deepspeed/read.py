@@ -29,6 +29,7 @@ from ckptconv.storage.base import FileTensor
 
 __all__ = ["open_deepspeed"]
 
+_SAMPLED = 16  # masters compared with their 16-bit weights while a checkpoint is opened
 _EXPERT = re.compile(r"deepspeed_experts\.(\d+)\.")
 
 
@@ -167,6 +168,7 @@ def _read_tensor_parallel(reading: Reading, ranks: list[ModelRank]) -> Relation:
         module = _tensors(reading, rank.module or {})
         masters = _masters(reading, rank, module) if _wanted(reading, rank) else {}
         located = {n: [m] for n, m in masters.items()}
+        _check_rounding(reading, rank, module, located)
         assemble(reading, rank, module, located, prefix=prefix, compared=rank.stage == 0)
     bare = {p + n: n for p in prefixes for n in ranks[0].module or {}}
     reading.aliases = {bare.get(a, a): bare.get(b, b) for a, b in reading.aliases.items()}
@@ -199,9 +201,35 @@ def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
         named = {n for rank in ranks for group in rank.param_shapes() or [] for n in group}
         _check_layers(reading, named, module)
         ties = tied_layers(reading, module, named, masters)
+    _check_rounding(reading, head, module, masters)
     scrambled = files.universal is not None and is_scrambled(head)
     by_rule = scrambled or (head.stage == 0 and files.universal is None)
     assemble(reading, head, module, masters, ties=ties, compared=by_rule)
+
+
+def _check_rounding(
+    reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor], masters: Mapping[str, list[Master]]
+) -> None:
+    """Check a sample of masters against the 16-bit weights they round to after every training step.
+
+    Files of two saves have the same names and shapes; only their values tell them apart.
+    """
+    if rank.sharded:
+        return  # placeholders
+    both = [n for n, located in masters.items() if n in module and module[n].shape == located[0].shape]
+    for name in both[:: max(1, len(both) // _SAMPLED)]:
+        boxes, tensor = masters[name][0].boxes, module[name]
+        if len(boxes) != 1 or not boxes[0].is_contiguous or not tensor.is_contiguous:
+            continue
+        box = boxes[0]
+        stored = reading.graph.stored[box.tensor]
+        if not reading.sampler.rounds_to(stored, box.offset, tensor, count=64):
+            raise PlanError(
+                f"the fp32 master of {name} does not round to its 16-bit weights",
+                where=reading.run.tag,
+                hint="optimizer and model states are of different saves; copy one whole save, or take the "
+                "16-bit weights (--weights model)",
+            )
 
 
 def _check_layers(reading: Reading, named: set[str], module: Mapping[str, FileTensor]) -> None:

@@ -1,0 +1,79 @@
+"""Say how to run a plan, and what a run did."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+__all__ = [
+    "DEFAULT_MEMORY",
+    "DIGEST_BLOCK",
+    "Options",
+    "Report",
+    "default_workers",
+    "peak_memory",
+    "tile_bytes",
+]
+
+DIGEST_BLOCK = 4 << 20
+"""Bytes a digest covers; the unit of work of a thread. A file's digest is made of its blocks' digests."""
+
+DEFAULT_MEMORY = 64 << 20
+
+# A thread's tile, its source before a cast, and the scratch of a strided read and of a cast.
+_BUFFERS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Say how to run a plan.
+
+    Attributes:
+        workers: Threads that read, cast and write.
+        max_memory: Bytes all buffers together may take.
+        resume: Go on with what an interrupted run of the same plan finished.
+        overwrite: Replace a model that is in the output folder.
+    """
+
+    workers: int = 0
+    max_memory: int = DEFAULT_MEMORY
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Say what a run wrote.
+
+    Attributes:
+        folder: The output folder.
+        files: Digest of each weight file: XXH3-128 over the XXH3-64 digests of its 4 MiB blocks.
+        bytes_out: Bytes of the weight files.
+        resumed: Bytes of them that an earlier run had written.
+        overflows: Values that became infinite in a cast to float16.
+    """
+
+    folder: str
+    files: dict[str, str]
+    bytes_out: int
+    resumed: int
+    overflows: int
+
+
+def default_workers() -> int:
+    """Return the number of threads used unless told otherwise: one a core, at most 8."""
+    return max(
+        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    )
+
+
+def tile_bytes(options: Options) -> int:
+    """Return how many bytes of output a thread makes at a time under the memory limit."""
+    workers = options.workers or default_workers()
+    tile = max(1, options.max_memory // (workers * _BUFFERS))
+    return max(1 << 14, min(DIGEST_BLOCK, 1 << (tile.bit_length() - 1)))
+
+
+def peak_memory(options: Options) -> int:
+    """Return the most bytes all threads' buffers together take."""
+    return tile_bytes(options) * _BUFFERS * (options.workers or default_workers())

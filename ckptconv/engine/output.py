@@ -1,0 +1,168 @@
+"""Prepare a run's output folder, give files their final names, and explain what the system says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
+from ckptconv.engine.options import Options
+from ckptconv.errors import InterruptedRunError, OutputError
+from ckptconv.graph.plan import OutFile, Plan
+
+__all__ = ["check_space", "commit", "explain", "interrupted", "is_there", "prepare", "remove_parts"]
+
+_NEXT = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        "free space or raise the limit, then run again with --resume",
+    ),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), "raise the limit (ulimit -n), then run again with --resume"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
+}
+
+
+def explain(error: BaseException, folder: Path) -> BaseException:
+    """Turn an operating system's error into one that says what to do."""
+    if not isinstance(error, OSError):
+        return error
+    return OutputError(
+        f"{error.strerror or error}",
+        where=error.filename or folder,
+        hint=_NEXT.get(error.errno or 0, "see to the cause, then run again with --resume"),
+    )
+
+
+def interrupted(folder: Path) -> InterruptedRunError:
+    """Return the error of a run that was interrupted."""
+    return InterruptedRunError(
+        "interrupted; what is whole is kept", where=folder, hint="run the same command again with --resume"
+    )
+
+
+def is_there(folder: Path, file: OutFile, journal: Journal) -> bool:
+    """Whether a file the journal calls whole is there, under its temporary or already its final name."""
+    names = [file.name + ".part", file.name][: 1 + journal.naming]
+    found = [folder / n for n in names if (folder / n).is_file()]
+    return any(p.stat().st_size == file.layout.size for p in found)
+
+
+def prepare(plan: Plan, folder: Path, options: Options, digest: str) -> None:
+    """Create the folder, or check that it may be written into."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("the output is a file, not a folder", where=folder, hint="name a folder")
+    real = os.path.realpath(folder)
+    if real in {
+        os.path.realpath(plan.source),
+        *(os.path.dirname(os.path.realpath(i.path)) for i in plan.inputs),
+    }:
+        raise OutputError(
+            "the output folder is the one the checkpoint is read from",
+            where=folder,
+            hint="choose another folder",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(
+            f"cannot create the folder: {e.strerror}", where=folder, hint="choose a folder you may write to"
+        ) from e
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            "the folder cannot be written to", where=folder, hint="choose a folder you may write to"
+        )
+    earlier = read_entries(folder)
+    if options.overwrite:
+        return
+    if earlier is not None and not options.resume and (earlier.naming or any(_parts(folder))):
+        raise OutputError(
+            "the folder holds an interrupted run",
+            where=folder,
+            hint="give --resume to go on with it, or --overwrite to start again",
+        )
+    if others := _others(plan, folder, earlier, digest):
+        raise OutputError(
+            f"the output folder is not empty ({', '.join(others[:5])})",
+            where=folder,
+            hint="choose another folder, or give --overwrite to replace the model in it",
+        )
+
+
+def _others(plan: Plan, folder: Path, earlier: Entries | None, digest: str) -> list[str]:
+    """Return what lies in the folder and is not what a run that may be resumed left there."""
+    ours = {JOURNAL}
+    if earlier is not None:
+        ours.update(p.name for p in _parts(folder))
+        if earlier.plan == digest and earlier.overwrite:
+            return []
+        if earlier.plan == digest and earlier.naming:
+            names = [*(f.name for f in plan.files), *(a.name for a in plan.assets)]
+            ours.update(Path(n).parts[0] for n in names)
+    return sorted(p.name for p in folder.iterdir() if p.name not in ours)
+
+
+_PARTS = ("*.part", "additional_chat_templates/*.part")
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    return (p for pattern in _PARTS for p in folder.glob(pattern))
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what an interrupted run of another plan left."""
+    for path in _parts(folder):
+        path.unlink()
+
+
+def check_space(plan: Plan, folder: Path, resumed: int) -> None:
+    """Refuse to start where the output does not fit."""
+    need = plan.bytes_out - resumed + sum(len(a.content) for a in plan.assets)
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise OutputError(
+            f"{need} bytes are to be written, but only {free} are free",
+            where=folder,
+            hint="free space, choose another folder, or write fewer bytes with --dtype bfloat16",
+        )
+
+
+_STALE = ("config.json", "*.index.json", "*.safetensors", "*.bin")
+
+
+def commit(plan: Plan, folder: Path, journal: Journal) -> None:
+    """Give every file its name: weights first, then assets, the index and the config last."""
+    for asset in plan.assets:
+        path = folder / (asset.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as f:
+            f.write(asset.content)
+            f.flush()
+            os.fsync(f.fileno())
+    names = [f.name for f in plan.files] + sorted((a.name for a in plan.assets), key=_last)
+    journal.name_all()
+    if journal.overwrite:
+        for path in [p for pattern in _STALE for p in folder.glob(pattern)]:
+            # One that an earlier run has named already is of the new model.
+            if path.name not in names or (folder / (path.name + ".part")).exists():
+                path.unlink()
+    for name in names:
+        if (part := folder / (name + ".part")).exists():
+            os.replace(part, folder / name)
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _last(name: str) -> int:
+    return 2 if name == "config.json" else 1 if name.endswith(".index.json") else 0
