@@ -100,7 +100,7 @@ class TestFindRun:
         make(tmp_path / "checkpoint-11", "model.safetensors")
         run = find_run(tmp_path)
         assert run.tag == tmp_path / "checkpoint-10" / "global_step10"
-        assert "checkpoint-10" in run.notes[0].text and "3 checkpoints" in run.notes[0].text
+        assert "checkpoint-10" in run.notes[0].text and "newest of 3" in run.notes[0].text
 
     def test_several_tags_without_latest(self, tmp_path: Path) -> None:
         make(tmp_path, f"a/{MODEL}", f"b/{MODEL}")
