@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -95,9 +96,16 @@ def command(*arguments: object) -> list[str]:
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    """Start the command line in a process of its own."""
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    return subprocess.Popen(command(*arguments), **{**pipes, **options})
+    """Start the command line in a process of its own, which Ctrl-C interrupts.
+
+    A shell starts what it runs in the background with SIGINT ignored, and children inherit that.
+    """
+    usual = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, preexec_fn=_heed_interrupts)
+    return subprocess.Popen(command(*arguments), **{**usual, **options})
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def final_names(folder: Path) -> list[str]:
