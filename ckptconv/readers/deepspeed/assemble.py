@@ -53,14 +53,9 @@ def training_dtype(rank: ModelRank) -> DType | None:
 def aliases_of(
     rank: ModelRank, module: Mapping[str, FileTensor], masters: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Return names that share data: those the file says, and tensors that view the same elements.
-
-    An alias of a name that is not there (a frozen one left out of the save) stands for itself.
-    """
+    """Return names that share data: those the file says, and tensors that view the same elements."""
     there = {*module, *masters, *as_dict(rank.head.get("frozen_param_shapes"))}
-    aliases = {
-        str(a): str(b) for a, b in as_dict(rank.head.get("shared_params")).items() if b in there and a != b
-    }
+    aliases = {a: b for a, b in _shared(rank).items() if b in there}
     first: dict[Any, str] = {}
     for name, t in module.items():
         if t.numel and name not in aliases and not rank.sharded:
@@ -68,6 +63,11 @@ def aliases_of(
             if kept != name:
                 aliases[name] = kept
     return {a: _root(aliases, b) for a, b in aliases.items()}
+
+
+def _shared(rank: ModelRank) -> dict[str, str]:
+    shared = {str(a): str(b) for a, b in as_dict(rank.head.get("shared_params")).items()}
+    return {a: b for a, b in shared.items() if a != b}
 
 
 def _root(aliases: Mapping[str, str], name: str) -> str:
@@ -146,6 +146,8 @@ def assemble(
     frozen = zero3_frozen(rank, graph) if rank.fragments else {}
     aliases = aliases_of(rank, module, masters)
     buffers = {str(b) for b in rank.head.get("buffer_names") or []}
+    # A frozen parameter that the save left out may still be there under the other name of a tie.
+    orphans = {a: b for a, b in _shared(rank).items() if a in module and a not in aliases}
     copies_of_ties = {layer for name, layers in ties.items() for layer in layers if layer != name}
     widened = 0
     for name in dict.fromkeys([*module, *frozen, *masters, *ties]):
@@ -154,6 +156,8 @@ def assemble(
             reading.buffers.add(full)
         if name in aliases:
             reading.aliases[full] = prefix + aliases[name]
+        elif name in orphans and rank.sharded:
+            reading.note("warning", f"{name} is tied to {orphans[name]}, which this save left out")
         elif name in copies_of_ties:
             continue
         elif name in masters:
@@ -181,7 +185,10 @@ def assemble(
         else:
             dtype = _written(reading, tensor.dtype)
             widened += dtype != tensor.dtype
-            graph.whole(f"module/{full}", tensor, full, dtype=dtype)
+            kept = prefix + orphans.get(name, name)
+            if kept != full:
+                reading.aliases[full] = kept
+            graph.whole(f"module/{full}", tensor, kept, dtype=dtype, copy=kept in graph.right)
     if widened:
         text = f"{widened} frozen parameters have no master; their own values are widened to float32"
         reading.note("info", text)

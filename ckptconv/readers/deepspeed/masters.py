@@ -224,7 +224,7 @@ def _by_slices(
     out = []
     for name, (at, count) in found.items():
         full = expert_name(name, members[0], local)  # members are e, e + ep, ...: the first is the ep rank
-        shape = shapes_of.get(full)
+        shape = shapes_of.get(full) or _tied_shape(full, count, shapes_of)
         if shape is None or prod(shape) != count:
             raise PlanError(
                 f"{full} has {count} elements in the partitions and shape {shape} in the 16-bit weights",
@@ -232,6 +232,15 @@ def _by_slices(
             )
         out.append((name, shape, at))
     return out
+
+
+def _tied_shape(name: str, count: int, shapes_of: Mapping[str, Shape]) -> Shape | None:
+    """Return the shape of a pipeline's tied parameter, which layer files hold under the layer's number."""
+    if not name.startswith("tied_modules."):
+        return None
+    suffix = name.split(".", 2)[2]
+    found = {s for n, s in shapes_of.items() if n.partition(".")[2] == suffix and prod(s) == count}
+    return found.pop() if len(found) == 1 else None
 
 
 def _fragment(address: object) -> tuple[int, int]:

@@ -47,7 +47,11 @@ def open_deepspeed(path: Path, options: ReadOptions) -> Checkpoint:
     for rank in ranks:
         _check_steps(rank, reading.sampler)
     reading.weights = _weights_there(reading, ranks, asked=options.weights == "master")
-    if _tensor_parallel(ranks, files) > 1:
+    merged = files.universal is not None and reading.weights == "master"
+    if _tensor_parallel(ranks, files) > 1 and merged:
+        _read_merged(reading, ranks[0])
+        relation = reading.graph.relation()
+    elif _tensor_parallel(ranks, files) > 1:
         relation = _read_tensor_parallel(reading, ranks)
     else:
         _read_stages(reading, ranks)
@@ -150,9 +154,9 @@ def _tensor_parallel(ranks: list[ModelRank], files: TagFiles) -> int:
 
 def _read_tensor_parallel(reading: Reading, ranks: list[ModelRank]) -> Relation:
     """Read every rank's shards, then join them."""
-    if reading.files.layers or reading.files.universal or reading.files.experts:
+    if reading.files.layers or reading.files.experts:
         raise FormatError(
-            "tensor parallel together with pipeline stages, experts or the universal layout is not supported",
+            "tensor parallel together with pipeline stages or experts is not supported",
             where=reading.run.tag,
         )
     found = (as_dict(r.head.get("universal_checkpoint_info")) for r in ranks)
@@ -181,6 +185,26 @@ def _read_tensor_parallel(reading: Reading, ranks: list[ModelRank]) -> Relation:
     return shards.compose(whole)
 
 
+def _read_merged(reading: Reading, head: ModelRank) -> None:
+    """Read a universal checkpoint of a tensor-parallel run, whose masters are whole.
+
+    Raises:
+        PlanError: if there are frozen parameters, of which only the ranks' shards are stored.
+    """
+    masters = _masters(reading, head, {})
+    module = _tensors(reading, head.module or {})
+    aliases = aliases_of(head, module, masters)
+    known = {*masters, *aliases, *(head.head.get("buffer_names") or [])}
+    frozen = sorted(n for n in module if n not in known)
+    if frozen:
+        raise PlanError(
+            f"the universal checkpoint lacks {frozen[0]}, which is frozen and cut over tensor-parallel ranks",
+            where=reading.run.tag,
+            hint="take the 16-bit weights (--weights model)",
+        )
+    assemble(reading, head, module, {n: [m] for n, m in masters.items()})
+
+
 def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
     """Read all pipeline stages, or the only rank, as one model."""
     head, files = ranks[0], reading.files
@@ -198,7 +222,7 @@ def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
                 masters.setdefault(name, []).append(master)
     ties: dict[str, list[str]] = {}
     if head.module is None:
-        named = {n for rank in ranks for group in rank.param_shapes() or [] for n in group}
+        named = {n for rank in ranks for n in rank.param_names()}
         _check_layers(reading, named, module)
         ties = tied_layers(reading, module, named, masters)
     _check_rounding(reading, head, module, masters)

@@ -96,6 +96,18 @@ class ModelRank:
         groups = found if isinstance(found, list) else [found]
         return [{str(k): shape_of(v) for k, v in as_dict(g).items()} for g in groups]
 
+    def param_names(self) -> set[str]:
+        """Names of the trainable parameters: those with shapes, else those the partitions' slices name."""
+        shapes = self.param_shapes()
+        if shapes is not None:
+            return {name for group in shapes for name in group}
+        return {name for state in self.optim for name in _fragment_names(state)}
+
+
+def _fragment_names(state: Mapping[str, Any]) -> Iterator[str]:
+    for group in state.get("param_slice_mappings") or []:
+        yield from (str(name) for name in as_dict(group))
+
 
 def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
     """Open the states of every model-parallel rank.
@@ -124,7 +136,9 @@ def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
                 hint="copy the *_model_states.pt files of every rank",
             )
         rank = ModelRank(mp, load(model[0]), model[0])
-        if files.universal is None and (optimizer or rank.sharded):
+        # Only the partitions name a pipeline's tied parameters where the model states name no shapes.
+        nameless = rank.module is None and rank.param_shapes() is None and bool(files.optim)
+        if files.universal is None and (optimizer or rank.sharded or nameless):
             _open_optim(rank, files)
         if rank.sharded:
             _open_fragments(rank, model)

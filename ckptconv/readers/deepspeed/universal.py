@@ -45,6 +45,7 @@ def universal_masters(zero: Path, rank: ModelRank, graph: GraphBuilder) -> dict[
         PlanError: if a scrambled run cannot be put in order again.
     """
     found: dict[str, FileTensor] = {}
+    wrapped: dict[str, bool] = {}
     for folder in sorted(p for p in zero.iterdir() if p.is_dir()):
         path = folder / "fp32.pt"
         if not path.is_file():
@@ -53,7 +54,7 @@ def universal_masters(zero: Path, rank: ModelRank, graph: GraphBuilder) -> dict[
         tensor = root.get("param") if isinstance(root, dict) else root
         if not isinstance(tensor, FileTensor):
             raise FormatError("expected a tensor, or a dict with one under 'param'", where=path)
-        found[folder.name] = tensor
+        found[folder.name], wrapped[folder.name] = tensor, isinstance(root, dict)
     groups = rank.param_shapes()
     shapes = {k: v for g in groups or [] for k, v in g.items()}
     if is_scrambled(rank):
@@ -66,7 +67,12 @@ def universal_masters(zero: Path, rank: ModelRank, graph: GraphBuilder) -> dict[
     masters = {}
     for name, tensor in found.items():
         shape = shapes.get(name, tensor.shape)
-        if prod(shape) != tensor.numel:  # shapes of tensor-parallel shards; the universal file is merged
+        if prod(shape) != tensor.numel:  # the shape of a tensor-parallel shard; the universal file is merged
+            if not wrapped[name]:
+                raise PlanError(
+                    f"{name} has {tensor.numel} elements here and shape {list(shape)} in the model states",
+                    where=tensor.path,
+                )
             shape = tensor.shape
         masters[name] = _whole(f"zero/{name}", tensor, shape, graph)
     order = {name: i for i, name in enumerate(shapes)}
