@@ -208,3 +208,37 @@ def test_partitions_of_another_model_are_refused(tmp_path: Path) -> None:
     rows = [torch.cat([row, torch.zeros(1)]) for row in stage3(2)]
     with pytest.raises(PlanError, match="each rank holds"):
         ckptconv.open(write(tmp_path, stage3_files(2, head, rows)))
+
+
+def test_a_tie_to_a_frozen_parameter_that_the_save_left_out(tmp_path: Path) -> None:
+    """Stages 1 and 2 still hold it under the tie's other name; stage 3 holds it nowhere, which is said."""
+    names = ["a.weight", "norm.weight"]
+    parts = stage2(1, groups=[names])
+    tied = torch.arange(6.0).reshape(2, 3)
+    module = OrderedDict((n, TRUE[n].to(torch.bfloat16)) for n in names)
+    head: dict[str, Any] = {
+        "module": module | {"lm_head.weight": tied.to(torch.bfloat16)},
+        "param_shapes": shapes_by_group([names]),
+        "shared_params": {"lm_head.weight": "embed.weight"},
+    }
+    state = {"zero_stage": 2, "partition_count": 1, "single_partition_of_fp32_groups": [parts[0][0]]}
+    optim = {"optimizer_state_dict": state}
+    model = ckptconv.open(
+        write(
+            tmp_path / "two",
+            {"mp_rank_00_model_states.pt": head, "zero_pp_rank_0_mp_rank_00_optim_states.pt": optim},
+        )
+    )
+    assert set(model) == {*names, "embed.weight"}
+    assert (model.read("embed.weight") == tied.numpy()).all()
+    assert model.checkpoint.aliases == {"lm_head.weight": "embed.weight"}
+
+    one = OrderedDict((n, torch.Size(s)) for n, s in SHAPES.items())
+    sharded = {
+        "module": placeholders("tied.weight"),
+        "param_shapes": [one],
+        "shared_params": {"tied.weight": "gone"},
+    }
+    three = ckptconv.open(write(tmp_path / "three", stage3_files(2, sharded, stage3(2))))
+    assert list(three) == list(SHAPES)
+    assert any("tied.weight is tied to gone" in n.text for n in three.checkpoint.notes)
