@@ -78,7 +78,7 @@ def test_a_box_is_what_numpy_says(
 
 
 def test_a_column_of_a_large_matrix_is_read_without_the_matrix(tmp_path: Path) -> None:
-    """64 MiB on disk, 4 KiB wanted: what is held besides is the limit and the windows of short reads (8 MB)."""
+    """64 MiB on disk, 4 KiB wanted: held besides are the limit and the windows of short reads (8 MB)."""
     import tracemalloc
 
     path = tmp_path / "matrix"
