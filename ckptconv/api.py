@@ -18,7 +18,7 @@ from ckptconv.engine.run import run
 from ckptconv.errors import UsageError
 from ckptconv.families import Family, families, find_family
 from ckptconv.folder import ConfigFound, compare, find_config, gather_assets
-from ckptconv.graph import OutFile, Plan, Relation
+from ckptconv.graph import OutFile, Pair, Plan, Relation
 from ckptconv.naming import cast_chains, name_tensors
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, Note, ReadOptions, Weights
@@ -61,6 +61,7 @@ class Model(Mapping[str, TensorInfo]):
         self.checkpoint = checkpoint
         self.relation = relation
         self._casts = casts
+        self._pairs: dict[str, list[Pair]] | None = None
 
     @property
     def tensors(self) -> Model:
@@ -76,7 +77,9 @@ class Model(Mapping[str, TensorInfo]):
     def __getitem__(self, name: str) -> TensorInfo:
         spec = self.relation.right[name]
         d = dtype_named(spec.dtype)
-        keys = {p.left.tensor for p in self.relation.pairs if p.right.tensor == name}
+        if self._pairs is None:
+            self._pairs = pairs_by_tensor(self.relation)
+        keys = {p.left.tensor for p in self._pairs.get(name, ())}
         paths = {e.path for k in keys for e in self.checkpoint.stored[k].extents}
         return TensorInfo(name, spec.shape, d, spec.numel * d.itemsize, tuple(sorted(paths)))
 

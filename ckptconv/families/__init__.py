@@ -1,19 +1,24 @@
-"""Find the family of a model by the ``model_type`` of its config."""
+"""Find the family of a model by the ``model_type`` of its config; every file here is found by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
 
-from ckptconv.families import gpt2, llama, moe, qwen
-from ckptconv.families.base import Family, Findings, Slot, dims, one
+from ckptconv.families.base import Family, Findings, Fused, Slot, dims, one
 
-__all__ = ["Family", "Findings", "Slot", "dims", "families", "find_family", "one"]
+__all__ = ["Family", "Findings", "Fused", "Slot", "dims", "families", "find_family", "one"]
 
 
 def families() -> Iterator[Family]:
-    """Yield ckptconv's families, then those of installed plug-ins (entry point ``ckptconv.families``)."""
-    yield from (llama.FAMILY, qwen.QWEN2, qwen.QWEN3, gpt2.FAMILY)
-    yield from (moe.MIXTRAL, moe.QWEN2_MOE, moe.QWEN3_MOE)
+    """Yield the families of this package, then those of plug-ins (entry point ``ckptconv.families``)."""
+    seen: set[str] = set()
+    for info in iter_modules(__path__):
+        for value in vars(import_module(f"{__name__}.{info.name}")).values():
+            if isinstance(value, Family) and value.name not in seen:  # one may import another to build on it
+                seen.add(value.name)
+                yield value
     from importlib.metadata import entry_points  # 25 ms, and seldom needed
 
     for point in entry_points(group="ckptconv.families"):
