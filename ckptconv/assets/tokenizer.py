@@ -54,7 +54,8 @@ def _made(folder: Path, names: list[str], config: Path | None) -> list[AssetFile
             raise FormatError(
                 f"transformers cannot make a tokenizer from {', '.join(names)}: {why}",
                 where=folder,
-                hint="give a folder with tokenizer.json by --tokenizer, or write no assets with --no-assets",
+                hint="pip install 'ckptconv[tokenizers]' for a sentencepiece model; or give a folder with "
+                "tokenizer.json by --tokenizer, or write no assets with --no-assets",
             ) from e
         return [
             AssetFile(p.relative_to(target).as_posix(), "made by transformers", p.read_bytes())

@@ -242,3 +242,30 @@ def test_a_tie_to_a_frozen_parameter_that_the_save_left_out(tmp_path: Path) -> N
     three = ckptconv.open(write(tmp_path / "three", stage3_files(2, sharded, stage3(2))))
     assert list(three) == list(SHAPES)
     assert any("tied.weight is tied to gone" in n.text for n in three.checkpoint.notes)
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["fused", "unfused"])
+def test_stage_0_masters_that_round_to_the_same_values_keep_the_modules_order(
+    tmp_path: Path, flat: bool
+) -> None:
+    """Norms near one all round to ones; in groups from the last layer to the first, neighbours tell."""
+    names = [f"layers.{i}.{part}.weight" for i in range(3) for part in ("proj", "norm")]
+    masters = {
+        n: torch.randn(2, 3, generator=torch.Generator().manual_seed(i))
+        if "proj" in n
+        else 1 + torch.rand(3) * 1e-4
+        for i, n in enumerate(names)
+    }
+    groups = [[n for n in names if n.startswith(f"layers.{i}.")] for i in (2, 1, 0)]
+    optimizer: dict[str, Any] = (
+        {"fp32_groups_flat": [torch.cat([masters[n].flatten() for n in g]) for g in groups]}
+        if flat
+        else {"fp32_groups": [[masters[n] for n in g] for g in groups]}
+    )
+    module = OrderedDict((n, masters[n].to(torch.bfloat16)) for n in names)
+    assert all((module[n] == 1).all() for n in names if "norm" in n)
+    head = {"module": module, "optimizer": optimizer, "param_shapes": None, "buffer_names": []}
+    model = ckptconv.open(write(tmp_path, {"mp_rank_00_model_states.pt": head}))
+    for name in names:
+        assert (model.read(name) == masters[name].numpy()).all(), name
+    assert any(n.level == "guess" for n in model.checkpoint.notes)

@@ -3,8 +3,9 @@
 ``FP16_Optimizer`` keeps one flat run per optimizer group (``fp32_groups_flat``, deepspeed 0.19.8
 ``runtime/fp16/fused_optimizer.py``), ``FP16_UnfusedOptimizer`` a list of shaped tensors per group
 (``fp32_groups``, ``runtime/fp16/unfused_optimizer.py``). Neither stores names. A master is the value its
-16-bit parameter was rounded from, so each is given to the first parameter, in the module's order, that it
-rounds to; the whole of it is compared again while it is converted.
+16-bit parameter was rounded from, so each is given to a parameter that it rounds to, the next in the module's
+order after the one before it if several do (norms that are still all ones); the whole of it is compared again
+while it is converted.
 """
 
 from __future__ import annotations
@@ -54,17 +55,21 @@ def nameless_masters(
         PlanError: if a master rounds to no parameter that is left.
     """
     masters: dict[str, Master] = {}
-    left = dict(module)
+    order = list(module)
+    last = -1
 
     def take(key: str, stored: Stored, at: int, shape: tuple[int, ...] | None) -> int:
-        for name, tensor in left.items():
-            if (shape is None or tensor.shape == shape) and at + tensor.numel <= stored.numel:
-                if tensor.numel and not sampler.rounds_to(stored, at, tensor):
-                    continue
-                del left[name]
-                box = (Box.interval(key, at, at + tensor.numel),) if tensor.numel else ()
-                masters[name] = Master(tensor.shape, box)
-                return tensor.numel
+        nonlocal last
+        for i in (*range(last + 1, len(order)), *range(last + 1)):
+            name, tensor = order[i], module[order[i]]
+            if name in masters or shape not in (None, tensor.shape) or at + tensor.numel > stored.numel:
+                continue
+            if tensor.numel and not sampler.rounds_to(stored, at, tensor):
+                continue
+            box = (Box.interval(key, at, at + tensor.numel),) if tensor.numel else ()
+            masters[name] = Master(tensor.shape, box)
+            last = i
+            return tensor.numel
         raise PlanError(
             f"the master at element {at} of {key} rounds to no parameter of the module",
             where=where,
@@ -72,6 +77,7 @@ def nameless_masters(
         )
 
     for g, group in enumerate(optimizer.get("fp32_groups") or []):
+        last = -1
         for i, tensor in enumerate(group):
             key = f"{prefix}fp32_group_{g}/{i}"
             stored = from_file_tensor(tensor)
@@ -82,7 +88,8 @@ def nameless_masters(
         stored = concatenated([flat], (flat.numel,))
         graph.store(key, stored)
         at, smallest = 0, min((prod(t.shape) for t in module.values()), default=1)
-        while stored.numel - at >= max(smallest, 1) and left:
+        last = -1
+        while stored.numel - at >= max(smallest, 1) and len(masters) < len(order):
             at += take(key, stored, at, None)
         if at < stored.numel:
             graph.left_only.append(Drop(Box.interval(key, at, stored.numel), "optimizer padding"))
