@@ -148,7 +148,7 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
     config, family = _architecture(checkpoint, chosen, needed=chosen.assets)
     named = name_tensors(checkpoint, chosen, family, config.values if config else None)
     notes, steps = list(checkpoint.notes), list(named.steps)
-    if family is not None and config is not None:
+    if family is not None and family.slots and config is not None:
         notes += compare(family, config.values, named)
     elif config is not None:
         kind = config.values.get("model_type")

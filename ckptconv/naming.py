@@ -73,7 +73,7 @@ def name_tensors(
     relation, aliases, tied = _tie(checkpoint, relation, aliases, unresolved, family, config)
     steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
     if options.dtype != "keep":
-        relation = _with_dtype(relation, dtype_named(options.dtype))
+        relation = _with_dtype(relation, dtype_named(options.dtype), family)
     casts = cast_chains(checkpoint, relation, via)
     steps += _cast_steps(casts)
     copies = Counter(p.right.tensor for p in relation.pairs if p.left_copy)
@@ -81,10 +81,14 @@ def name_tensors(
     return Named(relation, casts, aliases, tied, tuple(steps))
 
 
-def _with_dtype(relation: Relation, target: DType) -> Relation:
+def _with_dtype(relation: Relation, target: DType, family: Family | None) -> Relation:
+    """Give every floating-point tensor a dtype, but those the family pins."""
+
+    def is_cast(name: str, dtype: str) -> bool:
+        return dtype_named(dtype).kind == "float" and not (family is not None and family.is_pinned(name))
+
     right = {
-        n: replace(s, dtype=target.name) if dtype_named(s.dtype).kind == "float" else s
-        for n, s in relation.right.items()
+        n: replace(s, dtype=target.name) if is_cast(n, s.dtype) else s for n, s in relation.right.items()
     }
     return replace(relation, right=right)
 

@@ -126,10 +126,11 @@ class Family:
     Attributes:
         name: Name for ``--family``.
         model_types: Values of ``model_type`` in config.json.
-        slots: Its tensors.
+        slots: Its tensors; none if only ``fused`` is known of it.
         flags: Values of config flags that transformers assumes when the config does not say.
         ignored: Patterns of buffers old releases stored and new ones do not.
         fused: What memory and file hold differently.
+        pinned: Patterns of tensors whose dtype ``--dtype`` leaves alone.
     """
 
     name: str
@@ -138,6 +139,11 @@ class Family:
     flags: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
     fused: tuple[Fused, ...] = ()
+    pinned: tuple[str, ...] = ()
+
+    def is_pinned(self, name: str) -> bool:
+        """Whether a tensor keeps its dtype whatever the others are rounded to."""
+        return any(re.fullmatch(p, name) for p in self.pinned)
 
     def name_of(self, slot: str) -> str | None:
         """Return the Hugging Face name of a slot that is not per layer."""

@@ -83,6 +83,17 @@ QWEN2_MOE = Family(
     _QWEN_FUSED,
 )
 
+# Known by how they save their experts alone; their other names and shapes pass unchecked.
+OTHERS = Family(
+    "experts",
+    ("deepseek_v2", "deepseek_v3", "dots1", "flex_olmo", "glm4_moe", "hunyuan_v1_moe", "olmoe", "solar_open"),
+    slots=(),
+    flags={},
+    fused=_QWEN_FUSED,
+    # Tiny steps add up in it; transformers 5.23 keeps it in float32 (modeling_deepseek_v3.py).
+    pinned=(r".*\.e_score_correction_bias",),
+)
+
 _MOE = "model.layers.*.block_sparse_moe"
 MIXTRAL = Family(
     "mixtral",

@@ -32,6 +32,23 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("Qwen2MoeConfig", EXPERTS | dict(shared_expert_intermediate_size=20, mlp_only_layers=[0])),
     ("Qwen3MoeConfig", EXPERTS | dict(head_dim=8)),
 ]
+# Known by how they save their experts alone.
+ROUTED = dict(n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, n_group=1, topk_group=1)
+ROUTED |= dict(moe_intermediate_size=12, first_k_dense_replace=1)
+LATENT = dict(q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8)
+EXPERTS_ONLY: list[tuple[str, dict[str, Any]]] = [
+    ("OlmoeConfig", dict(num_experts=4)),
+    ("FlexOlmoConfig", dict(num_experts=4, pad_token_id=0)),
+    ("Glm4MoeConfig", ROUTED | dict(head_dim=8)),
+    ("Dots1Config", ROUTED | dict(head_dim=8)),
+    ("DeepseekV2Config", ROUTED | LATENT | dict(num_key_value_heads=4)),
+    ("DeepseekV3Config", ROUTED | LATENT | dict(num_key_value_heads=4)),
+    ("HunYuanMoEV1Config", dict(num_experts=4, moe_topk=2, head_dim=8)),
+    (
+        "SolarOpenConfig",
+        dict(n_routed_experts=4, num_experts_per_tok=2, head_dim=8, moe_intermediate_size=12),
+    ),
+]
 
 
 def make(kind: str, more: dict[str, Any]) -> torch.nn.Module:
@@ -42,7 +59,7 @@ def make(kind: str, more: dict[str, Any]) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("kind", "more"), MODELS, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "plain"
+    ("kind", "more"), MODELS + EXPERTS_ONLY, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "plain"
 )
 def test_a_state_dict_becomes_what_save_pretrained_writes(
     kind: str, more: dict[str, Any], tmp_path: Path
@@ -69,6 +86,17 @@ def test_every_tensor_of_another_shape_is_refused(kind: str, more: dict[str, Any
     for name, shape in shapes.items():
         with pytest.raises(PlanError, match=name.replace(".", r"\.")):
             family.compare(config, {**shapes, name: (shape[0] + 1, *shape[1:])})
+
+
+def test_a_pinned_tensor_keeps_its_dtype(tmp_path: Path) -> None:
+    model = make(*EXPERTS_ONLY[5])
+    model.config.save_pretrained(tmp_path)  # type: ignore[operator, union-attr]
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    torch.save(state, tmp_path / "model.pt")
+    rounded = ckptconv.open(tmp_path / "model.pt").to("hf", dtype="bfloat16", config=str(tmp_path))
+    assert rounded[bias].dtype.name == "float32"
+    assert all(info.dtype.name == "bfloat16" for name, info in rounded.items() if name != bias)
 
 
 def test_families_are_found_by_their_files() -> None:
