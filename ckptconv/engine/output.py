@@ -131,7 +131,15 @@ def check_space(plan: Plan, folder: Path, resumed: int) -> None:
         )
 
 
-_STALE = ("config.json", "*.index.json", "*.safetensors", "*.bin")
+_STALE = (
+    "config.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin",
+)
 
 
 def commit(plan: Plan, folder: Path, journal: Journal) -> None:

@@ -83,6 +83,18 @@ def test_overwrite_leaves_nothing_of_the_old_model(out: Path, whole: dict[str, b
     assert final_names(out) == ["config.json", "pytorch_model.bin"]
 
 
+def test_overwrite_leaves_what_is_no_model_of_ours(out: Path) -> None:
+    """A Trainer's folder holds other ``.bin`` and ``.safetensors`` files as well."""
+    out.mkdir()
+    others = ("training_args.bin", "adapter_model.safetensors", "optimizer.bin", "notes.txt")
+    for name in (*others, "model-00001-of-00002.safetensors", "pytorch_model.bin"):
+        (out / name).write_bytes(b"old")
+    succeeds("deepspeed-to-hf", DEMO, out, "--overwrite")
+    assert all((out / name).read_bytes() == b"old" for name in others)
+    assert not (out / "model-00001-of-00002.safetensors").exists()
+    assert not (out / "pytorch_model.bin").exists()
+
+
 def test_a_failed_overwrite_keeps_the_old_model(tmp_path: Path, out: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(DEMO, run)
