@@ -131,6 +131,7 @@ def check_space(plan: Plan, folder: Path, resumed: int) -> None:
         )
 
 
+# In the order the old model is taken apart: it stops looking whole first.
 _STALE = (
     "config.json",
     "model.safetensors.index.json",
