@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -48,7 +49,8 @@ def _made(folder: Path, names: list[str], config: Path | None) -> list[AssetFile
         if config is not None:
             shutil.copyfile(config / "config.json", source / "config.json")
         try:
-            AutoTokenizer.from_pretrained(str(source)).save_pretrained(str(target))
+            tokenizer = AutoTokenizer.from_pretrained(str(source))
+            tokenizer.save_pretrained(str(target))
         except Exception as e:  # transformers raises every kind here
             why = (str(e).splitlines() or [type(e).__name__])[0]
             raise FormatError(
@@ -57,6 +59,9 @@ def _made(folder: Path, names: list[str], config: Path | None) -> list[AssetFile
                 hint="pip install 'ckptconv[tokenizers]' for a sentencepiece model; or give a folder with "
                 "tokenizer.json by --tokenizer, or write no assets with --no-assets",
             ) from e
+        special = target / "special_tokens_map.json"
+        if not special.exists():  # transformers 5 leaves it out; older releases look for it
+            special.write_text(json.dumps(tokenizer.special_tokens_map, indent=2) + "\n", encoding="utf-8")
         return [
             AssetFile(p.relative_to(target).as_posix(), "made by transformers", p.read_bytes())
             for p in sorted(target.rglob("*"))
