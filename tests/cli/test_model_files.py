@@ -202,9 +202,36 @@ def test_a_bare_vocabulary_becomes_the_full_tokenizer(tmp_path: Path, out: Path)
     succeeds("deepspeed-to-hf", run, out)
     written = contents(out)
     assert {n: written[n] for n in before} == before
-    assert {"tokenizer.json", "tokenizer_config.json"} <= set(written)
+    assert {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"} <= set(written)
     ids = AutoTokenizer.from_pretrained(out)("to be or not")["input_ids"]
     assert ids == made.encode("to be or not").ids
+
+
+@pytest.mark.slow
+def test_a_sentencepiece_model_becomes_the_full_tokenizer(tmp_path: Path, out: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    from transformers import AutoTokenizer
+
+    run = case_run("llama_z0_bf16_ws2", tmp_path / "run")
+    text = tmp_path / "text"
+    text.write_text("to be or not to be, that is the question\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(run / "tokenizer"),
+        vocab_size=280,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (run / "tokenizer.vocab").unlink()
+    succeeds("deepspeed-to-hf", run, out)
+    written = contents(out)
+    assert written["tokenizer.model"] == (run / "tokenizer.model").read_bytes()
+    assert {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"} <= set(written)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    ids = tokenizer("to be or not", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == "to be or not"
 
 
 def test_the_gold_config_is_that_of_the_case() -> None:
