@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -18,7 +19,7 @@ from ckptconv.engine.run import run
 from ckptconv.errors import UsageError
 from ckptconv.families import Family, families, find_family
 from ckptconv.folder import ConfigFound, compare, find_config, gather_assets
-from ckptconv.graph import OutFile, Pair, Plan, Relation
+from ckptconv.graph import OutFile, Pair, Plan, Relation, Step
 from ckptconv.naming import cast_chains, name_tensors
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, Note, ReadOptions, Weights
@@ -147,7 +148,7 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
     checkpoint = open_checkpoint(Path(source), ReadOptions(chosen.weights, chosen.tag))
     config, family = _architecture(checkpoint, chosen, needed=chosen.assets)
     named = name_tensors(checkpoint, chosen, family, config.values if config else None)
-    notes, steps = list(checkpoint.notes), list(named.steps)
+    notes, steps = list(checkpoint.notes), [*named.steps, *_left_out(checkpoint)]
     if family is not None and family.slots and config is not None:
         notes += compare(family, config.values, named)
     elif config is not None:
@@ -198,6 +199,18 @@ def convert(
     memory = max_memory if isinstance(max_memory, int) else parse_size(max_memory)
     options = Options(workers=workers, max_memory=memory, resume=resume, overwrite=overwrite)
     return run(plan(source, **fields), Path(out), options, listen)
+
+
+def _left_out(checkpoint: Checkpoint) -> list[Step]:
+    """Say what the files hold beside the weights: padding, optimizer states."""
+    padding = Counter[str]()
+    for drop in checkpoint.relation.left_only:
+        padding[drop.reason] += drop.box.numel
+    steps = [Step("left out", f"{count:,} elements", reason) for reason, count in padding.items()]
+    found = checkpoint.left_out.items()
+    return steps + [
+        Step("left out", f"{count:,} bytes", f"{kind}: not weights") for kind, count in found if count
+    ]
 
 
 def _checked(options: ConvertOptions) -> ConvertOptions:

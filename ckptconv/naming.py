@@ -63,6 +63,11 @@ def name_tensors(
         steps += [Step("drop", d.box.tensor, d.reason) for d in names.left_only]
         steps += [Step("rename", f"{old} -> {new}", "--rename") for old, new in renamed.items() if old != new]
         relation = relation.compose(names)
+        steps += [
+            Step("drop", a, "--drop" if a in dropped else f"shares the data of {b}, which is dropped")
+            for a, b in aliases.items()
+            if b not in renamed or a in dropped
+        ]
         aliases = {a: renamed[b] for a, b in aliases.items() if b in renamed and a not in dropped}
         via = {renamed[n]: d for n, d in via.items() if n in renamed}
         unresolved -= dropped

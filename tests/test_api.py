@@ -167,3 +167,11 @@ def test_the_public_names_are_there() -> None:
     assert all(getattr(ckptconv, name) is not None for name in ckptconv.__all__)
     with pytest.raises(AttributeError):
         ckptconv.no_such_name  # noqa: B018
+
+
+def test_a_plan_says_what_is_left_out_and_which_names_go_with_a_drop(fixtures: Path) -> None:
+    run = fixtures / "deepspeed/qwen2tied_z2_bf16_ws2/ckpt"
+    plan = ckptconv.plan(run, assets=False, drop=("model.embed_tokens.weight",))
+    said = {(s.kind, s.what): s.why for s in plan.steps}
+    assert "is dropped" in said["drop", "lm_head.weight"]
+    assert any(kind == "left out" and "optimizer" in why for (kind, _), why in said.items())

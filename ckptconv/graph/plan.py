@@ -16,7 +16,7 @@ from ckptconv.storage.stored import Stored
 
 __all__ = ["AssetFile", "OutFile", "Plan", "Step"]
 
-StepKind = Literal["cast", "alias", "drop", "rename", "compare", "config"]
+StepKind = Literal["cast", "alias", "drop", "rename", "compare", "config", "left out"]
 
 
 @dataclass(frozen=True, slots=True)
