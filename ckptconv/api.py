@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.dtypes import DType, numpy_dtype
@@ -16,16 +17,21 @@ from ckptconv.engine.events import Listener
 from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.options import Options, Report
 from ckptconv.engine.run import run
-from ckptconv.errors import UsageError
+from ckptconv.errors import PlanError, UsageError
 from ckptconv.families import Family, families, find_family
 from ckptconv.folder import ConfigFound, compare, find_config, gather_assets
-from ckptconv.graph import OutFile, Pair, Plan, Relation, Step
-from ckptconv.naming import cast_chains, name_tensors
+from ckptconv.graph import OutFile, Pair, Plan, Relation, Spec, Step
+from ckptconv.graph.terms import Terms, operands
+from ckptconv.lora import adapter_layout
+from ckptconv.naming import cast_chains, cast_steps, name_tensors
 from ckptconv.options import ConvertOptions
+from ckptconv.peft import prepare
 from ckptconv.readers.base import Checkpoint, Note, ReadOptions, Weights
 from ckptconv.readers.registry import open_checkpoint
+from ckptconv.sharded import as_stored, follow_through, retyped, shard, with_tied_head
 from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.files import SourceFiles
+from ckptconv.translate import to_slots, without
 from ckptconv.writers.huggingface import layout_weights, parse_size
 
 if TYPE_CHECKING:
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["ConvertOptions", "Model", "TensorInfo", "convert", "open", "plan"]
 
 PathArg = str | PathLike[str]
+_TARGETS = ("hf", "megatron")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +64,16 @@ class Model(Mapping[str, TensorInfo]):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, relation: Relation, casts: Mapping[str, tuple[DType, ...]]
+        self,
+        checkpoint: Checkpoint,
+        relation: Relation,
+        casts: Mapping[str, tuple[DType, ...]],
+        terms: Terms = MappingProxyType({}),
     ) -> None:
         self.checkpoint = checkpoint
         self.relation = relation
-        self._casts = casts
+        self._casts, self._terms = casts, terms
+        self._parts = operands(terms)
         self._pairs: dict[str, list[Pair]] | None = None
 
     @property
@@ -70,17 +82,20 @@ class Model(Mapping[str, TensorInfo]):
         return self
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.relation.right)
+        return (n for n in self.relation.right if n not in self._parts)
 
     def __len__(self) -> int:
-        return len(self.relation.right)
+        return len(self.relation.right) - len(self._parts)
 
     def __getitem__(self, name: str) -> TensorInfo:
+        if name in self._parts:
+            raise KeyError(name)
         spec = self.relation.right[name]
         d = dtype_named(spec.dtype)
         if self._pairs is None:
             self._pairs = pairs_by_tensor(self.relation)
-        keys = {p.left.tensor for p in self._pairs.get(name, ())}
+        parts = (name, *operands({name: self._terms.get(name, ())}))
+        keys = {p.left.tensor for n in parts for p in self._pairs.get(n, ())}
         paths = {e.path for k in keys for e in self.checkpoint.stored[k].extents}
         return TensorInfo(name, spec.shape, d, spec.numel * d.itemsize, tuple(sorted(paths)))
 
@@ -93,8 +108,9 @@ class Model(Mapping[str, TensorInfo]):
         """
         chosen = _checked(ConvertOptions(to=target, **options))
         config, family = _architecture(self.checkpoint, chosen, needed=False)
-        named = name_tensors(self.checkpoint, chosen, family, config.values if config else None)
-        return Model(self.checkpoint, named.relation, named.casts)
+        made = prepare(self.checkpoint, chosen)
+        named = name_tensors(made.checkpoint, chosen, family, config.values if config else None, made.terms)
+        return Model(made.checkpoint, named.relation, named.casts, named.terms)
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
         """Read one tensor now, as a numpy array of its shape (``ml_dtypes`` for bfloat16).
@@ -106,7 +122,9 @@ class Model(Mapping[str, TensorInfo]):
         info = self[name]
         layout = FileLayout(info.nbytes, (), (Placed(name, info.dtype, info.shape, 0),))
         file = OutFile(name, "safetensors", layout)
-        one = _plan_of(self.checkpoint, self.relation.select([name]), self._casts, (file,))
+        terms = {name: self._terms[name]} if name in self._terms else {}
+        relation = self.relation.select([name, *operands(terms)])
+        one = _plan_of(self.checkpoint, relation, self._casts, (file,), terms)
         with SourceFiles(self.checkpoint.files) as sources:
             filler = Filler(one, file, sources, pairs_by_tensor(one.relation))
             data, _, _ = filler.fill(0, info.nbytes, Buffers())
@@ -145,26 +163,79 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
         PlanError: if a tensor is unmapped, uncovered, doubled or of another shape than the config asks for.
     """
     chosen = _checked(replace(options or ConvertOptions(), **fields))
-    checkpoint = open_checkpoint(Path(source), ReadOptions(chosen.weights, chosen.tag))
-    config, family = _architecture(checkpoint, chosen, needed=chosen.assets)
-    named = name_tensors(checkpoint, chosen, family, config.values if config else None)
+    checkpoint = open_checkpoint(Path(source), _reading(chosen))
+    if chosen.to == "megatron":
+        return _plan_shards(checkpoint, chosen)
+    made = prepare(checkpoint, chosen)
+    checkpoint, alone = made.checkpoint, made.config is not None
+    config, family = _architecture(checkpoint, chosen, needed=chosen.assets and not alone)
+    named = name_tensors(checkpoint, chosen, family, config.values if config else None, made.terms)
     notes, steps = list(checkpoint.notes), [*named.steps, *_left_out(checkpoint)]
-    if family is not None and family.slots and config is not None:
+    if alone:
+        config = None
+    elif family is not None and family.entries and config is not None:
         notes += compare(family, config.values, named)
     elif config is not None:
         kind = config.values.get("model_type")
         notes.append(Note("info", f"no table for model_type {kind!r}: names and shapes pass unchecked"))
-    tensors = [(n, dtype_named(s.dtype), s.shape) for n, s in named.relation.right.items()]
-    files, index = layout_weights(tensors, chosen.format, parse_size(chosen.max_shard_size))
-    assets = [] if index is None else [index]
+    tensors = [(n, dtype_named(s.dtype), s.shape) for n, s in named.written.items()]
+    if made.config is not None:
+        files, assets = (adapter_layout(tensors, chosen.format),), [made.config]
+    else:
+        files, index = layout_weights(tensors, chosen.format, parse_size(chosen.max_shard_size))
+        assets = [] if index is None else [index]
     if chosen.assets and config is not None:
         more, asset_steps, asset_notes = gather_assets(checkpoint, named, family, config, chosen.tokenizer)
         assets += more
         steps += asset_steps
         notes += asset_notes
     return replace(
-        _plan_of(checkpoint, named.relation, named.casts, files),
+        _plan_of(checkpoint, named.relation, named.casts, files, named.terms),
         assets=tuple(assets),
+        steps=tuple(steps),
+        notes=tuple((n.level, n.text) for n in notes),
+    )
+
+
+def _reading(options: ConvertOptions) -> ReadOptions:
+    return ReadOptions(
+        options.weights, options.tag, iteration=options.iteration, sizes=options.source_sizes
+    )
+
+
+def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
+    """Plan shards of ranks: the model under Hugging Face's names, its slots, the target's tensors."""
+    made = prepare(checkpoint, options)
+    config, family = _architecture(made.checkpoint, options, needed=True)
+    assert config is not None
+    if family is None or not family.entries:
+        raise PlanError(
+            f"there is no table for model_type {config.values.get('model_type')!r}",
+            where=config.origin,
+            hint="give --family with a name or a file",
+        )
+    named = name_tensors(made.checkpoint, options, family, config.values, made.terms)
+    table = family.table(config.values)
+    buffers = [n for n in table.named(named.relation.right)[1] if family.is_ignored(n)]
+    relation = without(named.relation, buffers, "a buffer the model makes itself")
+    inner = to_slots(relation.right, table, family.dims(config.values), what="config.json")
+    relation = relation.compose(inner)
+    target, model = shard(
+        options, relation.right, bool(named.tied), config.values, family, checkpoint.arguments
+    )
+    relation = with_tied_head(relation, target.relation)
+    outer = retyped(target.relation, relation.right)
+    relation = relation.compose(outer)
+    if model is not None:
+        relation = as_stored(relation, {k: Spec(s.shape, s.dtype.name) for k, s in model.stored.items()}, options.dtype)
+    via = follow_through(follow_through(follow_through(checkpoint.via, named.relation), inner), outer)
+    casts = cast_chains(checkpoint, relation, via)
+    notes = [*checkpoint.notes, *compare(family, config.values, named)]
+    steps = [s for s in named.steps if s.kind != "cast"] + cast_steps(casts) + _left_out(checkpoint)
+    steps += [Step("drop", n, "a buffer the model makes itself") for n in buffers]
+    return replace(
+        _plan_of(checkpoint, relation, casts, target.files(relation.right), {}),
+        assets=target.assets,
         steps=tuple(steps),
         notes=tuple((n.level, n.text) for n in notes),
     )
@@ -214,8 +285,8 @@ def _left_out(checkpoint: Checkpoint) -> list[Step]:
 
 
 def _checked(options: ConvertOptions) -> ConvertOptions:
-    if options.to != "hf":
-        raise UsageError(f"cannot convert to {options.to!r}", hint="targets: hf")
+    if options.to not in _TARGETS:
+        raise UsageError(f"cannot convert to {options.to!r}", hint=f"targets: {', '.join(_TARGETS)}")
     return options
 
 
@@ -238,6 +309,7 @@ def _plan_of(
     relation: Relation,
     casts: Mapping[str, tuple[DType, ...]],
     files: Sequence[OutFile],
+    terms: Terms,
 ) -> Plan:
     used = {p.left.tensor for p in relation.pairs}
     return Plan(
@@ -248,4 +320,5 @@ def _plan_of(
         casts=casts,
         files=tuple(files),
         inputs=checkpoint.files,
+        terms=terms,
     )

@@ -55,7 +55,7 @@ def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Not
     Raises:
         PlanError: if a shape or the number of layers contradicts the config.
     """
-    shapes = {n: s.shape for n, s in named.relation.right.items()}
+    shapes = {n: s.shape for n, s in named.written.items()}
     findings = family.compare(config, shapes, named.aliases)
     notes = []
     if findings.missing:
@@ -85,7 +85,7 @@ def gather_assets(
         tokenizer: Folder or hub id of the tokenizer; None to look beside the config and the checkpoint.
     """
     written = Counter[str]()
-    for name, spec in named.relation.right.items():
+    for name, spec in named.written.items():
         if name not in checkpoint.buffers and dtype_named(spec.dtype).kind == "float":
             written[spec.dtype] += spec.numel
     dtype = written.most_common(1)[0][0] if written else None

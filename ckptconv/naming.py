@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ckptconv.casts import is_exact
@@ -15,12 +16,15 @@ from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
 from ckptconv.families import Family
-from ckptconv.graph import Relation, Step
+from ckptconv.graph import Relation, Spec, Step
 from ckptconv.graph.naming import names_relation, parse_renames
+from ckptconv.graph.terms import Terms, operands
+from ckptconv.lora import follow, refuse_tied, term_steps
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint
+from ckptconv.translate import from_slots, some, to_slots
 
-__all__ = ["Named", "cast_chains", "name_tensors", "some"]
+__all__ = ["Named", "cast_chains", "cast_steps", "name_tensors", "some"]
 
 Config = Mapping[str, Any]
 
@@ -35,6 +39,7 @@ class Named:
         aliases: Names that are not written because they share another's data.
         tied: Whether the output head is tied to the embedding; None where that cannot be said.
         steps: All that is not a plain copy.
+        terms: What is added to tensors; operands are among the relation's tensors, but not written.
     """
 
     relation: Relation
@@ -42,12 +47,25 @@ class Named:
     aliases: Mapping[str, str]
     tied: bool | None
     steps: tuple[Step, ...]
+    terms: Terms = field(default_factory=dict)
+
+    @property
+    def written(self) -> dict[str, Spec]:
+        """The tensors that are written: all but operands."""
+        parts = operands(self.terms)
+        return {n: s for n, s in self.relation.right.items() if n not in parts}
 
 
 def name_tensors(
-    checkpoint: Checkpoint, options: ConvertOptions, family: Family | None, config: Config | None
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    family: Family | None,
+    config: Config | None,
+    terms: Terms = MappingProxyType({}),
 ) -> Named:
     """Apply drops and renames, the names ``save_pretrained`` uses, ties, and the dtype.
+
+    ``terms`` are what is to be added to tensors of the checkpoint; they follow the names.
 
     Raises:
         UsageError: if a drop or rename matches nothing.
@@ -56,13 +74,17 @@ def name_tensors(
     relation, aliases, via = checkpoint.relation, dict(checkpoint.aliases), dict(checkpoint.via)
     unresolved = set(checkpoint.unresolved)
     steps: list[Step] = []
+    passing: set[str] = set()
     if options.drop or options.rename is not None:
         rules = parse_renames(Path(options.rename).read_text(encoding="utf-8")) if options.rename else []
         dropped = {n for n in (*aliases, *unresolved) if any(fnmatchcase(n, d) for d in options.drop)}
         names, renamed = names_relation(relation.right, options.drop, rules, others=dropped)
         steps += [Step("drop", d.box.tensor, d.reason) for d in names.left_only]
         steps += [Step("rename", f"{old} -> {new}", "--rename") for old, new in renamed.items() if old != new]
-        relation = relation.compose(names)
+        relation, terms = relation.compose(names), follow(terms, names)
+        passing = {new for old, new in renamed.items() if old != new and checkpoint.table is not None}
+        if checkpoint.table is not None:
+            passing &= set(checkpoint.table.named(passing)[1])
         steps += [
             Step("drop", a, "--drop" if a in dropped else f"shares the data of {b}, which is dropped")
             for a, b in aliases.items()
@@ -71,26 +93,40 @@ def name_tensors(
         aliases = {a: renamed[b] for a, b in aliases.items() if b in renamed and a not in dropped}
         via = {renamed[n]: d for n, d in via.items() if n in renamed}
         unresolved -= dropped
+    if checkpoint.table is not None:
+        if family is None or config is None:
+            raise PlanError("the architecture is not known", hint="give --config, or --family")
+        dims = family.dims(config)
+        inner = to_slots(relation.right, checkpoint.table, dims, what="config.json", passing=passing)
+        relation = relation.compose(inner)
+        if family.tied(config) and {"head", "embed"} <= relation.right.keys():
+            relation = _as_copy(relation, "head", "embed")
+        outer = from_slots(relation.right, family.table(config), dims, who=family.name, passing=passing)
+        relation = relation.compose(outer)
     if family is not None and (saved := family.saved(relation.right)) is not None:
         via = {p.right.tensor: via[p.left.tensor] for p in saved.pairs if p.left.tensor in via}
         steps += _saved_steps(saved)
-        relation = relation.compose(saved)
+        relation, terms = relation.compose(saved), follow(terms, saved)
     relation, aliases, tied = _tie(checkpoint, relation, aliases, unresolved, family, config)
+    refuse_tied(terms, aliases)
     steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
     if options.dtype != "keep":
-        relation = _with_dtype(relation, dtype_named(options.dtype), family)
+        relation = _with_dtype(relation, dtype_named(options.dtype), family, operands(terms))
     casts = cast_chains(checkpoint, relation, via)
-    steps += _cast_steps(casts)
+    steps += term_steps(terms, relation.right)
+    steps += cast_steps({n: c for n, c in casts.items() if n not in operands(terms)})
     copies = Counter(p.right.tensor for p in relation.pairs if p.left_copy)
     steps += [Step("compare", name, f"{n} other copies must agree") for name, n in copies.items()]
-    return Named(relation, casts, aliases, tied, tuple(steps))
+    return Named(relation, casts, aliases, tied, tuple(steps), terms)
 
 
-def _with_dtype(relation: Relation, target: DType, family: Family | None) -> Relation:
-    """Give every floating-point tensor a dtype, but those the family pins."""
+def _with_dtype(relation: Relation, target: DType, family: Family | None, kept: Collection[str]) -> Relation:
+    """Give every floating-point tensor a dtype, but ``kept`` ones and those the family pins."""
 
     def is_cast(name: str, dtype: str) -> bool:
-        return dtype_named(dtype).kind == "float" and not (family is not None and family.is_pinned(name))
+        if name in kept or dtype_named(dtype).kind != "float":
+            return False
+        return family is None or not family.is_pinned(name)
 
     right = {
         n: replace(s, dtype=target.name) if is_cast(n, s.dtype) else s for n, s in relation.right.items()
@@ -190,7 +226,8 @@ def cast_chains(
     return casts
 
 
-def _cast_steps(casts: Mapping[str, tuple[DType, ...]]) -> list[Step]:
+def cast_steps(casts: Mapping[str, tuple[DType, ...]]) -> list[Step]:
+    """Say which tensors are cast from what to what."""
     steps = []
     for chain, count in Counter(casts.values()).items():
         exact = all(is_exact(a, b) for a, b in pairwise(chain))
@@ -203,8 +240,3 @@ def _cast_steps(casts: Mapping[str, tuple[DType, ...]]) -> list[Step]:
             )
         )
     return steps
-
-
-def some(names: Sequence[str], count: int = 4) -> str:
-    """List the first names, and say how many more there are."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -132,6 +132,10 @@ def _convert(source: Path, out: Path, to: str, flags: Flags) -> None:
         assets=not flags.no_assets,
         drop=flags.drop,
         rename=flags.rename,
+        lora=flags.lora.value if flags.lora else None,
+        lora_alpha=flags.lora_alpha,
+        lora_r=flags.lora_r,
+        adapter=flags.adapter,
     )
     how = Options(flags.workers, parse_size(flags.max_memory), flags.resume, flags.overwrite)
     made = plan(source, options)

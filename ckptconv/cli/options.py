@@ -31,6 +31,13 @@ class FormatChoice(str, Enum):
     bin = "bin"
 
 
+class LoraChoice(str, Enum):
+    """What ``--lora`` takes."""
+
+    merge = "merge"
+    adapter = "adapter"
+
+
 class WeightsChoice(str, Enum):
     """What ``--weights`` takes."""
 
@@ -59,6 +66,10 @@ class Flags:
     weights: WeightsChoice | None
     drop: tuple[str, ...]
     rename: Path | None
+    lora: LoraChoice | None
+    lora_alpha: float | None
+    lora_r: int | None
+    adapter: Path | None
     config: str | None
     tokenizer: str | None
     family: str | None
@@ -110,6 +121,38 @@ def _flags(
         typer.Option(
             metavar="FILE",
             help="Rename tensors: 'old = new' a line, * for digits.",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    lora: Annotated[
+        Optional[LoraChoice],  # noqa: UP045
+        typer.Option(
+            help="Merge LoRA adapters into the weights, or write the adapter alone, for PEFT.",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="X",
+            help="The adapters' alpha, where no adapter_config.json says it.",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    lora_r: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            metavar="N", help="The adapters' rank, to be checked.", rich_help_panel=_WHAT, show_default=False
+        ),
+    ] = None,
+    adapter: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="DIR",
+            help="Merge the PEFT adapter in this folder into the weights.",
             rich_help_panel=_WHAT,
             show_default=False,
         ),

@@ -1,4 +1,4 @@
-"""Compute any range of an output file from a plan: gather, compare replicas, cast."""
+"""Compute any range of an output file from a plan: gather, compare replicas, add terms, cast."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from math import prod
 import numpy as np
 
 from ckptconv.casts import cast, cast_chain
-from ckptconv.dtypes import DType, numpy_dtype
+from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
+from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.gather import Array, gather, raw_dtype, window
+from ckptconv.engine.terms import Adder, blocks
 from ckptconv.errors import MismatchError
 from ckptconv.graph import Pair, Plan, Relation, restrict
 from ckptconv.graph.plan import OutFile
+from ckptconv.graph.terms import operands
 from ckptconv.storage.base import Placed
 from ckptconv.storage.files import SourceFiles
 
 __all__ = ["Filler", "pairs_by_tensor"]
+
+_FLOAT32 = BY_NAME["float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class _Pairs:
 
 
 class Filler:
-    """Fill ranges of one output file. Holds no data between calls; safe to use from many threads.
+    """Fill ranges of one output file. Keeps operands alone between calls; safe to use from many threads.
 
     Args:
         plan: The plan.
@@ -54,7 +59,10 @@ class Filler:
         self._sources = sources
         self._offsets = [t.offset for t in file.layout.tensors]
         self._fixed = [at for at, _ in file.layout.fixed]
-        self._pairs = {t.name: _index(pairs.get(t.name, ())) for t in file.layout.tensors}
+        names = [t.name for t in file.layout.tensors]
+        parts = operands({n: plan.terms[n] for n in names if n in plan.terms})
+        self._pairs = {n: _index(pairs.get(n, ())) for n in (*names, *parts)}
+        self._adder = Adder(plan.relation.right, self._operand)
 
     def fill(self, lo: int, hi: int, buffers: Buffers) -> tuple[Array, list[tuple[int, int, int]], int]:
         """Compute bytes ``lo`` up to ``hi`` of the file.
@@ -93,30 +101,57 @@ class Filler:
         return out, spans, overflows
 
     def _fill_tensor(self, tensor: Placed, position: int, out: Array, buffers: Buffers) -> int:
-        item = tensor.dtype.itemsize
-        lo = (position - tensor.offset) // item
-        count = out.nbytes // item
-        pairs = self._pairs[tensor.name]
+        lo = (position - tensor.offset) // tensor.dtype.itemsize
+        count = out.nbytes // tensor.dtype.itemsize
         chain = self._plan.casts.get(tensor.name, (tensor.dtype,))
+        terms = self._plan.terms.get(tensor.name)
+        direct = len(chain) == 1 and not terms
         raw = raw_dtype(chain[0].itemsize)
-        direct = len(chain) == 1
         source = out.view(raw) if direct else buffers.take("source", count * raw.itemsize).view(raw)
-        limit = max(out.nbytes, 1 << 16)
-        for pair in pairs.over(lo, lo + count):
-            for piece in restrict(pair, lo, lo + count):
-                self._gather(piece, window_of(source, piece, lo), limit)
-        values = source if direct else source.view(numpy_dtype(chain[0]))
-        for pair in pairs.copies:
-            for piece in restrict(pair, lo, lo + count):
-                self._compare(tensor, piece, window_of(values, piece, lo), chain[0], limit)
+        self._stored(tensor.name, tensor.shape, lo, source, max(out.nbytes, 1 << 16))
         if direct:
             return 0
+        values = source.view(numpy_dtype(chain[0]))
         result = out.view(numpy_dtype(tensor.dtype))
+        if terms:
+            return self._add(tensor, lo, values, chain, result)
         cast_chain(values, chain, result)
-        if tensor.dtype.name == "float16":
-            with np.errstate(invalid="ignore"):  # raised by signalling NaNs
-                return int(np.isinf(result).sum() - np.isinf(values).sum())
-        return 0
+        return _overflows(values, result, tensor.dtype)
+
+    def _stored(self, name: str, shape: tuple[int, ...], lo: int, source: Array, limit: int) -> None:
+        """Read elements ``lo`` and up of a tensor as they are stored, and compare their replicas."""
+        chain = self._plan.casts.get(name)
+        dtype = chain[0] if chain else dtype_named(self._plan.relation.right[name].dtype)
+        pairs, hi = self._pairs[name], lo + source.size
+        for pair in pairs.over(lo, hi):
+            for piece in restrict(pair, lo, hi):
+                self._gather(piece, window_of(source, piece, lo), limit)
+        values = source.view(numpy_dtype(dtype))
+        for pair in pairs.copies:
+            for piece in restrict(pair, lo, hi):
+                self._compare(name, shape, piece, window_of(values, piece, lo), dtype, limit)
+
+    def _add(self, tensor: Placed, lo: int, values: Array, chain: Sequence[DType], result: Array) -> int:
+        """Add the tensor's terms in float32 to what its casts but the last give; round once."""
+        terms, overflows = self._plan.terms[tensor.name], 0
+        columns = prod(tensor.shape[1:])
+        before = chain[:-1] or chain
+        for block in blocks(lo, lo + values.size, columns):
+            row, end, left, right = block
+            at, stop = row * columns + left - lo, (end - 1) * columns + right - lo
+            total = _as_float32(values[at:stop], before)
+            self._adder.add(terms, block, columns, total)
+            cast(total, _FLOAT32, tensor.dtype, out=result[at:stop])
+            overflows += _overflows(total, result[at:stop], tensor.dtype)
+        return overflows
+
+    def _operand(self, name: str, lo: int, hi: int) -> Array:
+        """Return elements of a tensor that is not written, as float32."""
+        spec = self._plan.relation.right[name]
+        chain = self._plan.casts.get(name, (dtype_named(spec.dtype),))
+        source = np.empty(hi - lo, raw_dtype(chain[0].itemsize))
+        self._stored(name, spec.shape, lo, source, max(source.nbytes, 1 << 16))
+        return _as_float32(source.view(numpy_dtype(chain[0])), chain)
 
     def _gather(self, piece: Pair, out: Array, limit: int) -> None:
         size, stride, _ = piece.aligned()
@@ -124,7 +159,9 @@ class Filler:
             self._sources, self._plan.stored[piece.left.tensor], piece.left.offset, size, stride, out, limit
         )
 
-    def _compare(self, tensor: Placed, piece: Pair, values: Array, dtype: DType, limit: int) -> None:
+    def _compare(
+        self, name: str, shape: tuple[int, ...], piece: Pair, values: Array, dtype: DType, limit: int
+    ) -> None:
         """Compare a replica with the values that are written, rounded to the replica's dtype."""
         stored = self._plan.stored[piece.left.tensor]
         theirs = np.empty(values.shape, raw_dtype(stored.dtype.itemsize))
@@ -146,13 +183,28 @@ class Filler:
             at = piece.left.offset + sum(int(i) * s for i, s in zip(index, stride, strict=False))
             path, byte, _ = next(stored.spans(at, at + 1))
             flat_at = piece.right.offset + sum(int(i) * s for i, s in zip(index, right, strict=False))
-            place = tuple(int(i) for i in np.unravel_index(flat_at, tensor.shape or (1,)))
+            place = tuple(int(i) for i in np.unravel_index(flat_at, shape or (1,)))
             raise MismatchError(
-                f"{tensor.name}{list(place)}: {piece.left.tensor} differs from the value to be written "
+                f"{name}{list(place)}: {piece.left.tensor} differs from the value to be written "
                 f"({unequal.size} of {prod(size)} elements compared here differ)",
                 where=f"{path} at byte {byte}",
                 hint="the copies of this tensor disagree; the checkpoint is damaged or mixes saves",
             )
+
+
+def _as_float32(values: Array, chain: Sequence[DType]) -> Array:
+    """Cast through each of ``chain`` in turn, and then to float32; always a new array."""
+    out = np.empty(values.shape, np.float32)
+    cast_chain(values, (*chain, _FLOAT32), out)
+    return out
+
+
+def _overflows(values: Array, result: Array, dtype: DType) -> int:
+    """Count the elements that a cast to float16 made infinite."""
+    if dtype.name != "float16":
+        return 0
+    with np.errstate(invalid="ignore"):  # raised by signalling NaNs
+        return int(np.isinf(result).sum() - np.isinf(values).sum())
 
 
 def pairs_by_tensor(relation: Relation) -> dict[str, list[Pair]]:

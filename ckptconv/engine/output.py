@@ -97,7 +97,7 @@ def _others(plan: Plan, folder: Path, earlier: Entries | None, digest: str) -> l
     """Return what lies in the folder and is not what a run that may be resumed left there."""
     ours = {JOURNAL}
     if earlier is not None:
-        ours.update(p.name for p in _parts(folder))
+        ours.update(p.relative_to(folder).parts[0] for p in _parts(folder))
         if earlier.plan == digest and earlier.overwrite:
             return []
         if earlier.plan == digest and earlier.naming:
@@ -106,7 +106,7 @@ def _others(plan: Plan, folder: Path, earlier: Entries | None, digest: str) -> l
     return sorted(p.name for p in folder.iterdir() if p.name not in ours)
 
 
-_PARTS = ("*.part", "additional_chat_templates/*.part")
+_PARTS = ("*.part", "*/*.part", "*/*/*.part")
 
 
 def _parts(folder: Path) -> Iterator[Path]:
@@ -115,8 +115,19 @@ def _parts(folder: Path) -> Iterator[Path]:
 
 def remove_parts(folder: Path) -> None:
     """Remove what an interrupted run of another plan left."""
-    for path in _parts(folder):
+    for path in list(_parts(folder)):
         path.unlink()
+        remove_empty(path.parent, folder)
+
+
+def remove_empty(path: Path, folder: Path) -> None:
+    """Remove a folder inside the output, and those above it, as far as they are empty."""
+    while path != folder:
+        try:
+            path.rmdir()
+        except OSError:
+            return
+        path = path.parent
 
 
 def check_space(plan: Plan, folder: Path, resumed: int) -> None:
@@ -134,6 +145,7 @@ def check_space(plan: Plan, folder: Path, resumed: int) -> None:
 # In the order the old model is taken apart: it stops looking whole first.
 _STALE = (
     "config.json",
+    "latest_checkpointed_iteration.txt",
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
     "model.safetensors",
@@ -155,14 +167,19 @@ def commit(plan: Plan, folder: Path, journal: Journal) -> None:
     names = [f.name for f in plan.files] + sorted((a.name for a in plan.assets), key=_last)
     journal.name_all()
     if journal.overwrite:
-        for path in [p for pattern in _STALE for p in folder.glob(pattern)]:
+        # Ranks of another layout in the folder of an iteration that is written anew.
+        ranks = {f"{Path(n).parts[0]}/mp_rank_*/*.pt" for n in names if len(Path(n).parts) > 2}
+        for path in [p for pattern in (*_STALE, *sorted(ranks)) for p in folder.glob(pattern)]:
             # One that an earlier run has named already is of the new model.
-            if path.name not in names or (folder / (path.name + ".part")).exists():
+            name = path.relative_to(folder).as_posix()
+            if name not in names or (folder / (name + ".part")).exists():
                 path.unlink()
+                remove_empty(path.parent, folder)
     for name in names:
         if (part := folder / (name + ".part")).exists():
             os.replace(part, folder / name)
-    _sync(folder)
+    for inner in {p for n in names for p in (folder / n).parents if p.is_relative_to(folder)}:
+        _sync(inner)
 
 
 def _sync(folder: Path) -> None:
@@ -174,4 +191,5 @@ def _sync(folder: Path) -> None:
 
 
 def _last(name: str) -> int:
-    return 2 if name == "config.json" else 1 if name.endswith(".index.json") else 0
+    whole = ("config.json", "latest_checkpointed_iteration.txt")
+    return 2 if name in whole else 1 if name.endswith(".index.json") else 0

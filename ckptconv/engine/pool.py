@@ -17,7 +17,7 @@ from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.journal import Journal
 from ckptconv.engine.options import DIGEST_BLOCK, Options, default_workers, tile_bytes
-from ckptconv.engine.output import explain, interrupted
+from ckptconv.engine.output import explain, interrupted, remove_empty
 from ckptconv.graph.plan import OutFile, Plan
 from ckptconv.storage import torchbin
 from ckptconv.storage.files import SourceFiles, write_at
@@ -88,6 +88,7 @@ class Pool:
         """Yield the blocks of all files in order, each file opened when its first block is due."""
         for file in files:
             path = self._folder / (file.name + ".part")
+            path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             self._open[file.name] = fd
             os.ftruncate(fd, file.layout.size)
@@ -184,4 +185,6 @@ class Pool:
         """Remove unfinished files; finished ones stay, unnamed, for ``--resume``."""
         for file in files:
             if file.name not in self._journal.done:
-                (self._folder / (file.name + ".part")).unlink(missing_ok=True)
+                path = self._folder / (file.name + ".part")
+                path.unlink(missing_ok=True)
+                remove_empty(path.parent, self._folder)

@@ -1,17 +1,19 @@
-"""Say what a Hugging Face architecture stores: a table of slots, each with its name and shape."""
+"""Say what a Hugging Face architecture stores: a table of tensors, each with the slots it holds."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckptconv.errors import PlanError
+from ckptconv.families.template import Template
 from ckptconv.graph import Relation, Spec, concat
 from ckptconv.graph import one as renamed
+from ckptconv.slots import Entry, Table, shape_of
 
-__all__ = ["Family", "Findings", "Fused", "Slot", "dims", "one"]
+__all__ = ["Config", "Family", "Findings", "Fused", "dims", "is_sparse"]
 
 Config = Mapping[str, Any]
 Shape = tuple[int, ...]
@@ -19,7 +21,7 @@ Shape = tuple[int, ...]
 # What configs call the same size; the first key that is there counts.
 _SIZES: dict[str, tuple[str, ...]] = {
     "vocab": ("vocab_size", "padded_vocab_size"),
-    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "hidden": ("hidden_size", "n_embd", "d_model", "n_embed"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "heads": ("num_attention_heads", "n_head"),
     "kv_heads": ("num_key_value_heads",),
@@ -29,6 +31,12 @@ _SIZES: dict[str, tuple[str, ...]] = {
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "expert_inner": ("moe_intermediate_size", "intermediate_size"),
     "shared_inner": ("shared_expert_intermediate_size",),
+    "q_rank": ("q_lora_rank",),
+    "kv_rank": ("kv_lora_rank",),
+    "nope": ("qk_nope_head_dim",),
+    "rope": ("qk_rope_head_dim",),
+    "v_dim": ("v_head_dim",),
+    "mtp": ("num_nextn_predict_layers",),
 }
 
 
@@ -45,31 +53,23 @@ def dims(config: Config) -> dict[str, int]:
             found.setdefault("head_dim", found["hidden"] // found["heads"])
     if "heads" in found:
         found.setdefault("kv_heads", found["heads"])
+    if config.get("n_shared_experts") and "expert_inner" in found:
+        found.setdefault("shared_inner", config["n_shared_experts"] * found["expert_inner"])
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One logical tensor of an architecture.
-
-    Attributes:
-        slot: Its name in ckptconv's vocabulary, for example ``layers.*.attn.q``.
-        name: Its name in a Hugging Face file; ``*`` is the layer's number, ``{e}`` the expert's.
-        shape: A product of sizes per axis, for example ``"heads*head_dim"``; see ``dims``.
-        when: Config flag the tensor exists for, ``!`` before it negates; None if it always exists.
-        optional: Whether a model is complete without it.
-    """
-
-    slot: str
-    name: str
-    shape: tuple[str, ...]
-    when: str | None = None
-    optional: bool = False
-
-
-def one(slot: str, name: str, *shape: str, when: str | None = None, optional: bool = False) -> Slot:
-    """Declare a slot stored as a tensor of its own."""
-    return Slot(slot, name, shape, when, optional)
+def is_sparse(config: Config, layer: int) -> bool:
+    """Whether a layer has experts, by any of the ways configs say it (transformers 5.23)."""
+    if not dims(config).get("experts"):
+        return False
+    if layer in (config.get("mlp_only_layers") or ()):
+        return False
+    if (step := config.get("decoder_sparse_step")) is not None and (not step or (layer + 1) % step):
+        return False
+    if layer < (config.get("first_k_dense_replace") or 0):
+        return False
+    every = config.get("moe_layer_freq") or 1
+    return bool(every[layer]) if isinstance(every, list) else layer % every == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,57 +126,110 @@ class Family:
     Attributes:
         name: Name for ``--family``.
         model_types: Values of ``model_type`` in config.json.
-        slots: Its tensors; none if only ``fused`` is known of it.
+        entries: Its tensors; none if only ``fused`` is known of it.
         flags: Values of config flags that transformers assumes when the config does not say.
         ignored: Patterns of buffers old releases stored and new ones do not.
         fused: What memory and file hold differently.
         pinned: Patterns of tensors whose dtype ``--dtype`` leaves alone.
+        sizes: Sizes a config says in a way of its own, from the config; they go before `dims`.
+        template: What its config.json states, for models whose training arguments are all there is.
     """
 
     name: str
     model_types: tuple[str, ...]
-    slots: tuple[Slot, ...]
+    entries: tuple[Entry, ...]
     flags: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
     fused: tuple[Fused, ...] = ()
     pinned: tuple[str, ...] = ()
+    sizes: Callable[[Config], Mapping[str, int]] | None = None
+    template: Template | None = None
 
     def is_pinned(self, name: str) -> bool:
         """Whether a tensor keeps its dtype whatever the others are rounded to."""
         return any(re.fullmatch(p, name) for p in self.pinned)
 
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor is a buffer the model makes itself."""
+        return any(re.fullmatch(p, name) for p in self.ignored)
+
     def name_of(self, slot: str) -> str | None:
         """Return the Hugging Face name of a slot that is not per layer."""
-        return next((s.name for s in self.slots if s.slot == slot), None)
+        return next((e.name for e in self.entries if e.pack == slot and not e.copy), None)
 
     def tied(self, config: Config) -> bool:
         """Whether the config ties the output head to the embedding."""
-        return bool(self._flag(config, "tie_word_embeddings"))
+        return bool(self.flag(config, "tie_word_embeddings"))
 
-    def _flag(self, config: Config, key: str) -> Any:
+    def flag(self, config: Config, key: str) -> Any:
+        """Return a config's value, or what transformers assumes where it says nothing."""
         value = config.get(key)
         return self.flags.get(key, False) if value is None else value
 
+    def dims(self, config: Config) -> dict[str, int]:
+        """Return the sizes of a model of this config."""
+        return {**dims(self._complete(config)), **(self.sizes(config) if self.sizes is not None else {})}
+
+    def _complete(self, config: Config) -> dict[str, Any]:
+        return {**self.flags, **{k: v for k, v in config.items() if v is not None}}
+
+    def table(self, config: Config) -> Table:
+        """Return the entries to look names and slots up in; of those with conditions, the ones that hold."""
+        return Table(
+            self.entries,
+            layers=self.dims(config).get("layers"),
+            holds=lambda word, layer: bool(self.flag(config, word)),
+        )
+
+    def _exists(self, entry: Entry, config: Config) -> bool:
+        words = (entry.when or "").split()
+        return all(bool(self.flag(config, w.lstrip("!"))) != w.startswith("!") for w in words)
+
     def expected(self, config: Config) -> Iterator[tuple[str, Shape, bool]]:
-        """Yield name, shape and whether it is optional, for every tensor a model of ``config`` has."""
-        sizes = dims(config)
-        for slot in self.slots:
-            if slot.when is not None and bool(
-                self._flag(config, slot.when.lstrip("!"))
-            ) == slot.when.startswith("!"):
+        """Yield name, shape and whether it is optional, for every tensor a model of ``config`` has.
+
+        Layers for multi-token prediction are optional: transformers does not save them (5.23).
+        """
+        sizes = self.dims(config)
+        table = self.table(config)
+        slots = dict.fromkeys(self._slots(config, sizes))
+        found, _ = table.holding(slots)
+        specs = table.specs(found, {s: Spec(shape_of(s, sizes), "any") for s in slots}, sizes)
+        for f in found:
+            optional = f.entry.optional or f.entry.copy or f.layer.startswith("mtp.")
+            yield f.name, specs[f.name].shape, optional
+
+    def _slots(self, config: Config, sizes: Mapping[str, int]) -> Iterator[str]:
+        """Yield the slots a model has."""
+        if "layers" not in sizes and any("*" in e.name for e in self.entries):
+            raise PlanError(
+                "config.json does not say how many layers there are", hint="give a complete --config"
+            )
+        layers = sizes.get("layers", 0)
+        places = [(f"layers.{i}.", i) for i in range(layers)]
+        if any(e.slots[0].startswith("mtp.") for e in self.entries):
+            places += [(f"mtp.{i}.", layers + i) for i in range(sizes.get("mtp", 0))]
+        for entry in self.entries:
+            if entry.copy or not self._exists(entry, config):
                 continue
-            try:
-                shape = tuple(_product(axis, sizes) for axis in slot.shape)
-                count = sizes["layers"] if "*" in slot.name else 1
-            except KeyError as e:
-                raise PlanError(
-                    f"config.json does not say {e.args[0]}", hint="give a complete --config"
-                ) from e
-            experts = sizes.get("experts", 0) if "{e}" in slot.name else 1
-            for layer in range(count):
-                for expert in range(experts):
-                    name = slot.name.replace("*", str(layer)).replace("{e}", str(expert))
-                    yield name, shape, slot.optional
+            for slot in entry.slots:
+                if "*" not in slot:
+                    yield slot
+                    continue
+                kind, rest = slot.split("*.")
+                for place, number in places:
+                    if (kind == "mtp." and number < layers) or self._elsewhere(slot, config, number):
+                        continue
+                    every = range(sizes.get("experts", 0)) if "{e}" in rest else range(1)
+                    yield from (place + rest.replace("{e}", str(e)) for e in every)
+
+    def _elsewhere(self, slot: str, config: Config, layer: int) -> bool:
+        """Whether a layer has not this slot because it has experts, or because it has none."""
+        if not any(s.startswith("layers.*.moe.") for e in self.entries for s in e.slots):
+            return False
+        if slot.startswith("layers.*.moe."):
+            return not is_sparse(self._complete(config), layer)
+        return slot.startswith("layers.*.mlp.") and is_sparse(self._complete(config), layer)
 
     def saved(self, tensors: Mapping[str, Spec]) -> Relation | None:
         """Relate the tensors a model holds in memory to those it saves; None if they are the same."""
@@ -207,35 +260,27 @@ class Family:
             for n, (shape, _) in expected.items()
             if n in plain and tensors[plain[n]] != shape
         ]
-        patterns = [
-            re.compile(re.escape(s.name).replace(r"\*", r"(\d+)").replace(r"\{e\}", r"\d+"))
-            for s in self.slots
-            if "*" in s.name
-        ]
-        found = [int(m[1]) for n in plain for p in patterns if (m := p.fullmatch(n))]
-        layers = dims(config).get("layers", 0)
-        if found and max(found) + 1 != layers:
-            wrong.append(f"the checkpoint has {max(found) + 1} layers, config.json says {layers}")
+        found, _ = self.table(config).named(plain)
+        numbers = [int(f.layer.split(".")[1]) for f in found if f.layer.startswith("layers.")]
+        beyond = [f for f in found if f.layer.startswith("mtp.")]
+        layers = self.dims(config).get("layers", 0)
+        if beyond and not any(e.slots[0].startswith("mtp.") for e in self.entries):
+            numbers.append(layers + max(int(f.layer.split(".")[1]) for f in beyond))
+        if numbers and max(numbers) + 1 != layers:
+            wrong.append(f"the checkpoint has {max(numbers) + 1} layers, config.json says {layers}")
         if wrong:
             more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
             raise PlanError(
                 "config.json contradicts the checkpoint: " + "; ".join(wrong[:5]) + more,
                 hint="give the config of this very model with --config",
             )
-        ignored = [re.compile(p) for p in self.ignored]
+        known = {*expected, *(f.name for f in beyond)}
         return Findings(
             tuple(n for n, (_, optional) in expected.items() if not optional and n not in there),
-            tuple(plain[n] for n in plain if n not in expected and not any(p.fullmatch(n) for p in ignored)),
+            tuple(plain[n] for n in plain if n not in known and not self.is_ignored(n)),
         )
 
 
 def _plain(name: str) -> str:
     """Strip what PEFT and torch.compile put around a parameter's own name."""
     return name.removeprefix("base_model.model.").removeprefix("_orig_mod.").replace(".base_layer.", ".")
-
-
-def _product(axis: str, sizes: Mapping[str, int]) -> int:
-    total = 1
-    for factor in axis.split("*"):
-        total *= int(factor) if factor.isdigit() else sizes[factor]
-    return total

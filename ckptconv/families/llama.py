@@ -1,46 +1,55 @@
-"""Llama 1 to 3.x, and Mistral, which stores the same tensors."""
+"""Llama 1 to 3.x, and what calls itself ``llama``: Yi, DeepSeek LLM, Code Llama and others."""
 
-from ckptconv.families.base import Family, one
+from ckptconv.families.base import Family
+from ckptconv.families.template import decoder
+from ckptconv.slots import Entry, linear, one
+
+EMBED = one("embed", "model.embed_tokens.weight")
+NORMS = (
+    one("layers.*.attn_norm", "model.layers.*.input_layernorm.weight"),
+    one("layers.*.mlp_norm", "model.layers.*.post_attention_layernorm.weight"),
+)
+ENDS = (one("final_norm", "model.norm.weight"), one("head", "lm_head.weight", when="!tie_word_embeddings"))
+
+
+def attention(bias: str | bool, o_bias: str | bool) -> tuple[Entry, ...]:
+    """Declare query, key, value and output projections of their own."""
+    at = "model.layers.*.self_attn"
+    return (
+        *linear("layers.*.attn.q", f"{at}.q_proj", bias=bias),
+        *linear("layers.*.attn.k", f"{at}.k_proj", bias=bias),
+        *linear("layers.*.attn.v", f"{at}.v_proj", bias=bias),
+        *linear("layers.*.attn.o", f"{at}.o_proj", bias=o_bias),
+    )
+
+
+def gated(
+    slots: str,
+    module: str,
+    names: str = "gate_proj up_proj down_proj",
+    *,
+    bias: str | bool = False,
+) -> tuple[Entry, ...]:
+    """Declare the projections of a gated MLP: gate, up and down below a slot."""
+    parts = zip(("gate", "up", "down"), names.split(), strict=True)
+    return tuple(
+        entry for part, name in parts for entry in linear(f"{slots}.{part}", f"{module}.{name}", bias=bias)
+    )
+
+
+MLP = gated("layers.*.mlp", "model.layers.*.mlp")
+BIASED_MLP = gated("layers.*.mlp", "model.layers.*.mlp", bias="mlp_bias")
+IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"lm_head\.weight")
 
 FAMILY = Family(
     name="llama",
-    model_types=("llama", "mistral"),
-    slots=(
-        one("embed", "model.embed_tokens.weight", "vocab", "hidden"),
-        one("layers.*.attn_norm", "model.layers.*.input_layernorm.weight", "hidden"),
-        one("layers.*.attn.q", "model.layers.*.self_attn.q_proj.weight", "heads*head_dim", "hidden"),
-        one("layers.*.attn.k", "model.layers.*.self_attn.k_proj.weight", "kv_heads*head_dim", "hidden"),
-        one("layers.*.attn.v", "model.layers.*.self_attn.v_proj.weight", "kv_heads*head_dim", "hidden"),
-        one("layers.*.attn.o", "model.layers.*.self_attn.o_proj.weight", "hidden", "heads*head_dim"),
-        one(
-            "layers.*.attn.q.bias",
-            "model.layers.*.self_attn.q_proj.bias",
-            "heads*head_dim",
-            when="attention_bias",
-        ),
-        one(
-            "layers.*.attn.k.bias",
-            "model.layers.*.self_attn.k_proj.bias",
-            "kv_heads*head_dim",
-            when="attention_bias",
-        ),
-        one(
-            "layers.*.attn.v.bias",
-            "model.layers.*.self_attn.v_proj.bias",
-            "kv_heads*head_dim",
-            when="attention_bias",
-        ),
-        one("layers.*.attn.o.bias", "model.layers.*.self_attn.o_proj.bias", "hidden", when="attention_bias"),
-        one("layers.*.mlp_norm", "model.layers.*.post_attention_layernorm.weight", "hidden"),
-        one("layers.*.mlp.gate", "model.layers.*.mlp.gate_proj.weight", "inner", "hidden"),
-        one("layers.*.mlp.up", "model.layers.*.mlp.up_proj.weight", "inner", "hidden"),
-        one("layers.*.mlp.down", "model.layers.*.mlp.down_proj.weight", "hidden", "inner"),
-        one("layers.*.mlp.gate.bias", "model.layers.*.mlp.gate_proj.bias", "inner", when="mlp_bias"),
-        one("layers.*.mlp.up.bias", "model.layers.*.mlp.up_proj.bias", "inner", when="mlp_bias"),
-        one("layers.*.mlp.down.bias", "model.layers.*.mlp.down_proj.bias", "hidden", when="mlp_bias"),
-        one("final_norm", "model.norm.weight", "hidden"),
-        one("head", "lm_head.weight", "vocab", "hidden", when="!tie_word_embeddings"),
-    ),
+    model_types=("llama",),
+    entries=(EMBED, *attention("attention_bias", "attention_bias"), *NORMS, *BIASED_MLP, *ENDS),
     flags={"tie_word_embeddings": False},
-    ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"lm_head\.weight"),
+    ignored=IGNORED,
+    template=decoder(
+        "LlamaForCausalLM",
+        {"attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},
+        assumed={"attention_bias": False, "mlp_bias": False, "rms_norm_eps": 1e-6},
+    ),
 )

@@ -3,115 +3,131 @@
 transformers 5 stacks the experts in memory and saves them one by one (5.23, ``conversion_mapping.py``).
 """
 
-from ckptconv.families.base import Family, Fused, Slot, one
-from ckptconv.families.llama import FAMILY as LLAMA
-from ckptconv.families.qwen import QWEN2, QWEN3
+from ckptconv.families.base import Family, Fused
+from ckptconv.families.llama import EMBED, ENDS, IGNORED, MLP, NORMS, attention, gated
+from ckptconv.families.qwen import QK_NORMS
+from ckptconv.families.template import decoder
+from ckptconv.slots import one
 
-
-def _without_mlp(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
-    return tuple(s for s in slots if not s.slot.startswith("layers.*.mlp."))
-
-
-def _optional(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
-    """Dense layers among the sparse ones: which they are, mlp_only_layers and decoder_sparse_step say."""
-    return tuple(
-        one(s.slot, s.name, *s.shape, optional=True) for s in slots if s.slot.startswith("layers.*.mlp.")
-    )
-
-
-_EXPERTS = "model.layers.*.mlp.experts"
-_QWEN_SLOTS = (
-    one("layers.*.moe.router", "model.layers.*.mlp.gate.weight", "experts", "hidden", optional=True),
-    one(
-        "layers.*.moe.experts.gate",
-        f"{_EXPERTS}.{{e}}.gate_proj.weight",
-        "expert_inner",
-        "hidden",
-        optional=True,
-    ),
-    one(
-        "layers.*.moe.experts.up", f"{_EXPERTS}.{{e}}.up_proj.weight", "expert_inner", "hidden", optional=True
-    ),
-    one(
-        "layers.*.moe.experts.down",
-        f"{_EXPERTS}.{{e}}.down_proj.weight",
-        "hidden",
-        "expert_inner",
-        optional=True,
-    ),
-)
-_QWEN_FUSED = (
+EXPERTS = "model.layers.*.mlp.experts"
+EXPERTS_FUSED = (
     Fused(
-        f"{_EXPERTS}.gate_up_proj", (f"{_EXPERTS}.{{e}}.gate_proj.weight", f"{_EXPERTS}.{{e}}.up_proj.weight")
+        f"{EXPERTS}.gate_up_proj", (f"{EXPERTS}.{{e}}.gate_proj.weight", f"{EXPERTS}.{{e}}.up_proj.weight")
     ),
-    Fused(f"{_EXPERTS}.down_proj", (f"{_EXPERTS}.{{e}}.down_proj.weight",)),
+    Fused(f"{EXPERTS}.down_proj", (f"{EXPERTS}.{{e}}.down_proj.weight",)),
 )
-_SHARED = "model.layers.*.mlp.shared_expert"
+ROUTED = (
+    one("layers.*.moe.router", "model.layers.*.mlp.gate.weight"),
+    *gated("layers.*.moe.experts.{e}", f"{EXPERTS}.{{e}}"),
+)
+_QWEN = {"tie_word_embeddings": False, "decoder_sparse_step": 1}
 
+_SPARSE = {
+    "moe_intermediate_size": "expert_inner",
+    "num_experts": "experts",
+    "num_experts_per_tok": "topk",
+    "norm_topk_prob": "norm_topk",
+    "mlp_only_layers": "dense_layers",
+    "sliding_window": "window",
+    "use_sliding_window": "has_window",
+}
+_QWEN_ASSUMED = {
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "norm_topk_prob": False,
+    "rms_norm_eps": 1e-6,
+}
+PLAIN_ROUTING = {"score_function": "softmax", "router_bias": False, "routed_scaling": 1.0, "n_group": 1}
 QWEN3_MOE = Family(
-    "qwen3_moe",
-    ("qwen3_moe",),
-    (*_without_mlp(QWEN3.slots), *_optional(QWEN3.slots), *_QWEN_SLOTS),
-    LLAMA.flags,
-    LLAMA.ignored,
-    _QWEN_FUSED,
+    name="qwen3_moe",
+    model_types=("qwen3_moe",),
+    entries=(
+        EMBED,
+        *attention("attention_bias", "attention_bias"),
+        *QK_NORMS,
+        *NORMS,
+        *MLP,
+        *ROUTED,
+        *ENDS,
+    ),
+    flags=_QWEN,
+    ignored=IGNORED,
+    fused=EXPERTS_FUSED,
+    template=decoder(
+        "Qwen3MoeForCausalLM",
+        {"attention_bias": "qkv_bias o_bias", **_SPARSE},
+        fixed={"qk_norm": True, **PLAIN_ROUTING},
+        literals={"decoder_sparse_step": 1},
+        assumed={**_QWEN_ASSUMED, "attention_bias": False},
+    ),
 )
 QWEN2_MOE = Family(
-    "qwen2_moe",
-    ("qwen2_moe",),
-    (
-        *_without_mlp(QWEN2.slots),
-        *_optional(QWEN2.slots),
-        *_QWEN_SLOTS,
-        one(
-            "layers.*.moe.shared.gate", f"{_SHARED}.gate_proj.weight", "shared_inner", "hidden", optional=True
-        ),
-        one("layers.*.moe.shared.up", f"{_SHARED}.up_proj.weight", "shared_inner", "hidden", optional=True),
-        one(
-            "layers.*.moe.shared.down", f"{_SHARED}.down_proj.weight", "hidden", "shared_inner", optional=True
-        ),
-        one(
-            "layers.*.moe.shared.weight",
-            "model.layers.*.mlp.shared_expert_gate.weight",
-            "1",
-            "hidden",
-            optional=True,
-        ),
+    name="qwen2_moe",
+    model_types=("qwen2_moe",),
+    entries=(
+        EMBED,
+        *attention("qkv_bias", False),
+        *NORMS,
+        *MLP,
+        *ROUTED,
+        *gated("layers.*.moe.shared", "model.layers.*.mlp.shared_expert"),
+        one("layers.*.moe.shared_gate", "model.layers.*.mlp.shared_expert_gate.weight"),
+        *ENDS,
     ),
-    LLAMA.flags,
-    LLAMA.ignored,
-    _QWEN_FUSED,
+    flags={**_QWEN, "qkv_bias": True},
+    ignored=IGNORED,
+    fused=EXPERTS_FUSED,
+    template=decoder(
+        "Qwen2MoeForCausalLM",
+        {"qkv_bias": "qkv_bias", "shared_expert_intermediate_size": "shared_inner", **_SPARSE},
+        without=("head_dim",),
+        fixed={"shared_gate": True, **PLAIN_ROUTING},
+        literals={"decoder_sparse_step": 1},
+        assumed={**_QWEN_ASSUMED, "qkv_bias": True},
+    ),
 )
 
 # Known by how they save their experts alone; their other names and shapes pass unchecked.
 OTHERS = Family(
-    "experts",
-    ("deepseek_v2", "deepseek_v3", "dots1", "flex_olmo", "glm4_moe", "hunyuan_v1_moe", "olmoe", "solar_open"),
-    slots=(),
+    name="experts",
+    model_types=("dots1", "flex_olmo", "hunyuan_v1_moe", "olmoe", "solar_open"),
+    entries=(),
     flags={},
-    fused=_QWEN_FUSED,
+    fused=EXPERTS_FUSED,
     # Tiny steps add up in it; transformers 5.23 keeps it in float32 (modeling_deepseek_v3.py).
     pinned=(r".*\.e_score_correction_bias",),
 )
 
 _MOE = "model.layers.*.block_sparse_moe"
 MIXTRAL = Family(
-    "mixtral",
-    ("mixtral",),
-    (
-        *_without_mlp(LLAMA.slots),
-        one("layers.*.moe.router", f"{_MOE}.gate.weight", "experts", "hidden"),
-        one("layers.*.moe.experts.gate", f"{_MOE}.experts.{{e}}.w1.weight", "inner", "hidden"),
-        one("layers.*.moe.experts.up", f"{_MOE}.experts.{{e}}.w3.weight", "inner", "hidden"),
-        one("layers.*.moe.experts.down", f"{_MOE}.experts.{{e}}.w2.weight", "hidden", "inner"),
+    name="mixtral",
+    model_types=("mixtral",),
+    entries=(
+        EMBED,
+        *attention(False, False),
+        *NORMS,
+        one("layers.*.moe.router", f"{_MOE}.gate.weight"),
+        *gated("layers.*.moe.experts.{e}", f"{_MOE}.experts.{{e}}", "w1 w3 w2"),
+        *ENDS,
     ),
-    LLAMA.flags,
-    LLAMA.ignored,
-    (
+    flags={"tie_word_embeddings": False},
+    ignored=IGNORED,
+    fused=(
         Fused("model.layers.*.mlp.gate.weight", (f"{_MOE}.gate.weight",)),
         Fused(
-            f"{_EXPERTS}.gate_up_proj", (f"{_MOE}.experts.{{e}}.w1.weight", f"{_MOE}.experts.{{e}}.w3.weight")
+            f"{EXPERTS}.gate_up_proj", (f"{_MOE}.experts.{{e}}.w1.weight", f"{_MOE}.experts.{{e}}.w3.weight")
         ),
-        Fused(f"{_EXPERTS}.down_proj", (f"{_MOE}.experts.{{e}}.w2.weight",)),
+        Fused(f"{EXPERTS}.down_proj", (f"{_MOE}.experts.{{e}}.w2.weight",)),
+    ),
+    template=decoder(
+        "MixtralForCausalLM",
+        {
+            "intermediate_size": "expert_inner",
+            "num_local_experts": "experts",
+            "num_experts_per_tok": "topk",
+            "sliding_window": "window",
+        },
+        fixed={"norm_topk": True, "dense_layers": [], **PLAIN_ROUTING},
+        assumed={"sliding_window": None, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
     ),
 )

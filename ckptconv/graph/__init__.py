@@ -20,17 +20,23 @@ from ckptconv.graph.packing import (
 from ckptconv.graph.pair import Drop, Pair, Spec, join, restrict
 from ckptconv.graph.plan import AssetFile, OutFile, Plan, Step
 from ckptconv.graph.relation import Relation
+from ckptconv.graph.terms import Constant, LowRank, Scaled, Term, Terms
 
 __all__ = [
     "AssetFile",
     "Box",
+    "Constant",
     "Drop",
+    "LowRank",
     "OutFile",
     "Pair",
     "Plan",
     "Relation",
+    "Scaled",
     "Spec",
     "Step",
+    "Term",
+    "Terms",
     "chunk_sizes",
     "concat",
     "grouped",

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from ckptconv.dtypes import DType
 from ckptconv.graph.relation import Relation
+from ckptconv.graph.terms import Terms, check_terms, term_dict
 from ckptconv.storage.base import FileLayout
 from ckptconv.storage.files import FileStamp
 from ckptconv.storage.stored import Stored
 
 __all__ = ["AssetFile", "OutFile", "Plan", "Step"]
 
-StepKind = Literal["cast", "alias", "drop", "rename", "compare", "config", "left out"]
+StepKind = Literal["cast", "alias", "drop", "rename", "compare", "config", "left out", "lora", "add"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class Plan:
         steps: Everything that is not a plain copy.
         inputs: The source files as they were.
         notes: ``(level, text)`` for people.
+        terms: What is added to a tensor's values: rounded once, from float32, to the dtype written. Operands
+            are right tensors of the relation that lie in no file.
     """
 
     source: str
@@ -85,6 +88,17 @@ class Plan:
     steps: tuple[Step, ...] = ()
     inputs: tuple[FileStamp, ...] = ()
     notes: tuple[tuple[str, str], ...] = field(default=())
+    terms: Terms = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse terms that do not fit.
+
+        Raises:
+            PlanError: as `check_terms` does.
+        """
+        if self.terms:
+            written = {t.name for f in self.files for t in f.layout.tensors}
+            check_terms(self.relation.right, written, self.terms)
 
     @property
     def bytes_out(self) -> int:
@@ -109,6 +123,7 @@ class Plan:
                             "shape": list(t.shape),
                             "offset": t.offset,
                             "casts": [d.name for d in self.casts.get(t.name, ())],
+                            "terms": [term_dict(a) for a in self.terms.get(t.name, ())],
                         }
                         for t in f.layout.tensors
                     ],
@@ -134,6 +149,8 @@ class Plan:
         add("relation", self.relation.digest())
         for name, chain in sorted(self.casts.items()):
             add("cast", name, [d.name for d in chain])
+        for name, terms in sorted(self.terms.items()):
+            add("terms", name, [term_dict(t) for t in terms])
         for f in self.files:
             placed = [(t.name, t.dtype.name, t.shape, t.offset) for t in f.layout.tensors]
             fixed = [(at, hashlib.sha256(b).hexdigest()) for at, b in f.layout.fixed]

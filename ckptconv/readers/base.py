@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ckptconv.dtypes import DType
 from ckptconv.graph import Box, Drop, Pair, Relation, Spec
+from ckptconv.slots import Table
 from ckptconv.storage.base import FileTensor
 from ckptconv.storage.files import FileStamp, stamp
 from ckptconv.storage.stored import Stored, dense_axes, from_file_tensor
@@ -25,10 +26,17 @@ class ReadOptions:
     Attributes:
         weights: fp32 masters or the 16-bit weights the model ran with; ``None`` is the producer's default.
         tag: The DeepSpeed tag to read instead of the one in ``latest``.
+        strategy: MindSpore's strategy file, or a folder of them, instead of those beside the checkpoint.
+        iteration: Megatron's iteration instead of the newest.
+        sizes: Parallel sizes (``tp``, ``pp``, ``vpp``, ``ep``, ``etp``) to check, or to fill in where the
+            checkpoint does not say them.
     """
 
     weights: Weights | None = None
     tag: str | None = None
+    strategy: Path | None = None
+    iteration: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,11 @@ class Checkpoint:
         unresolved: Parameters the files name without holding their data. A config may tell they are tied;
             otherwise they are an error.
         notes: What a user should know.
+        arguments: Training arguments as simple values, where the files hold them.
+        table: Where the tensors' names are looked up as slots; None where they are Hugging Face's own.
+        traits: What the names tell of the model (words of `dialects.base.Line.when`).
+        strange: Tensors the table has no name for.
+        ranks: The files of model-parallel ranks by the names of their folders.
     """
 
     root: Path
@@ -82,6 +95,11 @@ class Checkpoint:
     left_out: Mapping[str, int] = field(default_factory=dict)
     unresolved: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    table: Table | None = None
+    traits: frozenset[str] = frozenset()
+    strange: tuple[str, ...] = ()
+    ranks: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def tensors(self) -> Mapping[str, Spec]:

@@ -13,7 +13,15 @@ from ckptconv.readers.wrappers import unwrap
 __all__ = ["open_checkpoint", "readers"]
 
 # In the order they are asked; the first that recognises a path reads it.
-_OWN = ("ckptconv.readers.deepspeed", "ckptconv.readers.huggingface", "ckptconv.readers.torch_file")
+_OWN = (
+    "ckptconv.readers.verl",
+    "ckptconv.readers.megatron",
+    "ckptconv.readers.deepspeed",
+    "ckptconv.readers.dcp",
+    "ckptconv.readers.mindspore",
+    "ckptconv.readers.huggingface",
+    "ckptconv.readers.torch_file",
+)
 
 
 def readers() -> Iterator[Reader]:

@@ -43,6 +43,7 @@ def load(
     hooks: Mapping[str, Hook] | None = None,
     limits: Limits = _DEFAULT,
     where: Where = None,
+    exact: bool = False,
 ) -> object:
     """Read one pickle from ``data``; bytes after its end are ignored.
 
@@ -52,13 +53,16 @@ def load(
         hooks: By dotted name, what to make of a call; each is given the arguments.
         limits: Bounds on what the pickle may cost.
         where: The file to name in errors.
+        exact: Whether the result is to be written again: an OrderedDict stays one, with its attributes, so
+            does a defaultdict (of a plain type, else a record), ``torch.Size`` is a record, and what cannot
+            be kept is refused. By default both dicts become dicts, ``torch.Size`` a tuple.
 
     Raises:
         FormatError: if the pickle is damaged or hostile, with the position of the opcode.
     """
     if len(data) > limits.size:
         raise FormatError(f"a pickle of {len(data):,} bytes; the limit is {limits.size:,}", where=where)
-    machine = Machine(data, persistent, hooks, limits)
+    machine = Machine(data, persistent, hooks, limits, exact)
     _run(machine, lambda rest: b"", 0, where)
     return machine.result
 
@@ -71,6 +75,7 @@ def load_at(
     hooks: Mapping[str, Hook] | None = None,
     limits: Limits = _DEFAULT,
     where: Where = None,
+    exact: bool = False,
 ) -> tuple[object, int]:
     """Read the pickle at ``offset`` of a file, no further than needed; return it and where it ends.
 
@@ -88,7 +93,7 @@ def load_at(
             raise FormatError(f"a pickle of more than {limits.size:,} bytes", where=where)
         return chunk
 
-    machine = Machine(b"", persistent, hooks, limits)
+    machine = Machine(b"", persistent, hooks, limits, exact)
     end = _run(machine, more, offset, where)
     return machine.result, end
 

@@ -8,6 +8,7 @@ buffer can be run again once more data is there. The opcodes: CPython 3.14, ``Li
 from __future__ import annotations
 
 import codecs
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from struct import Struct
 from typing import Final
@@ -93,18 +94,21 @@ def _mark(m: Machine, pos: int) -> int:
     return pos
 
 
+def _check_dropped(m: Machine, values: list[object]) -> None:
+    """Refuse, where all is to be kept, calls made for what they do (``state_setter`` of ``__reduce__``)."""
+    if m.exact and any(type(v) is Record for v in values):
+        raise FormatError("a call whose result is not used")
+
+
 @_op(b"0", "POP")
 def _pop(m: Machine, pos: int) -> int:
-    if m.stack:
-        m.stack.pop()
-    else:
-        m.pop_mark()
+    _check_dropped(m, [m.stack.pop()] if m.stack else m.pop_mark())
     return pos
 
 
 @_op(b"1", "POP_MARK")
 def _pop_mark(m: Machine, pos: int) -> int:
-    m.pop_mark()
+    _check_dropped(m, m.pop_mark())
     return pos
 
 
@@ -435,8 +439,8 @@ def _set_pairs(m: Machine, target: object, items: list[object]) -> None:
         raise FormatError("a key without a value")
     if type(target) is Record:
         into = target.entries
-    elif type(target) is dict:
-        into = target
+    elif type(target) in (dict, OrderedDict, defaultdict):
+        into = target  # type: ignore[assignment]
     else:
         raise FormatError(f"keys set on a {type(target).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -487,7 +491,7 @@ def _appends(m: Machine, pos: int) -> int:
 def _additems(m: Machine, pos: int) -> int:
     items = m.pop_mark()
     target = m.stack[-1]
-    if type(target) is Record:
+    if type(target) is Record and not m.exact:
         target.items.extend(items)
     elif type(target) is set:
         for item in items:
@@ -529,21 +533,23 @@ def _reduce(m: Machine, pos: int) -> int:
 
 @_op(b"\x81", "NEWOBJ")
 def _newobj(m: Machine, pos: int) -> int:
-    return _reduce(m, pos)
+    args = m.stack.pop()
+    m.stack[-1] = m.call(m.stack[-1], args, new=True)
+    return pos
 
 
 @_op(b"\x92", "NEWOBJ_EX")
 def _newobj_ex(m: Machine, pos: int) -> int:
     kwargs = m.stack.pop()
     args = m.stack.pop()
-    m.stack[-1] = m.call(m.stack[-1], args, kwargs)
+    m.stack[-1] = m.call(m.stack[-1], args, kwargs, new=True)
     return pos
 
 
 @_op(b"o", "OBJ")
 def _obj(m: Machine, pos: int) -> int:
     func, *args = m.pop_mark()
-    m.stack.append(m.call(func, tuple(args)))
+    m.stack.append(m.call(func, tuple(args), new=not args))
     return pos
 
 
@@ -552,7 +558,7 @@ def _inst(m: Machine, pos: int) -> int:
     module, middle = _line(m, pos)
     name, end = _line(m, middle)
     args = tuple(m.pop_mark())
-    m.stack.append(m.call(Global(module.decode(), name.decode()), args))
+    m.stack.append(m.call(Global(module.decode(), name.decode()), args, new=not args))
     return end
 
 

@@ -6,13 +6,14 @@ Nothing here imports or calls what a pickle names. The opcodes are in ``pickleop
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from ckptconv.errors import FormatError
 
-__all__ = ["Global", "Hook", "Limits", "Machine", "Record", "Truncated", "short"]
+__all__ = ["FACTORIES", "Global", "Hook", "Limits", "Machine", "Record", "Truncated", "is_harmful", "short"]
 
 # Numbers hash the same in every process. Keys with more bits than a hash has can be chosen to share one,
 # which makes a dict quadratic; so there may only be some thousands of them.
@@ -37,7 +38,8 @@ _HARMFUL_BUILTINS: Final = frozenset({
 })  # fmt: skip
 
 
-def _is_harmful(name: Global) -> bool:
+def is_harmful(name: Global) -> bool:
+    """Whether calling this would do harm that no checkpoint needs."""
     if name.module in ("builtins", "__builtin__", "io", "_io", "codecs"):
         return name.name in _HARMFUL_BUILTINS
     parts = name.module.split(".")
@@ -88,6 +90,9 @@ class Record:
         state: What ``BUILD`` (``__setstate__``) would have been given.
         items: Elements appended (list subclasses).
         entries: Keys set (dict subclasses).
+        form: How it is made: by a call, by ``cls.__new__``, or by ``copyreg._reconstructor`` on a built-in
+            base class, of which only the contents are kept.
+        module: The module part of ``cls``, where the pickle says it; without, all before the last dot.
     """
 
     cls: str
@@ -96,6 +101,14 @@ class Record:
     state: object = None
     items: list[object] = field(default_factory=list)
     entries: dict[object, object] = field(default_factory=dict)
+    form: Literal["call", "new", "reconstruct"] = "call"
+    module: str | None = None
+
+    @property
+    def callee(self) -> Global:
+        """The class or function, as a name."""
+        module = self.cls.rpartition(".")[0] if self.module is None else self.module
+        return Global(module, self.cls[len(module) + 1 :])
 
     def get(self, name: str, default: object = None) -> object:
         """Return an attribute from the state: a dict, or the ``(dict, slots)`` pair of protocol 2."""
@@ -108,6 +121,9 @@ class Record:
     def __repr__(self) -> str:
         return f"Record({self.cls!r})"
 
+
+# What a defaultdict can be told to make of a missing key and still be no more than data.
+FACTORIES: Final = {t.__name__: t for t in (bool, dict, float, int, list, set, str, tuple)}
 
 Hook = Callable[[tuple[object, ...]], object]
 _Constructor = Callable[["Machine", tuple[object, ...]], object]
@@ -126,7 +142,8 @@ class Machine:
     """Keep the stacks, the memo and the budget while a pickle is read."""
 
     __slots__ = (
-        "budget", "data", "end", "hooks", "limits", "memo", "meta", "persistent", "result", "size", "stack",
+        "budget", "data", "end", "exact", "hooks", "limits", "memo", "meta", "persistent", "result", "size",
+        "stack",
     )  # fmt: skip
 
     def __init__(
@@ -135,7 +152,9 @@ class Machine:
         persistent: Callable[[object], object] | None,
         hooks: Mapping[str, Hook] | None,
         limits: Limits,
+        exact: bool = False,
     ) -> None:
+        self.exact = exact
         self.data = data
         self.size = len(data)
         self.stack: list[object] = []
@@ -198,19 +217,20 @@ class Machine:
         self.check_key(key)
         into[key] = value
 
-    def call(self, func: object, args: object, kwargs: object = None) -> object:
+    def call(self, func: object, args: object, kwargs: object = None, *, new: bool = False) -> object:
         """Return what calling ``func`` would make: a known value, else a record of the call."""
         self.charge(1)
         if type(args) is not tuple:
             raise FormatError(f"call arguments are a {type(args).__name__}, not a tuple")
         if kwargs is not None and type(kwargs) is not dict:
             raise FormatError(f"keyword arguments are a {type(kwargs).__name__}, not a dict")
+        form: Literal["call", "new"] = "new" if new else "call"
         if type(func) is Record:
-            return Record("<call>", (func, args), kwargs or {})
+            return Record("<call>", (func, args), kwargs or {}, form=form)
         if type(func) is not Global:
             raise FormatError(f"call of a {type(func).__name__}")
         name = func.qualified
-        if _is_harmful(func):
+        if is_harmful(func):
             raise FormatError(
                 f"the pickle calls {short(name)}, which no checkpoint needs: it was made to do harm. "
                 "Nothing of it was run"
@@ -219,19 +239,36 @@ class Machine:
             hook = self.hooks.get(name)
             if hook is not None:
                 return hook(args)
-            constructor = _CONSTRUCTORS.get(name)
+            constructor = (_EXACT if self.exact else _CONSTRUCTORS).get(name)
             if constructor is not None:
                 made = constructor(self, args)
                 if made is not None:
                     return made
-        return Record(name, args, kwargs or {})
+        return Record(name, args, kwargs or {}, form=form, module=func.module)
 
     def build(self, target: object, state: object) -> None:
-        """Keep the state of a record; on plain values (an OrderedDict's ``_metadata``) ignore it."""
+        """Keep the state of a record; on plain values (an OrderedDict's ``_metadata``) ignore it.
+
+        With ``exact`` none is ignored: an OrderedDict keeps its attributes, all else is refused.
+        """
         if type(target) is Record:
+            if self.exact and target.state is not None:
+                raise FormatError("an object is given state twice")
             target.state = state
         elif target is None or isinstance(target, (Global, str, bytes, int, float)):
             raise FormatError(f"state given to a {type(target).__name__}")
+        elif self.exact:
+            _set_attributes(target, state)
+
+
+def _set_attributes(target: object, state: object) -> None:
+    """Set attributes of an OrderedDict, such as ``_metadata`` of ``Module.state_dict``."""
+    if type(target) is not OrderedDict or type(state) is not dict:
+        raise FormatError(f"state of a {type(state).__name__} given to a {type(target).__name__}")
+    for name in state:
+        if type(name) is not str or hasattr(OrderedDict, name):
+            raise FormatError("an attribute that would hide one of OrderedDict's own")
+    vars(target).update(state)
 
 
 _Sequence = (list, tuple, set, frozenset)
@@ -277,9 +314,9 @@ def _dict(m: Machine, args: tuple[object, ...]) -> object:
     if len(args) != 1:
         return None
     source = args[0]
-    if type(source) is dict:
-        m.charge(len(source))
-        return dict(source)
+    if type(source) in (dict, OrderedDict):
+        m.charge(len(source))  # type: ignore[arg-type]
+        return dict(source)  # type: ignore[call-overload]
     items = _elements(m, args)
     if items is None:
         return None
@@ -292,6 +329,35 @@ def _dict(m: Machine, args: tuple[object, ...]) -> object:
 
 def _defaultdict(m: Machine, args: tuple[object, ...]) -> object:
     return _dict(m, args[1:])
+
+
+def _ordered_dict(m: Machine, args: tuple[object, ...]) -> object:
+    made = _dict(m, args)
+    return OrderedDict(made) if type(made) is dict else None
+
+
+def _exact_defaultdict(m: Machine, args: tuple[object, ...]) -> object:
+    """Make a defaultdict whose factory is a plain type; any other stays a record."""
+    factory: type | None = None
+    if args and args[0] is not None:
+        name = args[0]
+        if type(name) is not Global or name.module not in ("builtins", "__builtin__"):
+            return None
+        factory = FACTORIES.get(name.name)
+        if factory is None:
+            return None
+    made = _dict(m, args[1:])
+    return defaultdict(factory, made) if type(made) is dict else None
+
+
+def _as_record(m: Machine, args: tuple[object, ...]) -> object:
+    return None
+
+
+def _complex(m: Machine, args: tuple[object, ...]) -> object:
+    if len(args) == 2 and type(args[0]) is float and type(args[1]) is float:
+        return complex(args[0], args[1])
+    return None
 
 
 def _encode(m: Machine, args: tuple[object, ...]) -> object:
@@ -319,14 +385,23 @@ def _bytearray(m: Machine, args: tuple[object, ...]) -> object:
 def _reconstructor(m: Machine, args: tuple[object, ...]) -> object:
     """Read ``copyreg._reconstructor(cls, base, state)``, how protocols 0 and 1 make objects."""
     if len(args) == 3 and type(args[0]) is Global:
-        return Record(args[0].qualified, () if args[2] is None else (args[2],))
+        if args[2] is None:
+            return Record(args[0].qualified, form="new", module=args[0].module)
+        return Record(args[0].qualified, (args[2],), form="reconstruct", module=args[0].module)
     return None
 
 
 def _newobj(m: Machine, args: tuple[object, ...]) -> object:
     if args and type(args[0]) is Global:
         m.charge(len(args))
-        return Record(args[0].qualified, args[1:])
+        return Record(args[0].qualified, args[1:], form="new", module=args[0].module)
+    return None
+
+
+def _newobj_ex(m: Machine, args: tuple[object, ...]) -> object:
+    """Read ``copyreg.__newobj_ex__(cls, args, kwargs)``, which the opcode NEWOBJ_EX stands for."""
+    if len(args) == 3 and type(args[0]) is Global and args[0].qualified not in _CONSTRUCTORS:
+        return m.call(*args, new=True)
     return None
 
 
@@ -346,11 +421,23 @@ _CONSTRUCTORS: Final[dict[str, _Constructor]] = {
             "tuple": _tuple,
             "bytes": _bytes,
             "bytearray": _bytearray,
+            "complex": _complex,
         }.items()
     },
     **{
         f"{module}.{name}": make
         for module in ("copyreg", "copy_reg")
-        for name, make in {"_reconstructor": _reconstructor, "__newobj__": _newobj}.items()
+        for name, make in {
+            "_reconstructor": _reconstructor,
+            "__newobj__": _newobj,
+            "__newobj_ex__": _newobj_ex,
+        }.items()
     },
+}
+# What keeps every difference that matters to one who writes the value again.
+_EXACT: Final[dict[str, _Constructor]] = {
+    **_CONSTRUCTORS,
+    "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": _exact_defaultdict,
+    "torch.Size": _as_record,
 }

@@ -1,4 +1,4 @@
-"""Lay out a ``.bin`` file as ``torch.save`` writes an ordered dict of tensors.
+"""Lay out a file as ``torch.save`` writes it: a tree of values, or an ordered dict of tensors.
 
 The archive: torch 2.13, ``torch/serialization.py`` (``_save``) and ``caffe2/serialize/inline_container.cc``.
 It is byte-identical to torch's but for ``.data/serialization_id``, a digest that torch makes of hashes of
@@ -7,7 +7,9 @@ its C++ library; ours is made of the tensors' names and CRC-32 sums.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
@@ -16,16 +18,16 @@ from zlib import crc32
 
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
-from ckptconv.storage.base import FileLayout, Placed, contiguous_stride
+from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.picklevm import short
+from ckptconv.storage.torchpickle import TensorRef, dump
 
-__all__ = ["crc32_combine", "layout", "seal"]
+__all__ = ["TensorRef", "crc32_combine", "layout", "layout_tree", "seal"]
 
 _ROOT: Final = "archive"
 _ALIGN: Final = 64
 _32: Final = 0xFFFFFFFF
 _16: Final = 0xFFFF
-_BATCH: Final = 1000  # items of a dict per opcode, as CPython's pickler
 _UTF8: Final = 0x0800
 _DESCRIPTOR: Final = 0x0008
 _LOCAL = Struct("<4s5H3L2H")
@@ -47,38 +49,61 @@ def layout(tensors: Iterable[Spec]) -> FileLayout:
     Raises:
         PlanError: if a name is given twice.
     """
-    specs = list(tensors)
-    names: set[str] = set()
-    for name, _, _ in specs:
-        if name in names:
-            raise PlanError(f"the tensor name {short(name)} is given twice")
-        names.add(name)
-    return _assemble(specs, [0] * len(specs))
+    refs: OrderedDict[str, TensorRef] = OrderedDict()
+    for spec in tensors:
+        ref = TensorRef(*spec)
+        if ref.name in refs:
+            raise PlanError(f"the tensor name {short(ref.name)} is given twice")
+        refs[ref.name] = ref
+    return layout_tree(refs)
+
+
+def layout_tree(root: object) -> FileLayout:
+    """Lay out a file of any tree that :func:`~ckptconv.storage.torchpickle.dump` can write.
+
+    Each name of a :class:`TensorRef` gets one storage, in the order they are met.
+
+    Raises:
+        PlanError: if the tree holds what cannot be written, or a name with two types or shapes.
+    """
+    pickle, refs = dump(root)
+    if len(pickle) >= _32:
+        raise PlanError(f"a pickle of {len(pickle):,} bytes")
+    return _assemble(pickle, refs, [0] * len(refs))
 
 
 def seal(layout: FileLayout, crcs: Sequence[int]) -> tuple[tuple[int, bytes], ...]:
     """Return the bytes to write over a finished file once the data's CRC-32 sums are known.
 
     Args:
-        layout: What :func:`layout` returned.
+        layout: What :func:`layout` or :func:`layout_tree` returned.
         crcs: The sum of each tensor's bytes, in the order of ``layout.tensors``.
     """
-    sealed = _assemble([(t.name, t.dtype, t.shape) for t in layout.tensors], crcs)
+    sealed = _assemble(_pickle_in(layout), layout.tensors, crcs)
     return tuple(new for old, new in zip(layout.fixed, sealed.fixed, strict=True) if old != new)
 
 
-def _assemble(specs: Sequence[Spec], crcs: Sequence[int]) -> FileLayout:
+def _pickle_in(layout: FileLayout) -> bytes:
+    """Return the first entry, aligned in the first piece, with its size in the directory in the last."""
+    start, last = layout.fixed[-1]
+    end = len(last) - _END.size - _LOCATOR.size - _END64.size
+    directory = _END64.unpack_from(last, end)[-1]
+    size = _CENTRAL.unpack_from(last, directory - start)[9]
+    return layout.fixed[0][1][_ALIGN : _ALIGN + size]
+
+
+def _assemble(pickle: bytes, tensors: Sequence[TensorRef | Placed], crcs: Sequence[int]) -> FileLayout:
     archive = _Archive()
-    archive.add("data.pkl", _pickle(specs))
+    archive.add("data.pkl", pickle)
     archive.add(".format_version", b"1")
     archive.add(".storage_alignment", str(_ALIGN).encode())
     archive.add("byteorder", b"little")
     placed: list[Placed] = []
     digest = blake2b(digest_size=16)
-    for i, ((name, dtype, shape), crc) in enumerate(zip(specs, crcs, strict=True)):
-        nbytes = Placed(name, dtype, shape, 0).nbytes
-        placed.append(Placed(name, dtype, shape, archive.reserve(f"data/{i}", nbytes, crc)))
-        digest.update(f"{len(name)}:{name}:{crc};".encode("utf-8", "surrogatepass"))
+    for i, (tensor, crc) in enumerate(zip(tensors, crcs, strict=True)):
+        one = Placed(tensor.name, tensor.dtype, tensor.shape, 0)
+        placed.append(replace(one, offset=archive.reserve(f"data/{i}", one.nbytes, crc)))
+        digest.update(f"{len(one.name)}:{one.name}:{crc};".encode("utf-8", "surrogatepass"))
     archive.add("version", b"3\n")
     archive.add(".data/serialization_id", f"{int.from_bytes(digest.digest(), 'big'):040d}".encode())
     return FileLayout(archive.finish(), tuple(archive.pieces), tuple(placed), needs_crc=True)
@@ -173,114 +198,6 @@ def _zip64(at: int, size: int, packed: int) -> bytes:
         return b""
     body = b"".join(v.to_bytes(8, "little") for v in values)
     return b"\1\0" + len(body).to_bytes(2, "little") + body
-
-
-# The pickle
-
-
-class _Pickle:
-    """Write protocol 2 as CPython's pickler does, with its memo."""
-
-    def __init__(self) -> None:
-        self.out = bytearray(b"\x80\2")
-        self._memo: dict[str, int] = {}
-        self._next = 0
-
-    def memoize(self, key: str | None = None) -> None:
-        """Number the object just written; one with a key can be recalled."""
-        if key is not None:
-            self._memo[key] = self._next
-        index = self._next
-        self.out += b"q" + bytes([index]) if index < 256 else b"r" + index.to_bytes(4, "little")
-        self._next += 1
-
-    def recall(self, key: str) -> bool:
-        index = self._memo.get(key)
-        if index is None:
-            return False
-        self.out += b"h" + bytes([index]) if index < 256 else b"j" + index.to_bytes(4, "little")
-        return True
-
-    def name(self, module: str, name: str) -> None:
-        key = f"global {module} {name}"
-        if not self.recall(key):
-            self.out += f"c{module}\n{name}\n".encode()
-            self.memoize(key)
-
-    def text(self, value: str, *, shared: bool = False) -> None:
-        key = f"text {value}"
-        if not (shared and self.recall(key)):
-            raw = value.encode("utf-8", "surrogatepass")
-            self.out += b"X" + len(raw).to_bytes(4, "little") + raw
-            self.memoize(key if shared else None)
-
-    def integer(self, value: int) -> None:
-        if value < 1 << 8:
-            self.out += b"K" + bytes([value])
-        elif value < 1 << 16:
-            self.out += b"M" + value.to_bytes(2, "little")
-        elif value < 1 << 31:
-            self.out += b"J" + value.to_bytes(4, "little")
-        else:
-            length = value.bit_length() // 8 + 1
-            self.out += b"\x8a" + bytes([length]) + value.to_bytes(length, "little")
-
-    def sizes(self, values: tuple[int, ...]) -> None:
-        if not values:
-            self.out += b")"
-            return
-        if len(values) > 3:
-            self.out += b"("
-        for value in values:
-            self.integer(value)
-        self.out += (b"\x85", b"\x86", b"\x87", b"t")[min(len(values), 4) - 1]
-        self.memoize()
-
-    def ordered_dict(self) -> None:
-        """Write an empty ``OrderedDict``."""
-        self.name("collections", "OrderedDict")
-        self.out += b")R"
-        self.memoize()
-
-
-def _pickle(specs: Sequence[Spec]) -> bytes:
-    p = _Pickle()
-    p.ordered_dict()
-    for start in range(0, len(specs), _BATCH):
-        batch = specs[start : start + _BATCH]
-        p.out += b"(" if len(batch) > 1 else b""
-        for i, spec in enumerate(batch, start):
-            _pickle_item(p, i, spec)
-        p.out += b"u" if len(batch) > 1 else b"s"
-    return bytes(p.out) + b"."
-
-
-def _pickle_item(p: _Pickle, index: int, spec: Spec) -> None:
-    """Write a name and the call that rebuilds its tensor on storage ``index``."""
-    name, dtype, shape = spec
-    typed = dtype.torch_storage
-    numel = Placed(name, dtype, shape, 0).nbytes // (dtype.itemsize if typed else 1)
-    p.text(name)
-    p.name("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
-    p.out += b"(("
-    p.text("storage", shared=True)
-    p.name(*(("torch", typed) if typed else ("torch.storage", "UntypedStorage")))
-    p.text(str(index))
-    p.text("cpu", shared=True)
-    p.integer(numel)
-    p.out += b"t"
-    p.memoize()
-    p.out += b"QK\0"  # the storage, and an offset of 0 into it
-    p.sizes(shape)
-    p.sizes(contiguous_stride(shape))
-    p.out += b"\x89"  # requires_grad
-    p.ordered_dict()  # hooks
-    if not typed:
-        p.name("torch", dtype.name)
-    p.out += b"t"
-    p.memoize()
-    p.out += b"R"
-    p.memoize()
 
 
 # CRC-32 of joined data: zlib 1.3, crc32.c, the same arithmetic modulo the polynomial

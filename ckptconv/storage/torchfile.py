@@ -60,13 +60,17 @@ class TorchFile:
     tensors: int
 
 
-def open_torch(path: str | PathLike[str], *, offset: int = 0, length: int | None = None) -> TorchFile:
+def open_torch(
+    path: str | PathLike[str], *, offset: int = 0, length: int | None = None, exact: bool = False
+) -> TorchFile:
     """Read the structure of a file written by ``torch.save``; of its tensors, only where they are.
 
     Args:
         path: The file.
         offset: Where in the file the container begins (torch's distributed checkpoints hold many).
         length: Its length in bytes; by default up to the end of the file.
+        exact: Whether values are to be written again, see :func:`inert.load`; parameters stay records of
+            their calls, and so do tensors of subclasses.
 
     Raises:
         FormatError: if it is no torch file, damaged, hostile, or of a kind that cannot be read.
@@ -77,9 +81,9 @@ def open_torch(path: str | PathLike[str], *, offset: int = 0, length: int | None
         head = window.read(512)
         try:
             if head.startswith(b"PK\3\4"):
-                return _open_zip(window)
+                return _open_zip(window, exact)
             if head[:1] == b"\x80":
-                return _open_legacy(window)
+                return _open_legacy(window, exact)
         except FormatError as error:
             if error.where is None:
                 raise FormatError(error.message, where=name, hint=error.hint) from error
@@ -124,7 +128,7 @@ def _storage_id(pid: object, fields: tuple[int, ...]) -> tuple[str, DType | None
 # The zip archive
 
 
-def _open_zip(window: Window) -> TorchFile:
+def _open_zip(window: Window, exact: bool) -> TorchFile:
     index = ZipIndex(window)
     root = _archive_root(index, window)
     if (order := f"{root}/byteorder") in index.sizes and index.read(order, _MAX_BYTEORDER) != b"little":
@@ -147,11 +151,11 @@ def _open_zip(window: Window) -> TorchFile:
             )
         return FileStorage(key, dtype, at, size, (at, size))
 
-    tensors = TensorHooks(window.path, storage)
+    tensors = TensorHooks(window.path, storage, exact)
     limits = inert.Limits()
     data = index.read(f"{root}/data.pkl", limits.size)
     value = inert.load(
-        data, persistent=tensors.resolve, hooks=tensors.hooks, limits=limits, where=window.path
+        data, persistent=tensors.resolve, hooks=tensors.hooks, limits=limits, where=window.path, exact=exact
     )
     return TorchFile(window.path, "zip", value, tensors.count)
 
@@ -181,7 +185,7 @@ def _archive_root(index: ZipIndex, window: Window) -> str:
 # The stream
 
 
-def _open_legacy(window: Window) -> TorchFile:
+def _open_legacy(window: Window, exact: bool) -> TorchFile:
     at = _legacy_head(window)
     declared: dict[str, tuple[int, int]] = {}  # key -> elements, bytes of one
 
@@ -206,8 +210,8 @@ def _open_legacy(window: Window) -> TorchFile:
             raise FormatError(f"the data of storage {short(key)} is not in the file")
         return _view_of(key, dtype, located[key], view)
 
-    tensors = TensorHooks(window.path, storage)
-    value, _ = _load_legacy(window, at, persistent=storage, hooks=tensors)
+    tensors = TensorHooks(window.path, storage, exact)
+    value, _ = _load_legacy(window, at, persistent=storage, hooks=tensors, exact=exact)
     return TorchFile(window.path, "legacy", value, tensors.count)
 
 
@@ -217,6 +221,7 @@ def _load_legacy(
     *,
     persistent: Callable[[object], object] | None = None,
     hooks: TensorHooks | None = None,
+    exact: bool = False,
 ) -> tuple[object, int]:
     return inert.load_at(
         window,
@@ -225,6 +230,7 @@ def _load_legacy(
         hooks=hooks.hooks if hooks else None,
         limits=_LEGACY_LIMITS,
         where=window.path,
+        exact=exact,
     )
 
 

@@ -21,6 +21,7 @@ __all__ = ["FileStorage", "TensorHooks", "is_tensor_record", "storage_dtype"]
 _MAX_DIMS: Final = 64  # as in torch
 _MAX_BYTES: Final = 1 << 62
 _BYTES = BY_NAME["uint8"]
+_PARAMETERS: Final = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _TYPED_MODULES: Final = ("torch", "torch.cuda", "torch.storage")
 _UNTYPED: Final = ("UntypedStorage", "_UntypedStorage")
 
@@ -70,23 +71,25 @@ class TensorHooks:
     Args:
         path: The file.
         resolve: Gives the storage a persistent id names.
+        exact: Whether parameters and tensors of subclasses stay records of their calls.
     """
 
     __slots__ = ("_path", "count", "hooks", "resolve")
 
-    def __init__(self, path: str, resolve: Callable[[object], object]) -> None:
+    def __init__(self, path: str, resolve: Callable[[object], object], exact: bool = False) -> None:
         self._path = path
         self.count = 0
         self.resolve = resolve
+        self.hooks: dict[str, Hook]
         plain: dict[str, Hook] = {
             "torch._utils._rebuild_tensor": self._rebuild,
             "torch._utils._rebuild_tensor_v2": self._rebuild,
             "torch._utils._rebuild_tensor_v3": self._rebuild_v3,
-            "torch._utils._rebuild_parameter": _first("torch._utils._rebuild_parameter"),
-            "torch._utils._rebuild_parameter_with_state": _first(
-                "torch._utils._rebuild_parameter_with_state"
-            ),
         }
+        if exact:
+            self.hooks = plain
+            return
+        plain |= {name: _first(name) for name in _PARAMETERS}
 
         def from_type(args: tuple[object, ...]) -> object:
             """Read ``_rebuild_from_type_v2(func, type, args, state)``: the tensor without its attributes."""
@@ -96,7 +99,7 @@ class TensorHooks:
                     return hook(args[2])
             return Record("torch._tensor._rebuild_from_type_v2", args)
 
-        self.hooks: dict[str, Hook] = {**plain, "torch._tensor._rebuild_from_type_v2": from_type}
+        self.hooks = {**plain, "torch._tensor._rebuild_from_type_v2": from_type}
 
     def _rebuild(self, args: tuple[object, ...]) -> FileTensor:
         if not 4 <= len(args) <= 7:

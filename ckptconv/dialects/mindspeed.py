@@ -1,0 +1,103 @@
+"""ModelLink (MindSpeed-LLM v1) and MindSpeed-LLM v2 where they differ from megatron-core.
+
+Names: ModelLink d4feda79, ``modellink/tasks/checkpoint/models.py``; MindSpeed-LLM c77308a1,
+``mindspeed_llm/tasks/checkpoint/model_builder.py``.
+"""
+
+from ckptconv.dialects.base import Dialect, Line, column, for_mtp, norm, plain, prefixed, row, whole
+from ckptconv.dialects.core import (
+    ATTENTION,
+    EMBEDDING,
+    GROUPED,
+    KEY_VALUE_UP,
+    MLP,
+    MTP_ENDS,
+    QUERY,
+    QUERY_UP,
+    ROUTER,
+    SEQUENTIAL,
+    SHARED,
+)
+from ckptconv.slots import concat
+
+# Every rank holds the compressed projections whole, and q and kv in one.
+_FUSED = (
+    *whole(concat("layers.*.mla.q_a", "layers.*.mla.kv_a"), "self_attention.linear_qkv", when="mla q_lora"),
+    *whole(concat(QUERY, "layers.*.mla.kv_a"), "self_attention.linear_qkv", when="mla !q_lora"),
+    *norm("layers.*.mla.q_a_norm", "self_attention.q_layernorm.", when="mla"),
+    *row("layers.*.mla.o", "self_attention.linear_proj", when="mla"),
+)
+_UP = (
+    *column(QUERY_UP, "self_attention.linear_q_up_proj", bias=False, when="mla !mm_split"),
+    *column(KEY_VALUE_UP, "self_attention.linear_kv_up_proj", bias=False, when="mla !mm_split"),
+)
+# --mla-mm-split
+_SPLIT = (
+    *column("layers.*.mla.q_b.nope", "self_attention.linear_qk_nope", bias=False, when="mla mm_split"),
+    *column("layers.*.mla.q_b.rope", "self_attention.linear_qk_rope", bias=False, when="mla mm_split"),
+    *column("layers.*.mla.kv_b.k", "self_attention.linear_kv_nope", bias=False, when="mla mm_split"),
+    *column("layers.*.mla.kv_b.v", "self_attention.linear_v", bias=False, when="mla mm_split"),
+)
+_POST_NORMS = (
+    *norm("layers.*.attn_post_norm", "post_attn_norm."),
+    *norm("layers.*.mlp_post_norm", "post_mlp_layernorm."),
+)
+
+
+def _model(layer: tuple[Line, ...], before: tuple[Line, ...] = ()) -> tuple[Line, ...]:
+    ends = (
+        *norm("final_norm", "final_layernorm.", when="mtp"),
+        *norm("final_norm", "decoder.final_layernorm.", when="!mtp"),
+        *column("head", "output_layer"),
+    )
+    return (
+        *MTP_ENDS,
+        *EMBEDDING,
+        *before,
+        *for_mtp(layer, "mtp.layers.*.transformer_layer."),
+        *norm("mtp.*.norm", "mtp.final_layernorms.*."),
+        *prefixed(layer, "decoder.layers.*."),
+        *ends,
+    )
+
+
+_NORMS = (*norm("layers.*.attn_norm", "input_layernorm."), *norm("layers.*.mlp_norm", "pre_mlp_layernorm."))
+# A dense layer in front of sparse ones has its norm inside fc1, a dense model has not.
+_TE_NORMS = (
+    *norm("layers.*.attn_norm", "self_attention.linear_qkv.layer_norm_"),
+    *norm("layers.*.mlp_norm", "mlp.linear_fc1.layer_norm_", when="moe_model !moe"),
+    *norm("layers.*.mlp_norm", "pre_mlp_layernorm."),
+)
+_KV_NORM = norm("layers.*.mla.kv_a_norm", "self_attention.kv_layernorm.", when="mla")
+_V2 = (*ATTENTION, *_FUSED, *_UP, *_SPLIT, *_KV_NORM, *_POST_NORMS, *MLP, *ROUTER, *SHARED, *SEQUENTIAL, *GROUPED)
+
+MINDSPEED = Dialect(name="mindspeed", lines=_model((*_NORMS, *_V2)), arguments="mindspeed")
+MINDSPEED_TE = Dialect(name="mindspeed-te", lines=_model((*_TE_NORMS, *_V2)), arguments="mindspeed")
+
+_V1_LATENT = (
+    *_FUSED,
+    *norm("layers.*.mla.kv_a_norm", "self_attention.k_layernorm.", when="mla"),
+    *column(QUERY_UP, "self_attention.linear_qb", bias=False, when="mla"),
+    *column(KEY_VALUE_UP, "self_attention.linear_kvb", bias=False, when="mla"),
+)
+_V1_SHARED = (
+    *(line for line in SHARED if not line.name.endswith("gate_weight")),
+    plain("layers.*.moe.shared_gate", "mlp.shared_expert_gate.weight"),
+)
+MODELLINK = Dialect(
+    name="modellink",
+    lines=_model(
+        (*_NORMS, *ATTENTION, *_V1_LATENT, *_POST_NORMS, *MLP, *ROUTER, *_V1_SHARED, *SEQUENTIAL, *GROUPED)
+    ),
+    extra_states=(
+        "self_attention.linear_proj",
+        "self_attention.linear_qkv",
+        "self_attention.linear_qb",
+        "self_attention.linear_kvb",
+        "mlp.linear_fc1",
+        "mlp.linear_fc2",
+        "mlp.shared_experts.linear_fc1",
+        "mlp.shared_experts.linear_fc2",
+        "output_layer",
+    ),
+)

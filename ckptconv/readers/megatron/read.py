@@ -1,0 +1,256 @@
+"""Open a checkpoint of ranks as whole tensors under Megatron's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptconv.dialects import find_dialect
+from ckptconv.dialects.assemble import Assembled, assemble
+from ckptconv.errors import FormatError, PlanError
+from ckptconv.graph import Box, Pair, Relation, Spec
+from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
+from ckptconv.readers.megatron.find import Run, find_run, has_ranks, iteration_folder
+from ckptconv.storage.base import FileTensor
+from ckptconv.storage.rankfile import RankFile, read_rank
+from ckptconv.storage.stored import dense_axes, from_file_tensor
+from ckptconv.topology import Grid, Rank
+
+__all__ = ["READER"]
+
+_COPY = "copy the whole iteration again, from one save"
+
+
+def _recognise(path: Path) -> bool:
+    if path.is_file():
+        return path.name in ("model_optim_rng.pt", "model_rng.pt")
+    if not path.is_dir():
+        return False
+    if has_ranks(path) or (path / "model_optim_rng.pt").is_file():
+        return True
+    try:
+        folder = iteration_folder(path)
+    except FormatError:
+        return True
+    return folder is not None and has_ranks(folder)
+
+
+def _open(path: Path, options: ReadOptions) -> Checkpoint:
+    if options.weights == "master":
+        raise PlanError(
+            "the fp32 masters of this format have no names, so they cannot be converted",
+            where=path,
+            hint="leave --weights out; Megatron's torch_dist format stores named masters",
+        )
+    run = find_run(path, options.iteration)
+    files = {name: read_rank(file) for name, file in run.files.items()}
+    first = next(iter(files.values()))
+    notes: list[Note] = []
+    grid = _grid(run, files, options.sizes, notes)
+    ranks = _ranks(run, grid, files)
+    _agree(files)
+    held = {r: {v: {n: _spec(t) for n, t in c.items()} for v, c in f.chunks.items()} for r, f in ranks.items()}
+    every = {n: s for chunks in held.values() for tensors in chunks.values() for n, s in tensors.items()}
+    dialect = find_dialect(every, "mindspeed" if "hf_path" in first.arguments else "megatron")
+    graph = GraphBuilder()
+    keys: dict[tuple[Rank, int, str], str] = {}
+    turned: dict[str, FileTensor] = {}
+    for rank, file in ranks.items():
+        graph.touch(file.path)
+        for v, tensors in file.chunks.items():
+            for name, tensor in tensors.items():
+                key = keys[rank, v, name] = file.key(grid.folder(rank), v, name)
+                graph.store(key, from_file_tensor(tensor))
+                if not tensor.is_contiguous and dense_axes(tensor):
+                    turned[key] = tensor
+    made = assemble(
+        grid, held, dialect, lambda rank, v, name: keys[rank, v, name], version=first.version
+    )
+    relation = _unturned(made.relation, turned)
+    relation.check()
+    _layers(first.arguments, made, run)
+    return Checkpoint(
+        root=run.root,
+        data=run.data,
+        producer=_producer(first.arguments, dialect.name),
+        format=f"torch format, {len(files)} ranks, {dialect.name} names",
+        weights="model",
+        stored=graph.stored,
+        relation=relation,
+        files=graph.files,
+        layout=grid.describe(),
+        iteration=first.iteration,
+        left_out=_left_out(run, files),
+        notes=tuple(notes),
+        arguments=first.arguments,
+        table=made.table,
+        traits=made.traits,
+        strange=made.unknown,
+        ranks=run.files,
+    )
+
+
+def _spec(tensor: FileTensor) -> Spec:
+    return Spec(tensor.shape, tensor.dtype.name)
+
+
+def _unturned(relation: Relation, turned: Mapping[str, FileTensor]) -> Relation:
+    """Put a view whose axes are stored in another order in front of the relation."""
+    if not turned:
+        return relation
+    pairs = [
+        Pair(Box.strided(n, 0, zip(turned[n].shape, turned[n].stride, strict=True)), Box.whole(n, s.shape))
+        if n in turned
+        else Pair(Box.whole(n, s.shape), Box.whole(n, s.shape))
+        for n, s in relation.left.items()
+    ]
+    return Relation(relation.left, relation.left, tuple(pairs)).compose(relation)
+
+
+def _grid(run: Run, files: Mapping[str, RankFile], given: Mapping[str, int], notes: list[Note]) -> Grid:
+    """Find the parallel sizes out; flags check them, and fill in what the arguments do not say."""
+    first = next(iter(files.values()))
+    args = first.arguments
+    numbered = Grid.numbers(list(files))
+    said: dict[str, int] = {}
+    for size, names in {
+        "tp": ("tensor_model_parallel_size", "model_parallel_size"),
+        "pp": ("pipeline_model_parallel_size",),
+        "ep": ("expert_model_parallel_size",),
+        "etp": ("expert_tensor_parallel_size",),
+    }.items():
+        value = next((args[n] for n in names if isinstance(args.get(n), int)), None)
+        if value is not None:
+            said[size] = value
+    if args and "tp" in said:
+        said = {"pp": 1, "ep": 1, **said}
+    for size, value in given.items():
+        if size != "vpp" and said.get(size, value) != value:
+            raise PlanError(
+                f"the checkpoint says {size} {said[size]}, --{size} says {value}",
+                where=run.data,
+                hint="leave the flag out: the checkpoint knows",
+            )
+    sizes = {**{k: v for k, v in given.items() if k != "vpp"}, **said}
+    if "tp" not in sizes or "pp" not in sizes or "ep" not in sizes:
+        guess = _guess(numbered, files, sizes)
+        sizes = {**guess, **sizes}
+        notes.append(
+            Note(
+                "guess",
+                "the checkpoint holds no parallel sizes; from the folders' names: "
+                + ", ".join(f"{k} {v}" for k, v in sizes.items()),
+            )
+        )
+    extended = bool(args.get("moe_tp_extend_ep")) and sizes["ep"] * sizes["tp"] > 1
+    vpp = len(first.chunks)
+    if given.get("vpp", vpp) != vpp:
+        raise PlanError(f"the checkpoint holds {vpp} virtual chunks a stage, --vpp says {given['vpp']}", where=run.data)
+    return Grid(
+        sizes["tp"],
+        sizes["pp"],
+        vpp,
+        sizes["ep"],
+        1 if extended else sizes.get("etp") or sizes["tp"],
+        extended,
+        args.get("schedules_method") == "dualpipev",
+    )
+
+
+def _guess(
+    numbered: Mapping[str, tuple[int, ...]], files: Mapping[str, RankFile], known: Mapping[str, int]
+) -> dict[str, int]:
+    """Read the sizes off the folders' names; a single further number is the expert's if all embed."""
+    counts = [max(n[i] for n in numbered.values() if len(n) > i) + 1 for i in range(max(map(len, numbered.values())))]
+    if len(counts) == 3:
+        return {"tp": counts[0], "pp": counts[1], "ep": counts[2]}
+    if len(counts) == 1:
+        return {"tp": counts[0], "pp": 1, "ep": 1}
+    embeds = [any("word_embeddings" in n for c in f.chunks.values() for n in c) for f in files.values()]
+    expert = all(embeds) if "ep" not in known and "pp" not in known else known.get("ep", 1) > 1
+    return {"tp": counts[0], "pp": 1 if expert else counts[1], "ep": counts[1] if expert else 1}
+
+
+def _ranks(run: Run, grid: Grid, files: Mapping[str, RankFile]) -> dict[Rank, RankFile]:
+    """Match the ranks that should exist with the folders that do."""
+    expected = {grid.folder(rank): rank for rank in grid.ranks()}
+    sizes = ", ".join(f"{k} {v}" for k, v in grid.describe().items())
+    if missing := sorted(expected.keys() - files.keys()):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise PlanError(
+            f"the folder {missing[0]}{more} is missing ({sizes})", where=run.data, hint="copy every rank's folder"
+        )
+    if odd := sorted(files.keys() - expected.keys()):
+        raise PlanError(
+            f"{odd[0]} is no rank of {sizes}",
+            where=run.data,
+            hint="two saves of different layouts may lie in one folder; move the other away",
+        )
+    return {rank: files[name] for name, rank in expected.items()}
+
+
+def _agree(files: Mapping[str, RankFile]) -> None:
+    """Refuse ranks of several saves."""
+    first_name, first = next(iter(files.items()))
+    for name, file in files.items():
+        for what, ours, theirs in (
+            ("iteration", first.iteration, file.iteration),
+            ("checkpoint_version", first.version, file.version),
+            ("number of virtual chunks", len(first.chunks), len(file.chunks)),
+            *(
+                (f"args.{key}", first.arguments.get(key), file.arguments.get(key))
+                for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "num_layers", "hidden_size")
+            ),
+        ):
+            if ours != theirs:
+                raise PlanError(
+                    f"{name} is of another save: its {what} is {theirs}, that of {first_name} is {ours}",
+                    where=file.path,
+                    hint=_COPY,
+                )
+
+
+def _layers(args: Mapping[str, Any], made: Assembled, run: Run) -> None:
+    """Refuse a number of layers that is not the one of the arguments (no-op layers aside)."""
+    found = sum(len(layers) for layers in made.stages.values())
+    said = args.get("num_layers")
+    if not isinstance(said, int):
+        return
+    noop = args.get("noop_layers")
+    skipped = len(noop.split(",")) if isinstance(noop, str) and noop else len(noop) if isinstance(noop, (list, set)) else 0
+    if found not in (said, said - skipped):
+        stages = ", ".join(f"stage {c.pp}" + (f".{c.vpp}" if c.vpp else "") + f": {len(n)}" for c, n in made.stages.items())
+        raise PlanError(
+            f"the ranks hold {found} layers, args.num_layers says {said} ({stages})",
+            where=run.data,
+            hint="a pipeline stage is missing or of another model",
+        )
+
+
+def _producer(args: Mapping[str, Any], dialect: str) -> str:
+    if "hf_path" in args or "model_type_hf" in args or dialect.startswith("mindspeed"):
+        return "mindspeed-llm"
+    return "modellink" if dialect == "modellink" or "noop_layers" in args else "megatron"
+
+
+def _left_out(run: Run, files: Mapping[str, RankFile]) -> dict[str, int]:
+    """Count the bytes that are no weights: optimizer states, random states."""
+    count = 0
+    for file in files.values():
+        todo = [v for k, v in file.root.items() if not str(k).startswith("model")]
+        while todo:
+            value = todo.pop()
+            if isinstance(value, FileTensor):
+                count += value.nbytes
+            elif isinstance(value, Mapping):
+                todo += value.values()
+            elif isinstance(value, (list, tuple)):
+                todo += value
+    beside = sum(
+        p.stat().st_size for f in files.values() for p in f.path.parent.glob("*.pt") if p.name != f.path.name
+    )
+    return {k: v for k, v in {"optimizer states": count, "optimizer files": beside}.items() if v}
+
+
+READER = Reader("megatron", _recognise, _open)

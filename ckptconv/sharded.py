@@ -1,0 +1,188 @@
+"""Plan what is written as shards of ranks: from any source to Megatron's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ckptconv.dialects import Dialect, dialects
+from ckptconv.dialects.spread import Layout
+from ckptconv.dtypes import DType
+from ckptconv.dtypes import dtype as dtype_named
+from ckptconv.errors import PlanError, UsageError
+from ckptconv.families import Family
+from ckptconv.graph import Relation, Spec
+from ckptconv.options import ConvertOptions
+from ckptconv.readers.base import Checkpoint, ReadOptions
+from ckptconv.readers.registry import open_checkpoint
+from ckptconv.slots import Dims
+from ckptconv.topology import Grid, stage_layers
+from ckptconv.translate import some, to_slots
+from ckptconv.writers.megatron import Target, as_laid_out, like
+
+__all__ = ["as_stored", "follow_through", "retyped", "shard", "with_tied_head"]
+
+
+def shard(
+    options: ConvertOptions,
+    slots: Mapping[str, Spec],
+    tied: bool,
+    config: Mapping[str, Any],
+    family: Family,
+    arguments: Mapping[str, Any],
+) -> tuple[Target, Checkpoint | None]:
+    """Lay slots out as the options say; return also the checkpoint that was the model for it.
+
+    Args:
+        options: The layout asked for.
+        slots: Shape and dtype of what there is; no head where it is tied.
+        tied: Whether head and embedding are one.
+        config: The content of config.json.
+        family: Its family.
+        arguments: The training arguments of the source, if it has some.
+
+    Raises:
+        UsageError: if flags do not go together.
+        PlanError: if the model does not fit.
+    """
+    dims = family.dims(config)
+    if options.like is not None:
+        return _like(options, dims)
+    from ckptconv.arguments import arguments_from
+
+    dialect = _dialect(options.dialect or "core-te")
+    grid = _grid(options)
+    stages = stage_layers(
+        grid, dims["layers"], counts=options.layers_per_stage or None, noop=options.noop_layers
+    )
+    vocab = _padded(dims["vocab"], dialect, grid, options.vocab_divisible)
+    held = dict(slots)
+    last = grid.pp > 1 and not grid.dualpipe
+    if tied and (last or (grid.vpp > 1 and grid.pp > 1)):
+        held["head"] = slots["embed"]
+    layout = Layout(
+        grid,
+        stages,
+        dialect,
+        experts=options.experts or ("sequential" if dialect.name != "core-te" else "grouped"),
+        split_latent=options.mla == "split",
+        vocab=vocab,
+    )
+    made = arguments_from(
+        config,
+        family,
+        dialect=dialect.arguments,
+        tp=grid.tp,
+        pp=grid.pp,
+        vpp=grid.vpp,
+        ep=grid.ep,
+        etp=grid.etp,
+    )
+    return as_laid_out(layout, held, dims, {**_simple(arguments), **made}, options.iteration or 1), None
+
+
+def _like(options: ConvertOptions, dims: Dims) -> tuple[Target, Checkpoint]:
+    path = Path(str(options.like))
+    model = open_checkpoint(path, ReadOptions(iteration=options.iteration))
+    if model.table is None or not model.ranks:
+        raise UsageError(f"--like: {path} is no checkpoint of ranks", hint="name a Megatron or MindSpeed run")
+    inner = to_slots(model.relation.right, model.table, dims, what="the model", passing=model.strange)
+    if model.strange:
+        raise PlanError(
+            f"--like: unknown: {some(list(model.strange))}", where=path, hint="name a checkpoint of a plain model"
+        )
+    return like(model.relation.compose(inner), model.ranks, model.data), model
+
+
+def _dialect(name: str) -> Dialect:
+    found = {d.name: d for d in dialects()}
+    if name not in found:
+        raise UsageError(f"no dialect {name!r}", hint=f"dialects: {', '.join(found)}")
+    return found[name]
+
+
+def _grid(options: ConvertOptions) -> Grid:
+    sizes = dict(options.sizes)
+    tp = sizes.get("tp", 1)
+    dualpipe = options.schedule == "dualpipev"
+    if dualpipe and sizes.get("vpp", 2) != 2:
+        raise UsageError("--schedule dualpipev has two chunks a stage; leave --vpp out")
+    return Grid(
+        tp,
+        sizes.get("pp", 1),
+        2 if dualpipe else sizes.get("vpp", 1),
+        sizes.get("ep", 1),
+        1 if options.extend_ep else sizes.get("etp", tp),
+        options.extend_ep,
+        dualpipe,
+    )
+
+
+def _padded(vocab: int, dialect: Dialect, grid: Grid, divisible: int | None) -> int | None:
+    """Return the rows of the padded vocabulary; MindSpeed-LLM v2 does not pad, it cuts unevenly."""
+    if divisible is None and dialect.arguments == "mindspeed":
+        return None
+    if divisible is None:
+        divisible = 1 if dialect.name == "modellink" else 128
+    unit = divisible * grid.tp
+    return -(-vocab // unit) * unit
+
+
+def _simple(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str, list, type(None)))}
+
+
+def with_tied_head(relation: Relation, target: Relation) -> Relation:
+    """Provide the head from the embedding where a target holds a copy and the source, tied, has none."""
+    if "head" not in target.left or "head" in relation.right or "embed" not in relation.right:
+        return relation
+    embed = relation.right["embed"]
+    copies = tuple(
+        replace(p, right=replace(p.right, tensor="head"), right_copy=True)
+        for p in relation.pairs
+        if p.right.tensor == "embed" and not p.left_copy
+    )
+    return replace(relation, right={**relation.right, "head": embed}, pairs=relation.pairs + copies)
+
+
+def retyped(relation: Relation, tensors: Mapping[str, Spec]) -> Relation:
+    """Give a relation's left tensors these types, and each right tensor that of what it is made of.
+
+    Raises:
+        PlanError: if the left side is not these tensors.
+    """
+    if missing := sorted(relation.left.keys() - tensors.keys()):
+        raise PlanError(
+            f"the target needs {some(missing)}, which the source has not",
+            hint="choose a model with the same layers, or another target",
+        )
+    if beyond := sorted(tensors.keys() - relation.left.keys()):
+        raise PlanError(
+            f"the target has no place for {some(beyond)}", hint="leave tensors out with --drop, or choose another target"
+        )
+    if wrong := [n for n, s in relation.left.items() if tensors[n].shape != s.shape]:
+        n = wrong[0]
+        raise PlanError(f"{n} is {list(tensors[n].shape)} in the source, {list(relation.left[n].shape)} in the target")
+    dtypes = {p.right.tensor: tensors[p.left.tensor].dtype for p in relation.pairs}
+    right = {n: replace(s, dtype=dtypes.get(n, s.dtype)) for n, s in relation.right.items()}
+    return replace(relation, left={n: tensors[n] for n in relation.left}, right=right)
+
+
+def follow_through(via: Mapping[str, DType], relation: Relation) -> dict[str, DType]:
+    """Return what tensors pass through on the way by the names they are given."""
+    return {p.right.tensor: via[p.left.tensor] for p in relation.pairs if p.left.tensor in via}
+
+
+def as_stored(relation: Relation, wanted: Mapping[str, Spec], dtype: str) -> Relation:
+    """Give the tensors to be written the dtypes of the checkpoint that is the model, unless one is asked for."""
+    if dtype != "keep":
+        return relation
+    right = {
+        n: replace(s, dtype=wanted[n].dtype)
+        if n in wanted and dtype_named(wanted[n].dtype).kind == dtype_named(s.dtype).kind == "float"
+        else s
+        for n, s in relation.right.items()
+    }
+    return replace(relation, right=right)

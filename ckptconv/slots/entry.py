@@ -1,0 +1,91 @@
+"""Declare stored tensors: an entry says a tensor's name and the slots it holds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ckptconv.slots.pack import Pack, leaves
+
+__all__ = ["Entry", "fill_in", "form", "linear", "numbers", "one"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored tensor of an architecture.
+
+    Attributes:
+        name: Its name in a file; ``*`` is the layer's number, ``{e}`` the expert's.
+        pack: The slot it holds, or how it packs several.
+        when: What it exists for, all of it if there are several words, ``!`` before one negates. In a family
+            they are flags of the config, in a dialect properties of the layer (see `dialects.base`).
+        optional: Whether a model is complete without it.
+        copy: It repeats a slot that another entry holds.
+    """
+
+    name: str
+    pack: str | Pack
+    when: str | None = None
+    optional: bool = False
+    copy: bool = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(leaves(self.pack))
+
+
+def one(
+    slot: str | Pack, name: str, *, when: str | None = None, optional: bool = False, copy: bool = False
+) -> Entry:
+    """Declare a stored tensor by its complete name."""
+    return Entry(name, slot, when, optional, copy)
+
+
+def linear(slot: str | Pack, module: str, *, bias: str | bool | None = None) -> tuple[Entry, ...]:
+    """Declare a module's ``weight`` and its ``bias``, which packs the ``.bias`` of the same slots.
+
+    Args:
+        slot: What the weight holds.
+        module: Name of the module.
+        bias: What the bias exists for (`Entry.when`); True if it always does, None if it may, False if never.
+    """
+    weight = Entry(f"{module}.weight", slot)
+    if bias is False:
+        return (weight,)
+    when = bias if isinstance(bias, str) else None
+    return weight, Entry(f"{module}.bias", _biased(slot), when, optional=bias is None)
+
+
+def _biased(pack: str | Pack) -> str | Pack:
+    if isinstance(pack, str):
+        return f"{pack}.bias"
+    if pack.kind == "transposed":
+        return _biased(pack.parts[0])
+    return Pack(pack.kind, tuple(_biased(p) for p in pack.parts), pack.groups)
+
+
+# Numbers stand alone between dots, or at the end of grouped experts' weights (TransformerEngine).
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|(?<=\.linear_fc[12]\.weight)\d+$|(?<=\.linear_fc[12]\.bias)\d+$")
+_HOLE = re.compile(r"\*|\{e\}")
+
+
+def numbers(name: str) -> tuple[str, tuple[int, ...]]:
+    """Split a name into its form and its numbers: ``a.3.b`` is ``a.#.b`` and ``(3,)``."""
+    found: list[int] = []
+
+    def take(match: re.Match[str]) -> str:
+        found.append(int(match[0]))
+        return "#"
+
+    return _NUMBER.sub(take, name), tuple(found)
+
+
+def form(name: str) -> str:
+    """Return the form of a table's name: ``a.*.b`` is ``a.#.b``."""
+    return _HOLE.sub("#", name)
+
+
+def fill_in(name: str, values: tuple[int, ...]) -> str:
+    """Put numbers into the ``*`` and ``{e}`` of a table's name, in order."""
+    left = iter(values)
+    return _HOLE.sub(lambda _: str(next(left)), name)

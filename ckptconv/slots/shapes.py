@@ -1,0 +1,113 @@
+"""List the slots and their shapes, in the convention of ``torch.nn.Linear``: ``[out, in]``.
+
+A slot that repeats is named ``layers.*.attn.q`` in tables and ``layers.3.attn.q`` for a layer;
+``{e}`` stands for an expert's number. A layer for multi-token prediction, ``mtp.*``, has the slots of any layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+from ckptconv.errors import PlanError
+
+__all__ = ["SHAPES", "Dims", "shape_of", "template"]
+
+Dims = Mapping[str, int]
+
+# One axis is a sum of products of sizes; the names of sizes are those of `ckptconv.families.dims`.
+_LAYER = {
+    "attn_norm": "hidden",
+    "attn.q": "heads*head_dim,hidden",
+    "attn.k": "kv_heads*head_dim,hidden",
+    "attn.v": "kv_heads*head_dim,hidden",
+    "attn.o": "hidden,heads*head_dim",
+    "attn.q_norm": "head_dim",
+    "attn.k_norm": "head_dim",
+    # Multi-head latent attention; each head's query and key are a part without and a part with position.
+    "mla.q.nope": "heads*nope,hidden",
+    "mla.q.rope": "heads*rope,hidden",
+    "mla.q_a": "q_rank,hidden",
+    "mla.q_a_norm": "q_rank",
+    "mla.q_b.nope": "heads*nope,q_rank",
+    "mla.q_b.rope": "heads*rope,q_rank",
+    "mla.kv_a": "kv_rank+rope,hidden",
+    "mla.kv_a_norm": "kv_rank",
+    "mla.kv_b.k": "heads*nope,kv_rank",
+    "mla.kv_b.v": "heads*v_dim,kv_rank",
+    "mla.o": "hidden,heads*v_dim",
+    "attn_post_norm": "hidden",
+    "mlp_norm": "hidden",
+    "mlp.gate": "inner,hidden",
+    "mlp.up": "inner,hidden",
+    "mlp.down": "hidden,inner",
+    "moe.router": "experts,hidden",
+    "moe.router_bias": "experts",
+    "moe.experts.{e}.gate": "expert_inner,hidden",
+    "moe.experts.{e}.up": "expert_inner,hidden",
+    "moe.experts.{e}.down": "hidden,expert_inner",
+    "moe.shared.gate": "shared_inner,hidden",
+    "moe.shared.up": "shared_inner,hidden",
+    "moe.shared.down": "hidden,shared_inner",
+    "moe.shared_gate": "1,hidden",
+    "mlp_post_norm": "hidden",
+}
+SHAPES: Mapping[str, tuple[str, ...]] = {
+    name: tuple(axes.split(","))
+    for name, axes in {
+        "embed": "vocab,hidden",
+        "embed_norm": "hidden",
+        "positions": "positions,hidden",
+        **{f"layers.*.{name}": axes for name, axes in _LAYER.items()},
+        "final_norm": "hidden",
+        "head": "vocab,hidden",
+        **{f"mtp.*.{name}": axes for name, axes in _LAYER.items()},
+        "mtp.*.enorm": "hidden",
+        "mtp.*.hnorm": "hidden",
+        "mtp.*.eh_proj": "hidden,2*hidden",
+        "mtp.*.norm": "hidden",
+    }.items()
+}
+
+_NUMBER = re.compile(r"^(layers|mtp)\.\d+\.|(?<=\.experts\.)\d+(?=\.)")
+
+
+def template(slot: str) -> str:
+    """Return a slot's name as tables write it: ``layers.3.attn.q`` is ``layers.*.attn.q``."""
+    return _NUMBER.sub(lambda m: f"{m[1]}.*." if m[1] else "{e}", slot)
+
+
+def shape_of(slot: str, dims: Dims) -> tuple[int, ...]:
+    """Return the shape of a slot, or of its ``.bias``, in a model of these sizes.
+
+    Raises:
+        PlanError: if it is no slot, or a size is not known.
+    """
+    name = template(slot)
+    bias = name not in SHAPES and name.endswith(".bias")
+    axes = SHAPES.get(name.removesuffix(".bias") if bias else name)
+    if axes is None:
+        raise PlanError(f"{slot} is no slot", hint="see ckptconv/slots/shapes.py for their names")
+    return tuple(_axis(axis, dims) for axis in (axes[:1] if bias else axes))
+
+
+def _axis(axis: str, dims: Dims) -> int:
+    total = 0
+    for factors in _parsed(axis):
+        product = 1
+        for factor in factors:
+            if isinstance(factor, str) and factor not in dims:
+                raise PlanError(
+                    f"the configuration does not say {factor!r}", hint="give a complete config.json with --config"
+                )
+            product *= dims[factor] if isinstance(factor, str) else factor
+        total += product
+    return total
+
+
+@lru_cache(maxsize=256)
+def _parsed(axis: str) -> tuple[tuple[str | int, ...], ...]:
+    return tuple(
+        tuple(int(f) if f.isdigit() else f for f in summand.split("*")) for summand in axis.split("+")
+    )

@@ -1,0 +1,239 @@
+"""Relate the stored tensors of a table to slots; read from the other end it names and packs slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from ckptconv.errors import PlanError
+from ckptconv.graph import Pair, Relation, Spec, packing
+from ckptconv.slots.entry import Entry, fill_in, form, numbers
+from ckptconv.slots.pack import Pack, leaves, relate
+from ckptconv.slots.shapes import Dims, shape_of, template
+
+__all__ = ["Found", "Holds", "Table"]
+
+# Whether the words of an entry's ``when`` hold for a layer ("layers.3", "mtp.0", or "" outside of layers).
+Holds = Callable[[str, str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Join one stored tensor to the slots it holds.
+
+    Attributes:
+        name: The stored tensor.
+        entry: Its line of the table.
+        layer: ``layers.3``, ``mtp.0``, or empty.
+        expert: The expert's number, or empty.
+    """
+
+    name: str
+    entry: Entry
+    layer: str
+    expert: str
+
+    def fill(self) -> str | Pack:
+        """Return the pack with the layer's and the expert's number put in."""
+        return _put(self.entry.pack, self.layer, self.expert)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots by their full names."""
+        return tuple([_fill(s, self.layer, self.expert) for s in self.entry.slots])
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Hold the entries of a family or a dialect.
+
+    Attributes:
+        entries: Its lines; of several for one name or slot the first whose ``when`` holds counts.
+        layers: Where layers for multi-token prediction are numbered after the others, as Hugging Face
+            does, the number of the others; None where they have names of their own.
+        holds: What ``when`` means; None lets every line count.
+    """
+
+    entries: tuple[Entry, ...]
+    layers: int | None = None
+    holds: Holds | None = None
+
+    def named(self, names: Iterable[str]) -> tuple[list[Found], list[str]]:
+        """Look up stored tensors; return what was found and the names the table does not know."""
+        index: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            index.setdefault(form(entry.name), []).append(entry)
+        found, unknown = [], []
+        for name in names:
+            shape, values = numbers(name)
+            hit = next((f for e in index.get(shape, ()) if (f := self._read(name, e, values))), None)
+            if hit is None:
+                unknown.append(name)
+            else:
+                found.append(hit)
+        return found, unknown
+
+    def _read(self, name: str, entry: Entry, values: tuple[int, ...]) -> Found | None:
+        in_layer = "*" in entry.name
+        layer = ""
+        if in_layer:
+            number, own = values[0], entry.slots[0].startswith("mtp.")
+            if self.layers is None:
+                layer = f"{'mtp' if own else 'layers'}.{number}"
+            elif own and number < self.layers:
+                return None
+            else:
+                layer = f"layers.{number}" if number < self.layers else f"mtp.{number - self.layers}"
+        if not self._counts(entry, layer):
+            return None
+        return Found(name, entry, layer, str(values[in_layer]) if "{e}" in entry.name else "")
+
+    def _counts(self, entry: Entry, layer: str) -> bool:
+        words = (entry.when or "").split()
+        return self.holds is None or all(self.holds(w.lstrip("!"), layer) != w.startswith("!") for w in words)
+
+    def holding(self, slots: Collection[str]) -> tuple[list[Found], list[str]]:
+        """Name the tensors that hold slots; return also the slots the table has no place for.
+
+        The order is that of a model: what is before the layers, layer by layer, expert by expert, the rest.
+        """
+        here = set(slots)
+        by_template: dict[str, list[tuple[str, str]]] = {}
+        for slot in slots:
+            layer, expert = _where(slot)
+            by_template.setdefault(template(slot), []).append((layer, expert))
+        left = dict.fromkeys(slots)
+        found: list[Found] = []
+        for entry in self.entries:
+            for layer, expert in self._places(entry, by_template):
+                if not self._counts(entry, layer):
+                    continue
+                made = Found(self._write(entry, layer, expert), entry, layer, expert)
+                held = [_fill(s, layer, expert) for s in entry.slots]
+                if entry.copy:
+                    if all(s in here for s in held):
+                        found.append(made)
+                elif all(s in left for s in held):
+                    found.append(made)
+                    for s in held:
+                        del left[s]
+        return self._in_order(found), list(left)
+
+    def _in_order(self, found: list[Found]) -> list[Found]:
+        at = {id(entry): i for i, entry in enumerate(self.entries)}
+        layered = [i for i, e in enumerate(self.entries) if "*" in e.name]
+        experts = min((i for i, e in enumerate(self.entries) if "{e}" in e.name), default=0)
+
+        def key(f: Found) -> tuple[int, ...]:
+            i = at[id(f.entry)]
+            if not f.layer:
+                return (0 if not layered or i < layered[0] else 3, 0, i, 0, 0)
+            kind, number = f.layer.split(".")
+            place = (experts, int(f.expert), i) if f.expert else (i, 0, 0)
+            return (1 if kind == "layers" else 2, int(number), *place)
+
+        return sorted(found, key=key)
+
+    def _places(self, entry: Entry, by_template: Mapping[str, list[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+        first = entry.slots[0]
+        if entry.copy and "*" in entry.name and "*" not in first:  # a copy in every layer of its kind
+            layers = {layer for places in by_template.values() for layer, _ in places if layer.startswith("mtp.")}
+            yield from sorted((layer, "") for layer in layers)
+            return
+        yield from by_template.get(first, ())
+        if self.layers is not None and first.startswith("layers."):
+            yield from by_template.get("mtp" + first.removeprefix("layers"), ())
+
+    def _write(self, entry: Entry, layer: str, expert: str) -> str:
+        values: list[int] = []
+        if "*" in entry.name:
+            kind, number = layer.split(".")
+            values.append(int(number) + (self.layers if self.layers is not None and kind == "mtp" else 0))
+        if expert:
+            values.append(int(expert))
+        return fill_in(entry.name, tuple(values))
+
+    def relation(self, tensors: Mapping[str, Spec], found: Iterable[Found], dims: Dims, what: str) -> Relation:
+        """Relate stored tensors (left) to their slots (right).
+
+        Args:
+            tensors: Shape and dtype of each stored tensor; rows of a vocabulary beyond its size are dropped
+                as padding.
+            found: What `named` or `holding` returned.
+            dims: The sizes of the model.
+            what: Where those are from, for errors.
+
+        Raises:
+            PlanError: naming every tensor whose shape is not the one these sizes ask for.
+        """
+        made: list[Relation] = []
+        wrong: list[str] = []
+        for f in found:
+            spec, pack = tensors[f.name], f.fill()
+            related = _related(f.name, pack, spec, dims)
+            if related is None or related.left[f.name].shape != spec.shape:
+                asked = related.left[f.name].shape if related else shape_of(str(pack), dims)
+                wrong.append(f"{f.name} is {list(spec.shape)}, {what} asks for {list(asked)}")
+            elif f.entry.copy:
+                made.append(replace(related, pairs=tuple([_copied(p) for p in related.pairs])))
+            else:
+                made.append(related)
+        if wrong:
+            more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+            raise PlanError(
+                f"{what} contradicts the checkpoint: " + "; ".join(wrong[:5]) + more,
+                hint="give the config of this very model with --config",
+            )
+        return Relation.union(made)
+
+    def specs(self, found: Iterable[Found], slots: Mapping[str, Spec], dims: Dims) -> dict[str, Spec]:
+        """Return shape and dtype of the stored tensors that hold these slots.
+
+        Raises:
+            PlanError: if slots of one tensor differ in dtype.
+        """
+        made: dict[str, Spec] = {}
+        for f in found:
+            pack = f.fill()
+            held = {s: slots[s] for s in leaves(pack)}
+            if len({s.dtype for s in held.values()}) > 1:
+                raise PlanError(
+                    f"{f.name} holds slots of several dtypes: "
+                    + ", ".join(f"{n} {s.dtype}" for n, s in held.items()),
+                    hint="give --dtype to write all in one",
+                )
+            made[f.name] = held[pack] if isinstance(pack, str) else relate(f.name, pack, held, dims).left[f.name]
+        return made
+
+
+def _related(name: str, pack: str | Pack, spec: Spec, dims: Dims) -> Relation | None:
+    if isinstance(pack, str):
+        slot = Spec(shape_of(pack, dims), spec.dtype)
+        if pack in ("embed", "head", "head.bias") and spec.shape[:1] > slot.shape[:1]:
+            return packing.padded(name, pack, slot, rows=spec.shape[0])
+        return packing.one(name, pack, slot) if slot.numel == spec.numel else None
+    specs = {s: Spec(shape_of(s, dims), spec.dtype) for s in leaves(pack)}
+    return relate(name, pack, specs, dims)
+
+
+def _copied(pair: Pair) -> Pair:
+    return replace(pair, left_copy=True)
+
+
+def _where(slot: str) -> tuple[str, str]:
+    """Return a slot's layer and expert as text, empty if it has none."""
+    parts = slot.split(".")
+    layer = ".".join(parts[:2]) if parts[0] in ("layers", "mtp") else ""
+    return layer, parts[4] if parts[3:4] == ["experts"] else ""
+
+
+def _fill(slot: str, layer: str, expert: str) -> str:
+    if slot.startswith(("layers.*.", "mtp.*.")):
+        slot = layer + slot[slot.index("*") + 1 :]
+    return slot.replace("{e}", expert)
+
+
+def _put(pack: str | Pack, layer: str, expert: str) -> str | Pack:
+    if isinstance(pack, str):
+        return _fill(pack, layer, expert)
+    return Pack(pack.kind, tuple([_put(p, layer, expert) for p in pack.parts]), pack.groups)
