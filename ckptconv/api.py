@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ckptconv.architecture import find_architecture
 from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
@@ -18,8 +19,7 @@ from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.options import Options, Report
 from ckptconv.engine.run import run
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.families import Family, families, find_family
-from ckptconv.folder import ConfigFound, compare, find_config, gather_assets
+from ckptconv.folder import compare, gather_assets
 from ckptconv.graph import OutFile, Pair, Plan, Relation, Spec, Step
 from ckptconv.graph.terms import Terms, operands
 from ckptconv.lora import adapter_layout
@@ -107,9 +107,9 @@ class Model(Mapping[str, TensorInfo]):
             **options: Fields of `ConvertOptions`, such as ``dtype``.
         """
         chosen = _checked(ConvertOptions(to=target, **options))
-        config, family = _architecture(self.checkpoint, chosen, needed=False)
         made = prepare(self.checkpoint, chosen)
-        named = name_tensors(made.checkpoint, chosen, family, config.values if config else None, made.terms)
+        model = find_architecture(made.checkpoint, chosen, needed=False)
+        named = name_tensors(made.checkpoint, chosen, model, made.terms)
         return Model(made.checkpoint, named.relation, named.casts, named.terms)
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
@@ -168,9 +168,11 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
         return _plan_shards(checkpoint, chosen)
     made = prepare(checkpoint, chosen)
     checkpoint, alone = made.checkpoint, made.config is not None
-    config, family = _architecture(checkpoint, chosen, needed=chosen.assets and not alone)
-    named = name_tensors(checkpoint, chosen, family, config.values if config else None, made.terms)
-    notes, steps = list(checkpoint.notes), [*named.steps, *_left_out(checkpoint)]
+    model = find_architecture(checkpoint, chosen, needed=chosen.assets and not alone)
+    config, family = model.config, model.family
+    named = name_tensors(checkpoint, chosen, model, made.terms)
+    notes = [*checkpoint.notes, *model.notes]
+    steps = [*named.steps, *_left_out(checkpoint), *model.steps]
     if alone:
         config = None
     elif family is not None and family.entries and config is not None:
@@ -185,7 +187,8 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
         files, index = layout_weights(tensors, chosen.format, parse_size(chosen.max_shard_size))
         assets = [] if index is None else [index]
     if chosen.assets and config is not None:
-        more, asset_steps, asset_notes = gather_assets(checkpoint, named, family, config, chosen.tokenizer)
+        tokenizer = chosen.tokenizer or model.tokenizer
+        more, asset_steps, asset_notes = gather_assets(checkpoint, named, family, config, tokenizer)
         assets += more
         steps += asset_steps
         notes += asset_notes
@@ -206,7 +209,8 @@ def _reading(options: ConvertOptions) -> ReadOptions:
 def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     """Plan shards of ranks: the model under Hugging Face's names, its slots, the target's tensors."""
     made = prepare(checkpoint, options)
-    config, family = _architecture(made.checkpoint, options, needed=True)
+    model = find_architecture(made.checkpoint, options, needed=True)
+    config, family = model.config, model.family
     assert config is not None
     if family is None or not family.entries:
         raise PlanError(
@@ -214,23 +218,23 @@ def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
             where=config.origin,
             hint="give --family with a name or a file",
         )
-    named = name_tensors(made.checkpoint, options, family, config.values, made.terms)
+    named = name_tensors(made.checkpoint, options, model, made.terms)
     table = family.table(config.values)
     buffers = [n for n in table.named(named.relation.right)[1] if family.is_ignored(n)]
     relation = without(named.relation, buffers, "a buffer the model makes itself")
     inner = to_slots(relation.right, table, family.dims(config.values), what="config.json")
     relation = relation.compose(inner)
-    target, model = shard(
-        options, relation.right, bool(named.tied), config.values, family, checkpoint.arguments
+    target, pattern = shard(
+        options, relation.right, bool(named.tied), config.values, family, checkpoint
     )
     relation = with_tied_head(relation, target.relation)
     outer = retyped(target.relation, relation.right)
     relation = relation.compose(outer)
-    if model is not None:
-        relation = as_stored(relation, {k: Spec(s.shape, s.dtype.name) for k, s in model.stored.items()}, options.dtype)
+    if pattern is not None:
+        relation = as_stored(relation, {k: Spec(s.shape, s.dtype.name) for k, s in pattern.stored.items()}, options.dtype)
     via = follow_through(follow_through(follow_through(checkpoint.via, named.relation), inner), outer)
     casts = cast_chains(checkpoint, relation, via)
-    notes = [*checkpoint.notes, *compare(family, config.values, named)]
+    notes = [*checkpoint.notes, *model.notes, *compare(family, config.values, named)]
     steps = [s for s in named.steps if s.kind != "cast"] + cast_steps(casts) + _left_out(checkpoint)
     steps += [Step("drop", n, "a buffer the model makes itself") for n in buffers]
     return replace(
@@ -288,20 +292,6 @@ def _checked(options: ConvertOptions) -> ConvertOptions:
     if options.to not in _TARGETS:
         raise UsageError(f"cannot convert to {options.to!r}", hint=f"targets: {', '.join(_TARGETS)}")
     return options
-
-
-def _architecture(
-    checkpoint: Checkpoint, options: ConvertOptions, *, needed: bool
-) -> tuple[ConfigFound | None, Family | None]:
-    """Find the config and the table of its architecture."""
-    config = find_config(checkpoint, options.config, needed=needed)
-    if options.family is None:
-        return config, find_family(config.values.get("model_type")) if config else None
-    found = next((f for f in families() if f.name == options.family), None)
-    if found is None:
-        names = ", ".join(f.name for f in families())
-        raise UsageError(f"no family {options.family!r}", hint=f"families: {names}")
-    return config, found
 
 
 def _plan_of(

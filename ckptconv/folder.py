@@ -4,49 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ckptconv.assets.config import config_file, generation_file, read_config
-from ckptconv.assets.find import CONFIG, find_assets
+from ckptconv.architecture import ConfigFound, beside_of
+from ckptconv.assets.config import config_file, generation_file
+from ckptconv.assets.find import find_assets
 from ckptconv.assets.tokenizer import collect_tokenizer
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.errors import PlanError, UsageError
+from ckptconv.errors import UsageError
 from ckptconv.families import Family
 from ckptconv.graph import AssetFile, Step
 from ckptconv.naming import Named, some
 from ckptconv.readers.base import Checkpoint, Note
 
-__all__ = ["ConfigFound", "compare", "find_config", "gather_assets"]
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigFound:
-    """A config.json: its content, its folder, and what to call that folder to people."""
-
-    values: Mapping[str, Any]
-    folder: Path
-    origin: str
-
-
-def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> ConfigFound | None:
-    """Find config.json where ``given`` says, else beside the checkpoint.
-
-    Raises:
-        PlanError: if there is none although it is ``needed``.
-    """
-    folder, origin = find_assets(given, _beside(checkpoint), (CONFIG,), flag="--config")
-    if folder is None or not (folder / CONFIG).is_file():
-        if needed or given is not None:
-            raise PlanError(
-                f"no config.json was found {'in ' + origin if folder else 'beside the checkpoint'}",
-                where=checkpoint.root,
-                hint="give --config with a folder or hub id of the same architecture, "
-                "or --no-assets for the weights alone",
-            )
-        return None
-    return ConfigFound(read_config(folder), folder, origin)
+__all__ = ["compare", "gather_assets"]
 
 
 def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Note]:
@@ -95,7 +66,7 @@ def gather_assets(
     assets = [config_asset]
     if (generation := generation_file(config.folder, config.values, config.origin)) is not None:
         assets.append(generation)
-    beside = (config.folder, *_beside(checkpoint))
+    beside = tuple(p for p in (config.folder, *beside_of(checkpoint)) if p is not None)
     folder, origin = find_assets(tokenizer, beside, flag="--tokenizer")
     files = collect_tokenizer(folder, origin, config.folder) if folder is not None else []
     notes = []
@@ -104,8 +75,3 @@ def gather_assets(
             raise UsageError(f"--tokenizer: there are no tokenizer files in {tokenizer}")
         notes.append(Note("warning", "no tokenizer files found; --tokenizer takes a folder or hub id"))
     return assets + files, steps, notes
-
-
-def _beside(checkpoint: Checkpoint) -> tuple[Path, ...]:
-    data = checkpoint.data if checkpoint.data.is_dir() else checkpoint.data.parent
-    return tuple(dict.fromkeys((checkpoint.root, data)))

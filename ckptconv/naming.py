@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ckptconv.architecture import Architecture
 from ckptconv.casts import is_exact
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
@@ -59,8 +60,7 @@ class Named:
 def name_tensors(
     checkpoint: Checkpoint,
     options: ConvertOptions,
-    family: Family | None,
-    config: Config | None,
+    model: Architecture,
     terms: Terms = MappingProxyType({}),
 ) -> Named:
     """Apply drops and renames, the names ``save_pretrained`` uses, ties, and the dtype.
@@ -71,6 +71,7 @@ def name_tensors(
         UsageError: if a drop or rename matches nothing.
         PlanError: if a name has no data, or a tensor cannot be cast.
     """
+    family, config = model.family, model.config.values if model.config is not None else None
     relation, aliases, via = checkpoint.relation, dict(checkpoint.aliases), dict(checkpoint.via)
     unresolved = set(checkpoint.unresolved)
     steps: list[Step] = []

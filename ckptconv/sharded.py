@@ -31,7 +31,7 @@ def shard(
     tied: bool,
     config: Mapping[str, Any],
     family: Family,
-    arguments: Mapping[str, Any],
+    source: Checkpoint,
 ) -> tuple[Target, Checkpoint | None]:
     """Lay slots out as the options say; return also the checkpoint that was the model for it.
 
@@ -41,7 +41,7 @@ def shard(
         tied: Whether head and embedding are one.
         config: The content of config.json.
         family: Its family.
-        arguments: The training arguments of the source, if it has some.
+        source: Where they are from: its arguments and iteration are taken over.
 
     Raises:
         UsageError: if flags do not go together.
@@ -80,12 +80,12 @@ def shard(
         ep=grid.ep,
         etp=grid.etp,
     )
-    return as_laid_out(layout, held, dims, {**_simple(arguments), **made}, options.iteration or 1), None
+    return as_laid_out(layout, held, dims, {**_simple(source.arguments), **made}, source.iteration or 1), None
 
 
 def _like(options: ConvertOptions, dims: Dims) -> tuple[Target, Checkpoint]:
     path = Path(str(options.like))
-    model = open_checkpoint(path, ReadOptions(iteration=options.iteration))
+    model = open_checkpoint(path, ReadOptions())
     if model.table is None or not model.ranks:
         raise UsageError(f"--like: {path} is no checkpoint of ranks", hint="name a Megatron or MindSpeed run")
     inner = to_slots(model.relation.right, model.table, dims, what="the model", passing=model.strange)

@@ -69,14 +69,14 @@ def _dtype_key(config: Mapping[str, Any]) -> str:
     return "dtype" if numbers >= [4, 56] else "torch_dtype"
 
 
-def generation_file(folder: Path, config: Mapping[str, Any], origin: str) -> AssetFile | None:
+def generation_file(folder: Path | None, config: Mapping[str, Any], origin: str) -> AssetFile | None:
     """Return generation_config.json: the one there, else what save_pretrained derives from the config.
 
     A model that does not generate has none.
     """
-    path = folder / "generation_config.json"
-    if path.is_file():
-        return AssetFile(path.name, origin, path.read_bytes())
+    name = "generation_config.json"
+    if folder is not None and (folder / name).is_file():
+        return AssetFile(name, origin, (folder / name).read_bytes())
     architectures = config.get("architectures") or []
     if not any(
         str(a).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures
@@ -84,4 +84,4 @@ def generation_file(folder: Path, config: Mapping[str, Any], origin: str) -> Ass
         return None
     keys = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "transformers_version")
     derived = {"_from_model_config": True, **{k: config[k] for k in keys if config.get(k) is not None}}
-    return AssetFile(path.name, "derived from config.json", (json.dumps(derived, indent=2) + "\n").encode())
+    return AssetFile(name, "derived from config.json", (json.dumps(derived, indent=2) + "\n").encode())

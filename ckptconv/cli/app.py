@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ckptconv.cli.layout import READ, SOURCE, STATED, TARGET
 from ckptconv.cli.options import Flags, Source, Target, WeightsChoice, converting
 
 __all__ = ["app"]
@@ -28,6 +29,9 @@ class To(str, Enum):
     """Targets of ``convert``."""
 
     hf = "hf"
+    megatron = "megatron"
+    torch_dist = "torch_dist"
+    dcp = "dcp"
 
 
 @app.callback(invoke_without_command=True)
@@ -49,29 +53,60 @@ def _main(
     "[bold]ckptconv deepspeed-to-hf run/global_step9 model/ --weights model[/bold]\n\n"
     "[bold]ckptconv deepspeed-to-hf run/ model/ --dry-run[/bold]  what would be written, and why",
 )
-@converting
-def deepspeed_to_hf(source: Source, out: Target, flags: Flags) -> None:
+@converting()
+def deepspeed_to_hf(source: Source, out: Target, flags: Flags, fields: dict[str, Any]) -> None:
     """Convert a DeepSpeed checkpoint of any kind into a Hugging Face model.
 
     ZeRO stages 0 to 3, mixture of experts, pipelines, AutoTP, universal checkpoints.
     """
-    _convert(source, out, "hf", flags)
+    _convert(source, out, "hf", flags, fields)
+
+
+@app.command(
+    "megatron-merge",
+    epilog="[bold]ckptconv megatron-merge run/ model/[/bold]  the newest iteration; config.json from the arguments\n\n"
+    "[bold]ckptconv megatron-merge run/ model/ --tp 4 --pp 2 --config org/model[/bold]  sizes are checked\n\n"
+    "[bold]ckptconv megatron-merge run/iter_0001000 model/ --vocab-size 32000 --tokenizer org/model[/bold]",
+)
+@converting(SOURCE, READ)
+def megatron_merge(source: Source, out: Target, flags: Flags, fields: dict[str, Any]) -> None:
+    """Merge the ranks of a Megatron, ModelLink or MindSpeed run into a Hugging Face model."""
+    _convert(source, out, "hf", flags, fields)
+
+
+@app.command(
+    "megatron-split",
+    epilog="[bold]ckptconv megatron-split model/ run/ --tp 4 --pp 2[/bold]\n\n"
+    "[bold]ckptconv megatron-split model/ run/ --tp 8 --ep 4 --dialect mindspeed --experts legacy-grouped[/bold]\n\n"
+    "[bold]ckptconv megatron-split model/ run/ --like old-run/[/bold]  layout, names and arguments of a run",
+)
+@converting(TARGET)
+def megatron_split(
+    source: Annotated[Path, typer.Argument(metavar="HF", help="A Hugging Face model.", show_default=False)],
+    out: Target,
+    flags: Flags,
+    fields: dict[str, Any],
+) -> None:
+    """Split a model into the ranks of a Megatron, ModelLink or MindSpeed run."""
+    _convert(source, out, "megatron", flags, fields)
 
 
 @app.command(
     epilog="[bold]ckptconv convert run/ model/ --to hf[/bold]\n\n"
     "[bold]ckptconv convert model.pt model/ --to hf --config org/model[/bold]  a plain state dict\n\n"
-    "[bold]ckptconv convert model/ smaller/ --to hf --dtype bfloat16[/bold]  a Hugging Face model, rounded",
+    "[bold]ckptconv convert model/ smaller/ --to hf --dtype bfloat16[/bold]  a Hugging Face model, rounded\n\n"
+    "[bold]ckptconv convert run/ other/ --to megatron --tp 2 --pp 4[/bold]  from any layout to any other",
 )
-@converting
+@converting(STATED, READ, TARGET)
 def convert(
     source: Source,
     out: Target,
     to: Annotated[To, typer.Option(help="What to write.", show_default=False)],
     flags: Flags,
+    fields: dict[str, Any],
 ) -> None:
     """Convert any checkpoint ckptconv reads; what it is is found out."""
-    _convert(source, out, to.value, flags)
+    _convert(source, out, to.value, flags, fields)
 
 
 @app.command(
@@ -108,7 +143,7 @@ def inspect(
         render.inspect(model, tensors)
 
 
-def _convert(source: Path, out: Path, to: str, flags: Flags) -> None:
+def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, Any]) -> None:
     from ckptconv.api import plan
     from ckptconv.cli import render
     from ckptconv.engine.options import Options
@@ -136,6 +171,7 @@ def _convert(source: Path, out: Path, to: str, flags: Flags) -> None:
         lora_alpha=flags.lora_alpha,
         lora_r=flags.lora_r,
         adapter=flags.adapter,
+        **fields,
     )
     how = Options(flags.workers, parse_size(flags.max_memory), flags.resume, flags.overwrite)
     made = plan(source, options)

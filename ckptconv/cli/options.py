@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-__all__ = ["Flags", "Source", "Target", "WeightsChoice", "converting"]
+__all__ = ["Flags", "Group", "Source", "Target", "WeightsChoice", "converting"]
 
 
 class DTypeChoice(str, Enum):
@@ -221,19 +221,48 @@ def _flags(
     """Only the signature counts."""
 
 
-def converting(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the common flags; it receives them as one ``Flags``, its last parameter."""
-    own = [p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n != "flags"]
-    common = list(inspect.signature(_flags, eval_str=True).parameters.values())
-    names = [p.name for p in common]
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Hold flags that some converting commands take.
 
-    @wraps(command)
-    def wrapper(**values: Any) -> None:
-        found = {n: values.pop(n) for n in names}
-        found["drop"] = tuple(found["drop"] or ())
-        command(**values, flags=Flags(**found))
+    Attributes:
+        signature: A function whose parameters are the flags.
+        read: Turns their values into fields of ``ConvertOptions``.
+    """
 
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own + common]
-    wrapper.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in keyword}
-    return wrapper
+    signature: Callable[..., None]
+    read: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def converting(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the common flags and those of groups.
+
+    It receives them as its last parameters: one ``Flags``, and ``fields``, a dict for ``ConvertOptions``.
+    """
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        given = ("flags", "fields")
+        own = [p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in given]
+        common = _parameters(_flags)
+        extra = [_parameters(g.signature) for g in groups]
+
+        @wraps(command)
+        def wrapper(**values: Any) -> None:
+            found = {p.name: values.pop(p.name) for p in common}
+            found["drop"] = tuple(found["drop"] or ())
+            fields: dict[str, Any] = {}
+            for group, parameters in zip(groups, extra, strict=True):
+                fields |= group.read({p.name: values.pop(p.name) for p in parameters})
+            command(**values, flags=Flags(**found), fields=fields)
+
+        every = own + [p for parameters in extra for p in parameters] + common
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in every]
+        wrapper.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in keyword}
+        return wrapper
+
+    return wrap
+
+
+def _parameters(function: Callable[..., None]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function, eval_str=True).parameters.values())

@@ -15,10 +15,10 @@ __all__ = ["open_checkpoint", "readers"]
 # In the order they are asked; the first that recognises a path reads it.
 _OWN = (
     "ckptconv.readers.verl",
+    "ckptconv.readers.mindspore",
     "ckptconv.readers.megatron",
     "ckptconv.readers.deepspeed",
     "ckptconv.readers.dcp",
-    "ckptconv.readers.mindspore",
     "ckptconv.readers.huggingface",
     "ckptconv.readers.torch_file",
 )

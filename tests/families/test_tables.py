@@ -29,8 +29,8 @@ ROUTED: Config = dict(
 )
 MANY: Config = dict(num_experts=3, moe_intermediate_size=5)
 CHATGLM: Config = dict(
-    padded_vocab_size=11, hidden_size=16, ffn_hidden_size=12, num_layers=2, num_attention_heads=4, kv_channels=4,
-    multi_query_attention=True, multi_query_group_num=2, add_qkv_bias=True,
+    padded_vocab_size=11, hidden_size=16, ffn_hidden_size=12, num_layers=2, num_attention_heads=4,
+    kv_channels=4, multi_query_attention=True, multi_query_group_num=2, add_qkv_bias=True,
 )  # fmt: skip
 CONFIGS: list[tuple[str, Config]] = [
     ("llama", BASE),
@@ -222,8 +222,10 @@ def test_an_uncompressed_query_has_one_projection() -> None:
 
 
 def addresses(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Array:
-    steps = [np.arange(n) * s for n, s in zip(size, stride, strict=True)]
-    return offset + sum(np.meshgrid(*steps, indexing="ij")).ravel()
+    at = np.full(size, offset, np.int64)
+    for axis, step in enumerate(stride):
+        at += np.indices(size)[axis] * step
+    return at.ravel()
 
 
 def packed(model_type: str, config: Config, name: str) -> tuple[Array, dict[str, Array]]:
@@ -257,7 +259,7 @@ def assert_slots(got: Mapping[str, Array], want: Mapping[str, Array]) -> None:
     ],
 )
 def test_query_then_key_then_value(model_type: str, config: Config, name: str, suffix: str) -> None:
-    """Phi3Attention slices at heads * head_dim, then kv_heads * head_dim; ChatGLM's SelfAttention splits so."""
+    """Phi3Attention and ChatGLM's SelfAttention cut at heads * head_dim, then kv_heads * head_dim."""
     stored, slots = packed(model_type, config, name)
     want = {"attn.q": stored[:16], "attn.k": stored[16:24], "attn.v": stored[24:32]}
     assert_slots(slots, {n + suffix: a for n, a in want.items()})

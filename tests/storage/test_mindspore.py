@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ from ckptconv.storage.base import FileLayout
 from ckptconv.storage.mindspore import check_crc, is_mindspore, open_mindspore
 from ckptconv.storage.mindspore_out import MindSporeLayout, layout, seal
 from ckptconv.storage.stored import Stored
+from ckptconv.storage.window import Window
 
 F32 = BY_NAME["float32"]
 
@@ -146,7 +145,9 @@ def test_a_file_cut_off_anywhere_inside_a_record(cases: Path, tmp_path: Path) ->
     ends, names = {0}, []
     at = 0
     while at < len(data):  # every record of this file is longer than 127 bytes or shorter, never over 16 KiB
-        length, skip = (data[at + 1], 2) if data[at + 1] < 128 else (data[at + 1] & 127 | data[at + 2] << 7, 3)
+        length, skip = (
+            (data[at + 1], 2) if data[at + 1] < 128 else (data[at + 1] & 127 | data[at + 2] << 7, 3)
+        )
         at += skip + length
         ends.add(at)
     for size in range(len(data)):
@@ -167,12 +168,12 @@ def test_a_file_cut_off_anywhere_inside_a_record(cases: Path, tmp_path: Path) ->
         (record("w", "Float32", [1 << 40, 1 << 40], bytes(4)), "4 bytes for float32"),
         (record("w", "Float32", [-1, 3], bytes(12)), "a shape that is none"),
         (record("w", "Int4", [8], bytes(4)), "4-bit"),
-        (record("w", "Float8", [8], bytes(8)), "unknown type Float8"),
+        (record("w", "Float8", [8], bytes(8)), "unknown type 'Float8'"),
         (record("w", "Float32", [3], bytes(6)) + record("w", "Float32", [3], bytes(6)), "inside an element"),
         (record("w", "Float32", [1], bytes(4)) * 2, "8 bytes for float32"),
         (
             record("w", "Int8", [1], b"a") + record("v", "Int8", [1], b"b") + record("w", "Int8", [1], b"c"),
-            "two tensors are named w",
+            "two tensors are named 'w'",
         ),
         (record("w", "Int8", [2], b"a") + record("w", "UInt8", [2], b"b"), "differ in type"),
         (_field(1, _field(1, b"table") + _field(3, b"")), "MapParameter"),
@@ -182,7 +183,7 @@ def test_a_file_cut_off_anywhere_inside_a_record(cases: Path, tmp_path: Path) ->
         (_field(1, _field(1, b"w") + _field(2, _field(2, b"Int8"))), "no content"),
         (_field(1, _field(1, b"\xff") + _field(2, b"")), "UTF-8"),
         (_field(2, b"abc"), "not a MindSpore checkpoint"),
-        (b"PK\3\4 a zip file", "wire type|reaches beyond"),
+        (b"PK\3\4 a zip file", "not a MindSpore checkpoint"),
         (b"", "no tensors"),
     ],
 )
@@ -193,7 +194,9 @@ def test_what_is_no_sound_checkpoint(tmp_path: Path, data: bytes, match: str) ->
 
 
 def test_packed_int4_of_safetensors(tmp_path: Path) -> None:
-    save_file({"w": torch.zeros(4, dtype=torch.int8)}, tmp_path / "a.safetensors", {"format": "ms", "w": "Int4"})
+    save_file(
+        {"w": torch.zeros(4, dtype=torch.int8)}, tmp_path / "a.safetensors", {"format": "ms", "w": "Int4"}
+    )
     with pytest.raises(FormatError, match="4-bit"):
         open_mindspore(tmp_path / "a.safetensors")
 
@@ -210,9 +213,7 @@ def test_random_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> 
 
 
 @given(st.data())
-def test_flipped_bytes(
-    cases: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_flipped_bytes(cases: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     source = data.draw(st.sampled_from(["raw_crc", "raw_append", "raw_adam_cell"]))
     raw = bytearray((cases / source / "model.ckpt").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -246,7 +247,12 @@ def test_the_sum(cases: Path, tmp_path: Path) -> None:
 
 
 def test_the_sum_of_safetensors(tmp_path: Path) -> None:
-    tensors = {"b": torch.arange(5.0), "a": torch.ones(2, 2), "step": torch.tensor(9), "loss": torch.tensor(0.5)}
+    tensors = {
+        "b": torch.arange(5.0),
+        "a": torch.ones(2, 2),
+        "step": torch.tensor(9),
+        "loss": torch.tensor(0.5),
+    }
     crc = 0
     for name in sorted(tensors):  # as _exec_save of MindSpore 2.9 does
         crc = crc32(bytes(name, "utf-8"), crc)
@@ -310,7 +316,9 @@ def test_a_file_is_that_of_mindspore(cases: Path, tmp_path: Path, case: str, crc
     tensors = open_mindspore(source).tensors
     laid = layout([(n, s.dtype, s.shape) for n, s in tensors.items()], crc=crc, record=size)
     raw = {n: _bytes(s) for n, s in tensors.items()}
-    _write(laid.file, _parts(laid, raw, {n: s.dtype.itemsize for n, s in tensors.items()}), tmp_path / "a.ckpt")
+    _write(
+        laid.file, _parts(laid, raw, {n: s.dtype.itemsize for n, s in tensors.items()}), tmp_path / "a.ckpt"
+    )
     assert (tmp_path / "a.ckpt").read_bytes() == source.read_bytes()
 
 
@@ -389,16 +397,21 @@ def test_numbers_of_every_type(cases: Path) -> None:
     assert np.array_equal(value.reshape(3, 5), want["p.bf16"].float().numpy())
 
 
-def test_reads_headers_only(tmp_path: Path) -> None:
-    """A file of several GB with holes is opened at once."""
+def test_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     laid = layout([(f"w.{i}", F32, (1 << 28,)) for i in range(4)])
-    with open(tmp_path / "a.ckpt", "wb") as file:
+    with open(tmp_path / "a.ckpt", "wb") as file:  # 4 GB, nearly all of it a hole
         for at, fixed in laid.file.fixed:
             file.seek(at)
             file.write(fixed)
         file.truncate(laid.file.size)
-    reads: list[int] = []
-    real = io.FileIO.read
-    found = open_mindspore(tmp_path / "a.ckpt")
-    assert [len(s.extents) for s in found.tensors.values()] == [2] * 4 and real and not reads
-    assert json.dumps(sorted(found.tensors)) == '["w.0", "w.1", "w.2", "w.3"]'
+    lengths: list[int] = []
+    read = Window.read
+
+    def counted(window: Window, length: int) -> bytes:
+        lengths.append(length)
+        return read(window, length)
+
+    monkeypatch.setattr(Window, "read", counted)
+    found = open_mindspore(tmp_path / "a.ckpt").tensors
+    assert [len(s.extents) for s in found.values()] == [2] * 4
+    assert sum(lengths) < 100_000

@@ -33,7 +33,8 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         raise UsageError(
             "a MindSpore checkpoint has one set of weights", where=path, hint="leave --weights out"
         )
-    found = find(path, options.tag, strategy=options.strategy is not None)
+    tag = options.tag if options.iteration is None else str(options.iteration)
+    found = find(path, tag, strategy=options.strategy is not None)
     if options.strategy is not None and found.kind != "ranks":
         raise UsageError(
             "a strategy says how the files of ranks are cut; these are none of that kind",
