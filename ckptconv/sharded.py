@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ckptconv.arguments import arguments_from
 from ckptconv.dialects import Dialect, dialects
 from ckptconv.dialects.spread import Layout
 from ckptconv.dtypes import DType
@@ -18,7 +19,8 @@ from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.slots import Dims
-from ckptconv.topology import Grid, stage_layers
+from ckptconv.storage.picklevm import Global
+from ckptconv.topology import Grid, chunk_order, stage_layers
 from ckptconv.translate import some, to_slots
 from ckptconv.writers.megatron import Target, as_laid_out, like
 
@@ -50,37 +52,54 @@ def shard(
     dims = family.dims(config)
     if options.like is not None:
         return _like(options, dims)
-    from ckptconv.arguments import arguments_from
-
     dialect = _dialect(options.dialect or "core-te")
     grid = _grid(options)
-    stages = stage_layers(
-        grid, dims["layers"], counts=options.layers_per_stage or None, noop=options.noop_layers
-    )
-    vocab = _padded(dims["vocab"], dialect, grid, options.vocab_divisible)
+    counts = options.layers_per_stage or None
+    stages = stage_layers(grid, dims["layers"], counts=counts, noop=options.noop_layers)
+    divisible = options.vocab_divisible or (128 if dialect.arguments == "megatron" else 1)
+    unit = divisible * grid.tp
+    vocab = -(-dims["vocab"] // unit) * unit
     held = dict(slots)
-    last = grid.pp > 1 and not grid.dualpipe
-    if tied and (last or (grid.vpp > 1 and grid.pp > 1)):
+    order = chunk_order(grid)
+    if tied and order[0] != order[-1]:
         held["head"] = slots["embed"]
-    layout = Layout(
-        grid,
-        stages,
-        dialect,
-        experts=options.experts or ("sequential" if dialect.name != "core-te" else "grouped"),
-        split_latent=options.mla == "split",
-        vocab=vocab,
-    )
-    made = arguments_from(
+    experts = options.experts or ("grouped" if dialect.name == "core-te" else "sequential")
+    arguments = arguments_from(
         config,
         family,
         dialect=dialect.arguments,
         tp=grid.tp,
         pp=grid.pp,
-        vpp=grid.vpp,
+        vpp=grid.vpp if grid.vpp > 1 else None,
         ep=grid.ep,
         etp=grid.etp,
+        divisible=divisible,
+        padded_vocab=vocab,
+        dtype=slots["embed"].dtype,
+        implementation="transformer_engine" if dialect.name.endswith("te") else "local",
+        experts_form="legacy_grouped" if experts == "legacy-grouped" else experts,
+        mtp=len({s.split(".")[1] for s in slots if s.startswith("mtp.")}),
+        layers_per_stage=counts if dialect.arguments == "mindspeed" else None,
+        noop_layers=options.noop_layers,
+        schedule=options.schedule,
+        mla_mm_split=options.mla == "split",
+        moe_tp_extend_ep=options.extend_ep,
     )
-    return as_laid_out(layout, held, dims, {**_simple(source.arguments), **made}, source.iteration or 1), None
+    arguments["use_legacy_models"] = dialect.name == "legacy"
+    arguments["use_mcore_models"] = dialect.name != "legacy"
+    if counts is not None and dialect.arguments == "megatron":
+        arguments["pipeline_model_parallel_layout"] = _pipeline(counts)
+    layout = Layout(grid, stages, dialect, experts, options.mla == "split", vocab)
+    args = {**_simple(source.arguments), **arguments}
+    if args.get("params_dtype") is not None:
+        args["params_dtype"] = Global("torch", arguments["params_dtype"])
+    return as_laid_out(layout, held, dims, args, source.iteration or 1), None
+
+
+def _pipeline(counts: Sequence[int]) -> str:
+    """Return the layers of each stage as Megatron writes a layout: ``Et*3|t*5L``."""
+    stages = [f"t*{n}" if n else "" for n in counts]
+    return "E" + "|".join(stages) + "L"
 
 
 def _like(options: ConvertOptions, dims: Dims) -> tuple[Target, Checkpoint]:
@@ -118,16 +137,6 @@ def _grid(options: ConvertOptions) -> Grid:
         options.extend_ep,
         dualpipe,
     )
-
-
-def _padded(vocab: int, dialect: Dialect, grid: Grid, divisible: int | None) -> int | None:
-    """Return the rows of the padded vocabulary; MindSpeed-LLM v2 does not pad, it cuts unevenly."""
-    if divisible is None and dialect.arguments == "mindspeed":
-        return None
-    if divisible is None:
-        divisible = 1 if dialect.name == "modellink" else 128
-    unit = divisible * grid.tp
-    return -(-vocab // unit) * unit
 
 
 def _simple(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,7 @@ _V1_SHARED = (
 )
 MODELLINK = Dialect(
     name="modellink",
+    arguments="mindspeed",
     lines=_model(
         (*_NORMS, *ATTENTION, *_V1_LATENT, *_POST_NORMS, *MLP, *ROUTER, *_V1_SHARED, *SEQUENTIAL, *GROUPED)
     ),
