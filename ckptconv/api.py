@@ -182,7 +182,8 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
         notes.append(Note("info", f"no table for model_type {kind!r}: names and shapes pass unchecked"))
     tensors = [(n, dtype_named(s.dtype), s.shape) for n, s in named.written.items()]
     if made.config is not None:
-        files, assets = (adapter_layout(tensors, chosen.format),), [made.config]
+        files: tuple[OutFile, ...] = (adapter_layout(tensors, chosen.format),)
+        assets = [made.config]
     else:
         files, index = layout_weights(tensors, chosen.format, parse_size(chosen.max_shard_size))
         assets = [] if index is None else [index]
@@ -201,9 +202,7 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
 
 
 def _reading(options: ConvertOptions) -> ReadOptions:
-    return ReadOptions(
-        options.weights, options.tag, iteration=options.iteration, sizes=options.source_sizes
-    )
+    return ReadOptions(options.weights, options.tag, iteration=options.iteration, sizes=options.source_sizes)
 
 
 def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
@@ -224,14 +223,13 @@ def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     relation = without(named.relation, buffers, "a buffer the model makes itself")
     inner = to_slots(relation.right, table, family.dims(config.values), what="config.json")
     relation = relation.compose(inner)
-    target, pattern = shard(
-        options, relation.right, bool(named.tied), config.values, family, checkpoint
-    )
+    target, pattern = shard(options, relation.right, bool(named.tied), config.values, family, checkpoint)
     relation = with_tied_head(relation, target.relation)
     outer = retyped(target.relation, relation.right)
     relation = relation.compose(outer)
     if pattern is not None:
-        relation = as_stored(relation, {k: Spec(s.shape, s.dtype.name) for k, s in pattern.stored.items()}, options.dtype)
+        stored = {k: Spec(s.shape, s.dtype.name) for k, s in pattern.stored.items()}
+        relation = as_stored(relation, stored, options.dtype)
     via = follow_through(follow_through(follow_through(checkpoint.via, named.relation), inner), outer)
     casts = cast_chains(checkpoint, relation, via)
     notes = [*checkpoint.notes, *model.notes, *compare(family, config.values, named)]

@@ -23,7 +23,7 @@ __all__ = ["Architecture", "ConfigFound", "beside_of", "find_architecture"]
 
 @dataclass(frozen=True, slots=True)
 class ConfigFound:
-    """A config.json: its content, its folder (None if it was built), and what to call its origin to people."""
+    """A config.json: its content, its folder (None if it was built), and its origin for people."""
 
     values: Mapping[str, Any]
     folder: Path | None
@@ -92,7 +92,8 @@ def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed
     tokenizer = _tokenizer(facts)
     if config is not None:
         family = family or find_family(config.values.get("model_type"))
-        against = contradictions(facts, config.values, family) if facts and _has_template(family) else []
+        known = facts and family is not None and family.template is not None
+        against = contradictions(facts, config.values, family) if known and family is not None else []
         notes = tuple(Note("warning", text) for text in against)
         return Architecture(config, family, (), notes, _zero(facts, family), tokenizer)
     if not built:
@@ -108,10 +109,6 @@ def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed
     return Architecture(found, family, steps, (), _zero(facts, family), tokenizer)
 
 
-def _has_template(family: Family | None) -> bool:
-    return family is not None and family.template is not None
-
-
 def _slots(checkpoint: Checkpoint) -> set[str]:
     assert checkpoint.table is not None
     found, _ = checkpoint.table.named(checkpoint.tensors)
@@ -124,7 +121,9 @@ def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str])
         return fit[0]
     names = ", ".join(f.name for f in fit) or ", ".join(f.name for f in families() if f.template is not None)
     raise PlanError(
-        f"several families fit the arguments and tensors: {names}" if fit else "no family fits the arguments and tensors",
+        f"several families fit the arguments and tensors: {names}"
+        if fit
+        else "no family fits the arguments and tensors",
         where=checkpoint.data,
         hint=f"give --family with one of {names}, or the model's config.json with --config",
     )
@@ -135,7 +134,11 @@ def _zero(facts: Mapping[str, Fact], family: Family | None) -> bool:
     fact = facts.get("zero_centered")
     if fact is None or not fact.value:
         return False
-    own = family.template.fixed.get("zero_centered") if family is not None and family.template is not None else None
+    own = (
+        family.template.fixed.get("zero_centered")
+        if family is not None and family.template is not None
+        else None
+    )
     return not own
 
 
@@ -156,7 +159,8 @@ def _named(name: str) -> Family:
     found = next((f for f in families() if f.name == name), None)
     if found is None:
         raise UsageError(
-            f"no family {name!r}", hint=f"families: {', '.join(f.name for f in families())}; or a file: ./mine.py"
+            f"no family {name!r}",
+            hint=f"families: {', '.join(f.name for f in families())}; or a file: ./mine.py",
         )
     return found
 
@@ -172,7 +176,9 @@ def _own(path: Path) -> Family:
     try:
         spec.loader.exec_module(module)
     except Exception as e:
-        raise UsageError(f"--family: {path} fails: {type(e).__name__}: {e}", hint="see CONTRIBUTING.md") from e
+        raise UsageError(
+            f"--family: {path} fails: {type(e).__name__}: {e}", hint="see CONTRIBUTING.md"
+        ) from e
     found: Any = getattr(module, "FAMILY", None)
     if not isinstance(found, Family):
         raise UsageError(f"--family: {path} defines no FAMILY", hint="see CONTRIBUTING.md for an example")

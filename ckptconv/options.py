@@ -35,12 +35,12 @@ class ConvertOptions:
         lora_alpha: Their alpha, where no adapter_config.json says it.
         lora_r: Their rank, to be checked.
         adapter: Folder of a PEFT adapter to merge into the weights.
-        source_sizes: Parallel sizes of the source (``tp``, ``pp``, ``vpp``, ``ep``, ``etp``), to check them or
-            to state those it does not.
+        source_sizes: Parallel sizes of the source (``tp``, ``pp``, ``vpp``, ``ep``, ``etp``), to check them
+            or to state those it does not.
         iteration: Megatron's iteration to read instead of the newest; of a target, the one to write.
         vocab_size: True rows of the vocabulary, where neither config nor arguments say them.
-        replicas: Whether copies are compared ``all``, by a ``sample`` of each, or not at all (``first``); None
-            compares all, or a sample where they outweigh the output.
+        replicas: Whether copies are compared ``all``, by a ``sample`` of each, or not at all (``first``);
+            None compares all, or a sample where they outweigh the output.
         sizes: Parallel sizes of the target.
         layers_per_stage: Layers of each pipeline stage (or chunk) of the target.
         noop_layers: Positions of the target's layers without weights.

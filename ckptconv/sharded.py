@@ -110,7 +110,9 @@ def _like(options: ConvertOptions, dims: Dims) -> tuple[Target, Checkpoint]:
     inner = to_slots(model.relation.right, model.table, dims, what="the model", passing=model.strange)
     if model.strange:
         raise PlanError(
-            f"--like: unknown: {some(list(model.strange))}", where=path, hint="name a checkpoint of a plain model"
+            f"--like: unknown: {some(list(model.strange))}",
+            where=path,
+            hint="name a checkpoint of a plain model",
         )
     return like(model.relation.compose(inner), model.ranks, model.data), model
 
@@ -169,11 +171,14 @@ def retyped(relation: Relation, tensors: Mapping[str, Spec]) -> Relation:
         )
     if beyond := sorted(tensors.keys() - relation.left.keys()):
         raise PlanError(
-            f"the target has no place for {some(beyond)}", hint="leave tensors out with --drop, or choose another target"
+            f"the target has no place for {some(beyond)}",
+            hint="leave tensors out with --drop, or choose another target",
         )
     if wrong := [n for n, s in relation.left.items() if tensors[n].shape != s.shape]:
         n = wrong[0]
-        raise PlanError(f"{n} is {list(tensors[n].shape)} in the source, {list(relation.left[n].shape)} in the target")
+        raise PlanError(
+            f"{n} is {list(tensors[n].shape)} in the source, {list(relation.left[n].shape)} in the target"
+        )
     dtypes = {p.right.tensor: tensors[p.left.tensor].dtype for p in relation.pairs}
     right = {n: replace(s, dtype=dtypes.get(n, s.dtype)) for n, s in relation.right.items()}
     return replace(relation, left={n: tensors[n] for n in relation.left}, right=right)
@@ -185,7 +190,7 @@ def follow_through(via: Mapping[str, DType], relation: Relation) -> dict[str, DT
 
 
 def as_stored(relation: Relation, wanted: Mapping[str, Spec], dtype: str) -> Relation:
-    """Give the tensors to be written the dtypes of the checkpoint that is the model, unless one is asked for."""
+    """Give what is written the dtypes of the checkpoint that is the model, unless one is asked for."""
     if dtype != "keep":
         return relation
     right = {

@@ -36,7 +36,7 @@ def to_slots(
     if refused:
         raise PlanError(
             f"unknown: {some(refused)}",
-            hint="leave them out with --drop, or give them a name with --rename (a value head: v_head.* = v_head.*)",
+            hint="leave them out with --drop, or let them pass under a name given with --rename",
         )
     held: dict[str, str] = {}
     for f in found:

@@ -64,7 +64,7 @@ def deepspeed_to_hf(source: Source, out: Target, flags: Flags, fields: dict[str,
 
 @app.command(
     "megatron-merge",
-    epilog="[bold]ckptconv megatron-merge run/ model/[/bold]  the newest iteration; config.json from the arguments\n\n"
+    epilog="[bold]ckptconv megatron-merge run/ model/[/bold]  config.json from the arguments\n\n"
     "[bold]ckptconv megatron-merge run/ model/ --tp 4 --pp 2 --config org/model[/bold]  sizes are checked\n\n"
     "[bold]ckptconv megatron-merge run/iter_0001000 model/ --vocab-size 32000 --tokenizer org/model[/bold]",
 )
@@ -77,7 +77,7 @@ def megatron_merge(source: Source, out: Target, flags: Flags, fields: dict[str, 
 @app.command(
     "megatron-split",
     epilog="[bold]ckptconv megatron-split model/ run/ --tp 4 --pp 2[/bold]\n\n"
-    "[bold]ckptconv megatron-split model/ run/ --tp 8 --ep 4 --dialect mindspeed --experts legacy-grouped[/bold]\n\n"
+    "[bold]ckptconv megatron-split model/ run/ --tp 8 --ep 4 --dialect mindspeed[/bold]\n\n"
     "[bold]ckptconv megatron-split model/ run/ --like old-run/[/bold]  layout, names and arguments of a run",
 )
 @converting(TARGET)
@@ -94,7 +94,7 @@ def megatron_split(
 @app.command(
     epilog="[bold]ckptconv convert run/ model/ --to hf[/bold]\n\n"
     "[bold]ckptconv convert model.pt model/ --to hf --config org/model[/bold]  a plain state dict\n\n"
-    "[bold]ckptconv convert model/ smaller/ --to hf --dtype bfloat16[/bold]  a Hugging Face model, rounded\n\n"
+    "[bold]ckptconv convert model/ smaller/ --to hf --dtype bfloat16[/bold]  rounded\n\n"
     "[bold]ckptconv convert run/ other/ --to megatron --tp 2 --pp 4[/bold]  from any layout to any other",
 )
 @converting(STATED, READ, TARGET)

@@ -46,7 +46,7 @@ class LatentChoice(str, Enum):
     """What ``--mla`` takes."""
 
     fused = "fused"
-    split = "split"
+    cut = "split"
 
 
 Int = Optional[int]  # noqa: UP045  (typer reads these annotations on Python 3.10 too)
@@ -75,7 +75,10 @@ def _read(
     iteration: Annotated[
         Int,
         typer.Option(
-            metavar="N", help="The iteration to read instead of the newest.", rich_help_panel=_SOURCE, show_default=False
+            metavar="N",
+            help="The iteration to read instead of the newest.",
+            rich_help_panel=_SOURCE,
+            show_default=False,
         ),
     ] = None,
     vocab_size: Annotated[
@@ -91,8 +94,8 @@ def _read(
     replicas: Annotated[
         Optional[ReplicasChoice],  # noqa: UP045
         typer.Option(
-            help="Compare copies of a tensor whole, by a sample, or not; whole by default, by a sample where they "
-            "outweigh the output.",
+            help="Compare copies of a tensor whole, by a sample, or not; by default whole, by a sample where "
+            "they outweigh the output.",
             rich_help_panel=_SOURCE,
             show_default=False,
         ),
@@ -126,7 +129,9 @@ def _target(
     ] = None,
     schedule: Annotated[
         Optional[ScheduleChoice],  # noqa: UP045
-        typer.Option(help="Fold the pipeline as dualpipev does.", rich_help_panel=_TARGET, show_default=False),
+        typer.Option(
+            help="Fold the pipeline as dualpipev does.", rich_help_panel=_TARGET, show_default=False
+        ),
     ] = None,
     dialect: Annotated[
         Optional[str],  # noqa: UP045
@@ -148,13 +153,17 @@ def _target(
     mla: Annotated[
         Optional[LatentChoice],  # noqa: UP045
         typer.Option(
-            help="MindSpeed's latent projections, fused or split.", rich_help_panel=_TARGET, show_default=False
+            help="MindSpeed's latent projections, fused or split.",
+            rich_help_panel=_TARGET,
+            show_default=False,
         ),
     ] = None,
     moe_tp_extend_ep: Annotated[
         bool,
         typer.Option(
-            "--moe-tp-extend-ep", help="Spread experts over tensor parallel ranks as well.", rich_help_panel=_TARGET
+            "--moe-tp-extend-ep",
+            help="Spread experts over tensor parallel ranks as well.",
+            rich_help_panel=_TARGET,
         ),
     ] = False,
     make_vocab_size_divisible_by: Annotated[

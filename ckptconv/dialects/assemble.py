@@ -118,10 +118,11 @@ def assemble(grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: flo
             count = _experts(plain)
             for name, (where, spec) in plain.items():
                 shape, values = numbers(name)
-                line = next(iter(index.get(shape, ())), None)
-                if line is None:
+                known = index.get(shape)
+                if not known:
                     strange[_renumbered(name, layers)].append(Shard(where, spec))
                     continue
+                line = known[0]
                 if "*" in line.name and not line.slots[0].startswith("mtp."):
                     values = (layers[values[0]], *values[1:])
                 if "{e}" in line.name:
@@ -229,7 +230,12 @@ def _one_by_one(
     for e in range(count):
         name = f"{where}:{stem}experts.linear_fc{which}.weight{e}"
         box = Box.of(
-            where, spec.shape, view=(count, rows, columns), start=(e, 0, 0), size=(1, rows, columns), order=(0, 2, 1)
+            where,
+            spec.shape,
+            view=(count, rows, columns),
+            start=(e, 0, 0),
+            size=(1, rows, columns),
+            order=(0, 2, 1),
         )
         right[name] = single
         pairs.append(Pair(box, Box.whole(name, single.shape)))

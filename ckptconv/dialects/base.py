@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ckptconv.graph import Spec
 from ckptconv.slots import Entry, Pack, linear, one
@@ -87,7 +88,8 @@ def _lines(
 ) -> tuple[Line, ...]:
     entries = linear(slot, module, bias=None if bias else False)
     return tuple(
-        Line(e.name, e.pack, when, e.optional, cut=weight if i == 0 else bias_cut) for i, e in enumerate(entries)
+        Line(e.name, e.pack, when, e.optional, cut=weight if i == 0 else bias_cut)
+        for i, e in enumerate(entries)
     )
 
 
@@ -115,7 +117,7 @@ class Dialect:
     nested: bool = False
     extra_states: tuple[str, ...] = ()
     extra_state: str = "none"
-    arguments: str = "megatron"
+    arguments: Literal["megatron", "mindspeed"] = "megatron"
 
     def table(self, holds: Callable[[str, str], bool]) -> Table:
         """Return the lines to look names and slots up in."""
@@ -161,7 +163,9 @@ def traits_of(tensors: Mapping[str, Spec]) -> Traits:
         elif re.search(r"\.(linear_q_up_proj|linear_qb|linear_qk_nope)\.", name):
             traits.add("q_lora")
         elif (match := re.fullmatch(r"(.*\.mlp\.)(linear_fc1|dense_h_to_4h)\.weight", name)) is not None:
-            down = tensors.get(match[1] + {"linear_fc1": "linear_fc2"}.get(match[2], "dense_4h_to_h") + ".weight")
+            down = tensors.get(
+                match[1] + {"linear_fc1": "linear_fc2"}.get(match[2], "dense_4h_to_h") + ".weight"
+            )
             if down is not None and spec.shape[0] == 2 * down.shape[1]:
                 traits.add("gated")
     return frozenset(traits)

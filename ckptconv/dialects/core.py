@@ -29,10 +29,18 @@ KEY_VALUE_UP = grouped("heads", "layers.*.mla.kv_b.k", "layers.*.mla.kv_b.v")
 LATENT = (
     *column(QUERY, "self_attention.linear_q_proj", bias=False, when="mla !q_lora"),
     *whole(
-        "layers.*.mla.q_a", "self_attention.linear_q_down_proj", when="mla q_lora", tells="self_attention.linear_q_up_proj"
+        "layers.*.mla.q_a",
+        "self_attention.linear_q_down_proj",
+        when="mla q_lora",
+        tells="self_attention.linear_q_up_proj",
     ),
     *column(QUERY_UP, "self_attention.linear_q_up_proj", bias=False, when="mla q_lora"),
-    *whole("layers.*.mla.kv_a", "self_attention.linear_kv_down_proj", when="mla", tells="self_attention.linear_kv_up_proj"),
+    *whole(
+        "layers.*.mla.kv_a",
+        "self_attention.linear_kv_down_proj",
+        when="mla",
+        tells="self_attention.linear_kv_up_proj",
+    ),
     *column(KEY_VALUE_UP, "self_attention.linear_kv_up_proj", bias=False, when="mla"),
     *row("layers.*.mla.o", "self_attention.linear_proj", when="mla"),
 )

@@ -69,7 +69,19 @@ _TE_NORMS = (
     *norm("layers.*.mlp_norm", "pre_mlp_layernorm."),
 )
 _KV_NORM = norm("layers.*.mla.kv_a_norm", "self_attention.kv_layernorm.", when="mla")
-_V2 = (*ATTENTION, *_FUSED, *_UP, *_SPLIT, *_KV_NORM, *_POST_NORMS, *MLP, *ROUTER, *SHARED, *SEQUENTIAL, *GROUPED)
+_V2 = (
+    *ATTENTION,
+    *_FUSED,
+    *_UP,
+    *_SPLIT,
+    *_KV_NORM,
+    *_POST_NORMS,
+    *MLP,
+    *ROUTER,
+    *SHARED,
+    *SEQUENTIAL,
+    *GROUPED,
+)
 
 MINDSPEED = Dialect(name="mindspeed", lines=_model((*_NORMS, *_V2)), arguments="mindspeed")
 MINDSPEED_TE = Dialect(name="mindspeed-te", lines=_model((*_TE_NORMS, *_V2)), arguments="mindspeed")

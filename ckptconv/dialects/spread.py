@@ -137,7 +137,8 @@ def _local(
         block, at = grid.experts(rank)
         if dims["experts"] % grid.blocks:
             raise PlanError(
-                f"{dims['experts']} experts cannot be divided over {grid.blocks} ranks", hint="choose another --ep"
+                f"{dims['experts']} experts cannot be divided over {grid.blocks} ranks",
+                hint="choose another --ep",
             )
         count = dims["experts"] // grid.blocks
         if int(found.expert) // count != block:

@@ -1,7 +1,8 @@
 """List the slots and their shapes, in the convention of ``torch.nn.Linear``: ``[out, in]``.
 
 A slot that repeats is named ``layers.*.attn.q`` in tables and ``layers.3.attn.q`` for a layer;
-``{e}`` stands for an expert's number. A layer for multi-token prediction, ``mtp.*``, has the slots of any layer.
+``{e}`` stands for an expert's number. A layer for multi-token prediction, ``mtp.*``, has the slots of any
+layer.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def _axis(axis: str, dims: Dims) -> int:
         for factor in factors:
             if isinstance(factor, str) and factor not in dims:
                 raise PlanError(
-                    f"the configuration does not say {factor!r}", hint="give a complete config.json with --config"
+                    f"the configuration does not say {factor!r}",
+                    hint="give a complete config.json with --config",
                 )
             product *= dims[factor] if isinstance(factor, str) else factor
         total += product

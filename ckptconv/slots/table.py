@@ -134,10 +134,14 @@ class Table:
 
         return sorted(found, key=key)
 
-    def _places(self, entry: Entry, by_template: Mapping[str, list[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+    def _places(
+        self, entry: Entry, by_template: Mapping[str, list[tuple[str, str]]]
+    ) -> Iterator[tuple[str, str]]:
         first = entry.slots[0]
         if entry.copy and "*" in entry.name and "*" not in first:  # a copy in every layer of its kind
-            layers = {layer for places in by_template.values() for layer, _ in places if layer.startswith("mtp.")}
+            layers = {
+                layer for places in by_template.values() for layer, _ in places if layer.startswith("mtp.")
+            }
             yield from sorted((layer, "") for layer in layers)
             return
         yield from by_template.get(first, ())
@@ -153,7 +157,9 @@ class Table:
             values.append(int(expert))
         return fill_in(entry.name, tuple(values))
 
-    def relation(self, tensors: Mapping[str, Spec], found: Iterable[Found], dims: Dims, what: str) -> Relation:
+    def relation(
+        self, tensors: Mapping[str, Spec], found: Iterable[Found], dims: Dims, what: str
+    ) -> Relation:
         """Relate stored tensors (left) to their slots (right).
 
         Args:
@@ -202,7 +208,9 @@ class Table:
                     + ", ".join(f"{n} {s.dtype}" for n, s in held.items()),
                     hint="give --dtype to write all in one",
                 )
-            made[f.name] = held[pack] if isinstance(pack, str) else relate(f.name, pack, held, dims).left[f.name]
+            made[f.name] = (
+                held[pack] if isinstance(pack, str) else relate(f.name, pack, held, dims).left[f.name]
+            )
         return made
 
 

@@ -58,7 +58,9 @@ class Grid:
                 "choose a size that divides it",
             )
         if self.extended and self.etp != 1:
-            raise PlanError("experts spread over tensor and expert ranks are not cut: expert tensor parallel size 1")
+            raise PlanError(
+                "experts spread over tensor and expert ranks are not cut: expert tensor parallel size 1"
+            )
         if self.dualpipe and self.vpp != 2:
             raise PlanError(f"dualpipev has two chunks a stage, not {self.vpp}")
 

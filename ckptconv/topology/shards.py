@@ -37,7 +37,7 @@ class Shard:
 
 
 def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Relation:
-    """Relate shards (left) to the whole tensor (right); of equal slices the first provides, the others are copies.
+    """Relate shards (left) to the whole tensor (right); of equal slices the first provides, others are copies.
 
     Args:
         name: The whole tensor.
@@ -86,7 +86,11 @@ def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Re
         if not size:
             continue
         box = Box.of(
-            name, whole.shape, view=view, start=(0, 0, starts[s.index], 0), size=(outer, cut.parts, size, inner)
+            name,
+            whole.shape,
+            view=view,
+            start=(0, 0, starts[s.index], 0),
+            size=(outer, cut.parts, size, inner),
         )
         pairs.append(Pair(Box.whole(s.key, s.spec.shape), box, left_copy=s is not firsts[s.index]))
     return Relation(left, {name: whole}, tuple(pairs))

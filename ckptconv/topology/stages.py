@@ -121,7 +121,9 @@ def _counts(
     stages = grid.pp - len(given)
     middle = total - sum(given)
     if stages < 0 or (stages and middle % stages) or (not stages and middle):
-        raise PlanError(f"{total} layers, {first} on the first and {last} on the last stage, leave {middle} for {stages}")
+        raise PlanError(
+            f"{total} layers, {first} on the first and {last} on the last stage, leave {middle} for {stages}"
+        )
     per = middle // stages if stages else 0
     sizes = [first if first is not None else per, *[per] * (grid.pp - 2), last if last is not None else per]
     if any(n % grid.vpp for n in sizes):
@@ -146,5 +148,7 @@ def parse_layout(text: str) -> list[int]:
             raise PlanError(f"a pipeline layout of more than 100,000 layers: {text[:60]!r}")
         plain = plain[: match.start()] + body * int(count) + plain[match.end() :]
     if re.fullmatch(r"[EtdmL|]*", plain) is None:
-        raise PlanError(f"not a pipeline layout: {text[:60]!r}", hint="write E, t, m, L and | as Megatron does")
+        raise PlanError(
+            f"not a pipeline layout: {text[:60]!r}", hint="write E, t, m, L and | as Megatron does"
+        )
     return [sum(c in "td" for c in stage) for stage in plain.split("|")]

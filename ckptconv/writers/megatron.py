@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def as_laid_out(
         for rank, chunks in made.held.items():
             models = {
                 "model" if grid.vpp == 1 else f"model{v}": _model(
-                    layout.dialect, names, lambda name, rank=rank, v=v: _ref(key(rank, v, name), tensors)
+                    layout.dialect, {name: _ref(key(rank, v, name), tensors) for name in names}
                 )
                 for v, names in chunks.items()
             }
@@ -104,7 +104,11 @@ def like(relation: Relation, ranks: Mapping[str, Path], data: Path) -> Target:
 
     def files(tensors: Mapping[str, Spec]) -> tuple[OutFile, ...]:
         return tuple(
-            OutFile(f"{data.name}/{folder}/{path.name}", "bin", layout_tree(_root(read_rank(path, exact=True), folder, tensors)))
+            OutFile(
+                f"{data.name}/{folder}/{path.name}",
+                "bin",
+                layout_tree(_root(read_rank(path, exact=True), folder, tensors)),
+            )
             for folder, path in ranks.items()
         )
 
@@ -144,7 +148,7 @@ def _root(file: RankFile, folder: str, tensors: Mapping[str, Spec]) -> dict[str,
 
 
 def _harmless(value: Any) -> Any:
-    """Keep simple values, element types and enums; an object of any other class would be called on loading."""
+    """Keep simple values, element types and enums; others would be called on loading."""
     if isinstance(value, Record) and value.cls == "argparse.Namespace" and isinstance(value.state, dict):
         return namespace({k: _harmless(v) for k, v in value.state.items()})
     if isinstance(value, (list, tuple)):
@@ -165,11 +169,11 @@ def _tracker(text: str) -> AssetFile:
     return AssetFile(TRACKER, "the iteration written", text.encode())
 
 
-def _model(dialect: Dialect, names: Iterable[str], ref: Callable[[str], TensorRef]) -> OrderedDict[str, Any]:
+def _model(dialect: Dialect, tensors: Mapping[str, TensorRef]) -> OrderedDict[str, Any]:
     """Return the ``model`` of a file, with the extra states its modules look for."""
     flat: OrderedDict[str, Any] = OrderedDict()
-    for name in names:
-        flat[name] = ref(name)
+    for name, ref in tensors.items():
+        flat[name] = ref
         module = name.rpartition(".")[0]
         if name.endswith("weight") and _has_extra_state(dialect, module):
             flat[f"{module}._extra_state"] = None
@@ -188,7 +192,8 @@ def _model(dialect: Dialect, names: Iterable[str], ref: Callable[[str], TensorRe
 def _nested(name: str) -> list[str]:
     """Split a legacy name into its dictionaries and the key in the last one.
 
-    Layers are flat inside ``encoder`` (Megatron-LM core_v0.16.1, ``megatron/legacy/model/language_model.py``).
+    Layers are flat inside ``encoder`` (Megatron-LM core_v0.16.1,
+    ``megatron/legacy/model/language_model.py``).
     """
     parts = name.split(".")
     if parts[:2] == ["language_model", "encoder"]:
@@ -223,8 +228,7 @@ def pad_vocabulary(relation: Relation) -> Relation:
         rows, width = relation.left[source].shape[0], max(1, relation.right[name].numel // shape[0])
         last = Box.interval(source, (rows - 1) * width, rows * width)
         pairs += [
-            Pair(last, Box.interval(name, r * width, (r + 1) * width), right_copy=True) for r in range(rows, shape[0])
+            Pair(last, Box.interval(name, r * width, (r + 1) * width), right_copy=True)
+            for r in range(rows, shape[0])
         ]
     return Relation(relation.left, relation.right, tuple(pairs), relation.left_only, tuple(kept))
-
-

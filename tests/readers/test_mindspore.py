@@ -37,7 +37,7 @@ def _open(path: Path, **options: Any) -> Checkpoint:
     return open_checkpoint(path, ReadOptions(**options))
 
 
-def _raw(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+def _raw(tensor: torch.Tensor) -> Any:
     return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
 

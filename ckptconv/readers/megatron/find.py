@@ -39,7 +39,9 @@ def rank_folders(folder: Path) -> dict[str, Path]:
         file = next((folder / name / f for f in _FILES if (folder / name / f).is_file()), None)
         if file is None:
             raise FormatError(
-                f"{name} holds no {_FILES[0]}", where=folder, hint="the save was cut off, or the copy incomplete"
+                f"{name} holds no {_FILES[0]}",
+                where=folder,
+                hint="the save was cut off, or the copy incomplete",
             )
         found[name] = file
     return found
@@ -62,7 +64,9 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path | None:
         folder = path / f"iter_{iteration:07d}"
         if not folder.is_dir():
             there = sorted(p.name for p in path.glob("iter_*"))
-            raise UsageError(f"there is no iteration {iteration}", hint=f"found: {', '.join(there) or 'none'}")
+            raise UsageError(
+                f"there is no iteration {iteration}", hint=f"found: {', '.join(there) or 'none'}"
+            )
         return folder
     if tracker.is_file():
         text = tracker.read_text(encoding="utf-8", errors="replace").strip()

@@ -50,7 +50,9 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     grid = _grid(run, files, options.sizes, notes)
     ranks = _ranks(run, grid, files)
     _agree(files)
-    held = {r: {v: {n: _spec(t) for n, t in c.items()} for v, c in f.chunks.items()} for r, f in ranks.items()}
+    held = {
+        r: {v: {n: _spec(t) for n, t in c.items()} for v, c in f.chunks.items()} for r, f in ranks.items()
+    }
     every = {n: s for chunks in held.values() for tensors in chunks.values() for n, s in tensors.items()}
     dialect = find_dialect(every, "mindspeed" if "hf_path" in first.arguments else "megatron")
     graph = GraphBuilder()
@@ -64,9 +66,7 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
                 graph.store(key, from_file_tensor(tensor))
                 if not tensor.is_contiguous and dense_axes(tensor):
                     turned[key] = tensor
-    made = assemble(
-        grid, held, dialect, lambda rank, v, name: keys[rank, v, name], version=first.version
-    )
+    made = assemble(grid, held, dialect, lambda rank, v, name: keys[rank, v, name], version=first.version)
     relation = _unturned(made.relation, turned)
     relation.check()
     _layers(first.arguments, made, run)
@@ -146,7 +146,9 @@ def _grid(run: Run, files: Mapping[str, RankFile], given: Mapping[str, int], not
     extended = bool(args.get("moe_tp_extend_ep")) and sizes["ep"] * sizes["tp"] > 1
     vpp = len(first.chunks)
     if given.get("vpp", vpp) != vpp:
-        raise PlanError(f"the checkpoint holds {vpp} virtual chunks a stage, --vpp says {given['vpp']}", where=run.data)
+        raise PlanError(
+            f"the checkpoint holds {vpp} virtual chunks a stage, --vpp says {given['vpp']}", where=run.data
+        )
     return Grid(
         sizes["tp"],
         sizes["pp"],
@@ -162,7 +164,10 @@ def _guess(
     numbered: Mapping[str, tuple[int, ...]], files: Mapping[str, RankFile], known: Mapping[str, int]
 ) -> dict[str, int]:
     """Read the sizes off the folders' names; a single further number is the expert's if all embed."""
-    counts = [max(n[i] for n in numbered.values() if len(n) > i) + 1 for i in range(max(map(len, numbered.values())))]
+    counts = [
+        max(n[i] for n in numbered.values() if len(n) > i) + 1
+        for i in range(max(map(len, numbered.values())))
+    ]
     if len(counts) == 3:
         return {"tp": counts[0], "pp": counts[1], "ep": counts[2]}
     if len(counts) == 1:
@@ -179,7 +184,9 @@ def _ranks(run: Run, grid: Grid, files: Mapping[str, RankFile]) -> dict[Rank, Ra
     if missing := sorted(expected.keys() - files.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise PlanError(
-            f"the folder {missing[0]}{more} is missing ({sizes})", where=run.data, hint="copy every rank's folder"
+            f"the folder {missing[0]}{more} is missing ({sizes})",
+            where=run.data,
+            hint="copy every rank's folder",
         )
     if odd := sorted(files.keys() - expected.keys()):
         raise PlanError(
@@ -200,7 +207,12 @@ def _agree(files: Mapping[str, RankFile]) -> None:
             ("number of virtual chunks", len(first.chunks), len(file.chunks)),
             *(
                 (f"args.{key}", first.arguments.get(key), file.arguments.get(key))
-                for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "num_layers", "hidden_size")
+                for key in (
+                    "tensor_model_parallel_size",
+                    "pipeline_model_parallel_size",
+                    "num_layers",
+                    "hidden_size",
+                )
             ),
         ):
             if ours != theirs:
@@ -218,9 +230,17 @@ def _layers(args: Mapping[str, Any], made: Assembled, run: Run) -> None:
     if not isinstance(said, int):
         return
     noop = args.get("noop_layers")
-    skipped = len(noop.split(",")) if isinstance(noop, str) and noop else len(noop) if isinstance(noop, (list, set)) else 0
+    skipped = (
+        len(noop.split(","))
+        if isinstance(noop, str) and noop
+        else len(noop)
+        if isinstance(noop, (list, set))
+        else 0
+    )
     if found not in (said, said - skipped):
-        stages = ", ".join(f"stage {c.pp}" + (f".{c.vpp}" if c.vpp else "") + f": {len(n)}" for c, n in made.stages.items())
+        stages = ", ".join(
+            f"stage {c.pp}" + (f".{c.vpp}" if c.vpp else "") + f": {len(n)}" for c, n in made.stages.items()
+        )
         raise PlanError(
             f"the ranks hold {found} layers, args.num_layers says {said} ({stages})",
             where=run.data,
