@@ -46,10 +46,11 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """Hold an adapter_config.json: its content and its path."""
+    """Hold an adapter_config.json, or what says the same: its content, its path, its name for people."""
 
     values: Mapping[str, Any]
     path: Path
+    name: str = CONFIG
 
     @property
     def fan_in_fan_out(self) -> bool:
@@ -155,7 +156,7 @@ class Scales:
                 )
             return self.alpha
         if self.alpha is not None and self.alpha != known:
-            raise UsageError(f"--lora-alpha is {self.alpha:g}, but {CONFIG} says {known:g} for {module}")
+            raise UsageError(f"--lora-alpha is {self.alpha:g}, but {self.config.name} says {known:g} for {module}")
         return known
 
     def scale_of(self, module: str, rank: int) -> float:
@@ -173,7 +174,8 @@ class Scales:
         says = self.config.number("r", module)
         if says is not None and says != rank:
             raise PlanError(
-                f"the adapter of {module} has rank {rank}, {CONFIG} says {says:g}", where=self.config.path
+                f"the adapter of {module} has rank {rank}, {self.config.name} says {says:g}",
+                where=self.config.path,
             )
         return alpha / (math.sqrt(rank) if self.config.values.get("use_rslora") else rank)
 
@@ -225,7 +227,7 @@ def config_file(
         "task_type": None,
         "use_rslora": False,
     }
-    return AssetFile(CONFIG, "made from the shapes and --lora-alpha", _json(values))
+    return AssetFile(CONFIG, "made from the shapes and the scale", _json(values))
 
 
 def _module(weight: str) -> str:

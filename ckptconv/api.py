@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.architecture import find_architecture
+from ckptconv.distributed import distribute
 from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
@@ -32,6 +33,7 @@ from ckptconv.sharded import as_stored, follow_through, retyped, shard, with_tie
 from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.files import SourceFiles
 from ckptconv.translate import to_slots, without
+from ckptconv.writers.dcp import layout_dcp
 from ckptconv.writers.huggingface import layout_weights, parse_size
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["ConvertOptions", "Model", "TensorInfo", "convert", "open", "plan"]
 
 PathArg = str | PathLike[str]
-_TARGETS = ("hf", "megatron")
+_TARGETS = ("hf", "megatron", "torch_dist", "dcp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
     """
     chosen = _checked(replace(options or ConvertOptions(), **fields))
     checkpoint = open_checkpoint(Path(source), _reading(chosen))
-    if chosen.to == "megatron":
+    if chosen.to in ("megatron", "torch_dist"):
         return _plan_shards(checkpoint, chosen)
     made = prepare(checkpoint, chosen)
     checkpoint, alone = made.checkpoint, made.config is not None
@@ -184,12 +186,16 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
     if made.config is not None:
         files: tuple[OutFile, ...] = (adapter_layout(tensors, chosen.format),)
         assets = [made.config]
+    elif chosen.to == "dcp":
+        files, assets = layout_dcp(tensors, parse_size(chosen.max_shard_size)), []
     else:
         files, index = layout_weights(tensors, chosen.format, parse_size(chosen.max_shard_size))
         assets = [] if index is None else [index]
     if chosen.assets and config is not None:
         tokenizer = chosen.tokenizer or model.tokenizer
-        more, asset_steps, asset_notes = gather_assets(checkpoint, named, family, config, tokenizer)
+        more, asset_steps, asset_notes = gather_assets(
+            checkpoint, named, family, config, tokenizer, chosen.copy_code
+        )
         assets += more
         steps += asset_steps
         notes += asset_notes
@@ -223,7 +229,8 @@ def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     relation = without(named.relation, buffers, "a buffer the model makes itself")
     inner = to_slots(relation.right, table, family.dims(config.values), what="config.json")
     relation = relation.compose(inner)
-    target, pattern = shard(options, relation.right, bool(named.tied), config.values, family, checkpoint)
+    lay_out = distribute if options.to == "torch_dist" else shard
+    target, pattern = lay_out(options, relation.right, bool(named.tied), config.values, family, checkpoint)
     relation = with_tied_head(relation, target.relation)
     outer = retyped(target.relation, relation.right)
     relation = relation.compose(outer)

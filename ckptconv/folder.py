@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptconv.architecture import ConfigFound, beside_of
+from ckptconv.assets.code import collect_code
 from ckptconv.assets.config import config_file, generation_file
 from ckptconv.assets.find import find_assets
 from ckptconv.assets.tokenizer import collect_tokenizer
@@ -44,7 +45,12 @@ def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Not
 
 
 def gather_assets(
-    checkpoint: Checkpoint, named: Named, family: Family | None, config: ConfigFound, tokenizer: str | None
+    checkpoint: Checkpoint,
+    named: Named,
+    family: Family | None,
+    config: ConfigFound,
+    tokenizer: str | None,
+    copy_code: bool = False,
 ) -> tuple[list[AssetFile], list[Step], list[Note]]:
     """Gather config.json, true to the weights written, generation_config.json and the tokenizer's files.
 
@@ -54,6 +60,7 @@ def gather_assets(
         family: Their architecture, if it is known.
         config: The config found.
         tokenizer: Folder or hub id of the tokenizer; None to look beside the config and the checkpoint.
+        copy_code: Whether the ``*.py`` files beside the config are copied.
     """
     written = Counter[str]()
     for name, spec in named.written.items():
@@ -74,4 +81,5 @@ def gather_assets(
         if tokenizer is not None:
             raise UsageError(f"--tokenizer: there are no tokenizer files in {tokenizer}")
         notes.append(Note("warning", "no tokenizer files found; --tokenizer takes a folder or hub id"))
-    return assets + files, steps, notes
+    code, said = collect_code(config.folder, config.values, config.origin, copy=copy_code)
+    return assets + files + code, steps, notes + [Note("warning", text) for text in said]

@@ -29,6 +29,7 @@ from ckptconv.writers.huggingface import Container, Tensor
 __all__ = [
     "Prepared",
     "adapter_layout",
+    "alone",
     "as_adapter",
     "follow",
     "low_rank",
@@ -145,6 +146,32 @@ def adapter_layout(tensors: list[Tensor], container: Container) -> OutFile:
     return OutFile("adapter_model.bin", container, torchbin.layout(tensors))
 
 
+def alone(relation: Relation, terms: Mapping[str, tuple[LowRank, ...]]) -> tuple[Relation, AssetFile, Step]:
+    """Keep factors alone, under the names PEFT saves them with.
+
+    Args:
+        relation: Stored tensors to weights and factors, under Hugging Face names.
+        terms: One product for each weight that has one.
+
+    Returns:
+        The relation to the factors, their adapter_config.json, and a step that says what is left out.
+    """
+    products = {weight: added[0] for weight, added in terms.items()}
+    names = {
+        operand: saved_name(weight.removesuffix(".weight"), part, embedding=False)
+        for weight, term in products.items()
+        for part, operand in (("A", term.a), ("B", term.b))
+    }
+    right = {new: relation.right[old] for old, new in names.items()}
+    pairs = [Pair(Box.whole(old, s.shape), Box.whole(names[old], s.shape)) for old, s in relation.right.items() if old in names]
+    others = {n: s for n, s in relation.right.items() if n not in names}
+    drops = [Drop(Box.whole(n, s.shape), _LEFT_OUT) for n, s in others.items() if s.numel]
+    modules = [n.removesuffix(".weight") for n in {**others, **products} if n.endswith(".weight")]
+    asset = config_file(products, relation.right, None, modules=modules)
+    kept = relation.compose(Relation(dict(relation.right), right, tuple(pairs), tuple(drops)))
+    return kept, asset, Step("drop", f"{len(others)} tensors of the base model", _LEFT_OUT)
+
+
 def follow(terms: Terms, relation: Relation) -> dict[str, tuple[Term, ...]]:
     """Return terms under the names a relation gives the tensors they speak of.
 
@@ -159,6 +186,8 @@ def follow(terms: Terms, relation: Relation) -> dict[str, tuple[Term, ...]]:
         pairs.setdefault(pair.left.tensor, []).append(pair)
 
     def new(name: str) -> str | None:
+        if name not in relation.left:  # an adapter saved without its weight
+            return name
         ends = {p.right.tensor for p in pairs.get(name, ())}
         if not ends and name not in relation.right:
             return None
@@ -220,7 +249,7 @@ def term_steps(terms: Terms, tensors: Mapping[str, Spec]) -> list[Step]:
             elif isinstance(term, Scaled):
                 found["lora", f"+ {term.scale:g} bias of B"] += 1
             else:
-                found["add", f"+ {term.value:g}"] += 1
+                found["add", f"{term.value:+g}"] += 1
     why = "in float32, rounded once"
     return [
         Step("lora" if kind == "lora" else "add", f"{count} tensor{'' if count == 1 else 's'} {what}", why)

@@ -51,6 +51,7 @@ class ConvertOptions:
         extend_ep: Spread experts over tensor parallel ranks as well.
         vocab_divisible: What the padded vocabulary of a tensor parallel rank is a multiple of.
         like: A checkpoint whose layout, names, dtypes and arguments the target takes.
+        copy_code: Copy the ``*.py`` files beside the config.
     """
 
     to: str = "hf"
@@ -83,3 +84,4 @@ class ConvertOptions:
     extend_ep: bool = False
     vocab_divisible: int | None = None
     like: str | PathLike[str] | None = None
+    copy_code: bool = False

@@ -12,6 +12,7 @@ from ckptconv.adapter import PREFIX, WITH_PEFT, AdapterConfig, Scales, read_conf
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.graph import LowRank, Relation, Scaled, Spec
 from ckptconv.lora import Prepared, as_adapter, low_rank, refuse_tied, renamed
+from ckptconv.lora_ranks import prepare_ranks
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, GraphBuilder, Note
 from ckptconv.readers.torch_file import named_tensors
@@ -63,7 +64,8 @@ class _Found:
 def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
     """Do with a checkpoint's LoRA adapters what the options say.
 
-    Without ``lora`` and ``adapter`` they stay what they are: tensors like others.
+    Without ``lora`` and ``adapter`` they stay what they are, tensors like others, where names are Hugging Face's;
+    where names have to be translated, they are refused.
 
     Raises:
         UsageError: if flags contradict each other or the checkpoint, or no alpha is known.
@@ -73,10 +75,12 @@ def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
     if options.lora is None and options.adapter is None:
         if options.lora_alpha is not None or options.lora_r is not None:
             raise UsageError("--lora-alpha and --lora-r need --lora merge, --lora adapter or --adapter")
-        return Prepared(_with_note(checkpoint))
+        return prepare_ranks(checkpoint, options) if checkpoint.table is not None else Prepared(_with_note(checkpoint))
+    if options.adapter is not None and options.lora == "adapter":
+        raise UsageError("--adapter merges an adapter: it cannot be given with --lora adapter")
+    if checkpoint.table is not None:
+        return prepare_ranks(checkpoint, options)
     if options.adapter is not None:
-        if options.lora == "adapter":
-            raise UsageError("--adapter merges an adapter: it cannot be given with --lora adapter")
         checkpoint, config = _with_adapter(checkpoint, Path(options.adapter).expanduser())
     else:
         config = read_config(*dict.fromkeys((checkpoint.root, _folder(checkpoint))))

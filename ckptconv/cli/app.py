@@ -12,6 +12,7 @@ import typer
 
 from ckptconv.cli.layout import READ, SOURCE, STATED, TARGET
 from ckptconv.cli.options import Flags, Source, Target, WeightsChoice, converting
+from ckptconv.cli.verify import after, register
 
 __all__ = ["app"]
 
@@ -171,6 +172,7 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
         lora_alpha=flags.lora_alpha,
         lora_r=flags.lora_r,
         adapter=flags.adapter,
+        copy_code=flags.copy_code,
         **fields,
     )
     how = Options(flags.workers, parse_size(flags.max_memory), flags.resume, flags.overwrite)
@@ -180,11 +182,17 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
         return
     with render.watch(made, quiet=flags.quiet or flags.json) as watch:
         report = run(made, out, how, watch.listen)
-    if flags.json:
-        _print_json(render.result(made, report, watch.seconds))
-    elif not flags.quiet:
+    if not flags.json and not flags.quiet:
         render.done(made, report, watch.seconds)
+    more = {}
+    if flags.verify:
+        more["verify"] = after(made, out, options, how, json=flags.json, quiet=flags.quiet)
+    if flags.json:
+        _print_json({**render.result(made, report, watch.seconds), **more})
 
 
 def _print_json(data: Any) -> None:
     sys.stdout.write(jsonlib.dumps(data, indent=1) + "\n")
+
+
+register(app)

@@ -82,6 +82,8 @@ class Flags:
     max_memory: str
     json: bool
     quiet: bool
+    verify: bool
+    copy_code: bool
 
 
 # Optional[...] rather than "| None": typer reads these annotations on Python 3.10 too.
@@ -216,6 +218,20 @@ def _flags(
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_HOW)
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Compare the result with the source, and certify it.", rich_help_panel=_HOW
+        ),
+    ] = False,
+    copy_code: Annotated[
+        bool,
+        typer.Option(
+            "--copy-code",
+            help="Copy the model's own *.py files from beside its config; they are never run.",
+            rich_help_panel=_ASSETS,
+        ),
     ] = False,
 ) -> None:
     """Only the signature counts."""

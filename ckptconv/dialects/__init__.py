@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ckptconv.dialects.base import Dialect, Line, for_reading, traits_of
+from ckptconv.dialects.base import Dialect, Line, Traits, for_reading, traits_of
 from ckptconv.graph import Spec
 from ckptconv.slots.entry import form, numbers
 
@@ -23,18 +23,21 @@ def dialects() -> list[Dialect]:
     return list(found.values())
 
 
-def find_dialect(tensors: Mapping[str, Spec], arguments: str | None = None) -> Dialect:
+def find_dialect(
+    tensors: Mapping[str, Spec], arguments: str | None = None, traits: Traits | None = None
+) -> Dialect:
     """Return the dialect that knows most names; of equals the one with such arguments, then the first.
 
     Args:
         tensors: What the ranks hold.
         arguments: Whose arguments were found beside them (`Dialect.arguments`).
+        traits: What the model is like, if its names are not to tell.
     """
-    traits = traits_of(tensors)
+    like = traits if traits is not None else traits_of(tensors)
     wanted = {numbers(name)[0] for name in tensors}
 
     def known(dialect: Dialect) -> tuple[int, bool]:
-        lines = [line for line in for_reading(dialect) if line.holds(traits)]
+        lines = [line for line in for_reading(dialect) if line.holds(like)]
         return len(wanted & {form(line.name) for line in lines}), dialect.arguments == arguments
 
     return max(dialects(), key=known)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ckptconv.dialects.base import Dialect, Line, Traits, for_reading, traits_of
+from ckptconv.dialects.factors import factor_cut, factor_of, is_gate_told, unpack_factor, with_implied
 from ckptconv.errors import PlanError
 from ckptconv.graph import Box, Pair, Relation, Spec
 from ckptconv.slots import Pack, Table
@@ -60,6 +61,16 @@ def old_versions(lines: Iterable[Line], version: float) -> tuple[Line, ...]:
     return tuple(old(line) for line in lines)
 
 
+def _traits(tensors: Mapping[str, Spec]) -> Traits:
+    known = with_implied(tensors)
+    if len(known) > len(tensors) and not is_gate_told(known):
+        raise PlanError(
+            "the adapter alone does not tell whether the MLP has a gate",
+            hint="give the checkpoint it was trained on as the source, and this one with --adapter",
+        )
+    return traits_of(known)
+
+
 def _holds(traits: Traits) -> Callable[[str, str], bool]:
     return lambda word, layer: word in traits
 
@@ -67,7 +78,9 @@ def _holds(traits: Traits) -> Callable[[str, str], bool]:
 _LEGACY_EXPERTS = re.compile(r"(.*\.mlp\.)experts\.weight([12])")
 
 
-def assemble(grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: float = 3.0) -> Assembled:
+def assemble(
+    grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: float = 3.0, traits: Traits | None = None
+) -> Assembled:
     """Join the tensors of all ranks.
 
     Args:
@@ -76,6 +89,7 @@ def assemble(grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: flo
         dialect: How it is named and cut.
         key: Name of the left side for a rank's tensor.
         version: The checkpoint's ``checkpoint_version``.
+        traits: What the model is like, if its names are not to tell.
 
     Raises:
         PlanError: if ranks disagree about what there is, or slices do not fit together.
@@ -84,7 +98,7 @@ def assemble(grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: flo
     for chunks in held.values():
         for tensors in chunks.values():
             every.update(tensors)
-    traits = traits_of(every)
+    traits = traits if traits is not None else _traits(every)
     lines = old_versions(for_reading(dialect), version)
     table = Table(lines, holds=_holds(traits))
     index: dict[str, list[Line]] = defaultdict(list)
@@ -113,11 +127,17 @@ def assemble(grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: flo
                     made = _one_by_one(grid, key(rank, v, name), match, spec, tensors)
                     unpacked.append(made)
                     plain.update({n.rpartition(":")[2]: (n, s) for n, s in made.right.items()})
+                elif (split := unpack_factor(key(rank, v, name), name, tensors)) is not None:
+                    unpacked.append(split)
+                    plain.update({n.rpartition(":")[2]: (n, s) for n, s in split.right.items()})
                 else:
                     plain[name] = (key(rank, v, name), spec)
-            count = _experts(plain)
+            weights = with_implied({n: s for n, (_, s) in plain.items()})
+            count = _experts(weights)
             for name, (where, spec) in plain.items():
-                shape, values = numbers(name)
+                factor = factor_of(name)
+                weight = name if factor is None else factor.weight
+                shape, values = numbers(weight)
                 known = index.get(shape)
                 if not known:
                     strange[_renumbered(name, layers)].append(Shard(where, spec))
@@ -131,8 +151,10 @@ def assemble(grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: flo
                     size = grid.etp
                 else:
                     slice_, size = rank.tp, grid.tp
-                cut = _cut(line, spec, name, plain)
+                cut = _cut(line, weights.get(weight, spec), weight, weights)
                 whole = fill_in(line.name, values)
+                if factor is not None:
+                    cut, whole = factor_cut(cut, factor.part), factor.name(whole)
                 cuts[whole] = (cut, size)
                 shards[whole].append(Shard(where, spec, slice_ if cut.axis is not None else 0))
     joined = [merge_shards(name, found, *cuts[name]) for name, found in shards.items()]
@@ -190,13 +212,13 @@ def _experts(tensors: Iterable[str]) -> int:
     return max(found, default=-1) + 1
 
 
-def _cut(line: Line, spec: Spec, name: str, tensors: Mapping[str, tuple[str, Spec]]) -> Cut:
+def _cut(line: Line, spec: Spec, name: str, tensors: Mapping[str, Spec]) -> Cut:
     """Return how a tensor is cut; a compressed projection may be whole or not, as its sibling tells."""
     if line.tells is None:
         return line.cut
     stem = name.partition(".self_attention.")[0]
     sibling = tensors.get(f"{stem}.{line.tells}.weight")
-    if sibling is None or spec.shape[0] >= sibling[1].shape[1]:
+    if sibling is None or spec.shape[0] >= sibling.shape[1]:
         return Cut()
     return line.cut
 

@@ -30,6 +30,7 @@ class ReadOptions:
         iteration: Megatron's iteration instead of the newest.
         sizes: Parallel sizes (``tp``, ``pp``, ``vpp``, ``ep``, ``etp``) to check, or to fill in where the
             checkpoint does not say them.
+        traits: What the model is like (`Checkpoint.traits`), where the names of an adapter alone do not tell.
     """
 
     weights: Weights | None = None
@@ -37,6 +38,7 @@ class ReadOptions:
     strategy: Path | None = None
     iteration: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    traits: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

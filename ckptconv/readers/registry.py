@@ -16,6 +16,7 @@ __all__ = ["open_checkpoint", "readers"]
 _OWN = (
     "ckptconv.readers.verl",
     "ckptconv.readers.mindspore",
+    "ckptconv.readers.torch_dist",
     "ckptconv.readers.megatron",
     "ckptconv.readers.deepspeed",
     "ckptconv.readers.dcp",

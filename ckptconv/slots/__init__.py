@@ -1,7 +1,18 @@
 """Name the logical tensors every transformer has, and say how stored tensors pack them."""
 
 from ckptconv.slots.entry import Entry, linear, one
-from ckptconv.slots.pack import Pack, concat, grouped, interleaved, leaves, transposed
+from ckptconv.slots.pack import (
+    Pack,
+    columns,
+    concat,
+    grouped,
+    interleaved,
+    leaves,
+    rotary,
+    rows,
+    stacked,
+    transposed,
+)
 from ckptconv.slots.shapes import SHAPES, Dims, shape_of, template
 from ckptconv.slots.table import Found, Table
 
@@ -12,13 +23,17 @@ __all__ = [
     "Found",
     "Pack",
     "Table",
+    "columns",
     "concat",
     "grouped",
     "interleaved",
     "leaves",
     "linear",
     "one",
+    "rotary",
+    "rows",
     "shape_of",
+    "stacked",
     "template",
     "transposed",
 ]

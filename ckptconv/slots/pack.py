@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ckptconv.errors import PlanError
 from ckptconv.graph import Relation, Spec, packing
 from ckptconv.slots.shapes import Dims
 
-__all__ = ["Pack", "concat", "grouped", "interleaved", "leaves", "relate", "transposed"]
+__all__ = [
+    "Pack",
+    "columns",
+    "concat",
+    "every_expert",
+    "grouped",
+    "interleaved",
+    "leaves",
+    "over_leaves",
+    "relate",
+    "rotary",
+    "rows",
+    "stacked",
+    "transposed",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Combine slots, or packs of them, into one tensor along its first axis.
+    """Combine slots, or packs of them, into one tensor.
 
     Attributes:
-        kind: ``grouped`` (in turns, group by group), ``interleaved`` (row by row) or ``transposed``.
-        parts: What is combined, in order.
-        groups: Name of the size that counts the groups, or a number.
+        kind: Along the first axis ``grouped`` (in turns, group by group) or ``interleaved`` (row by row);
+            ``stacked`` along a new one; or one part in another form: ``transposed``, ``rotary`` (the rows of
+            each head, pairs in the part and halves in the tensor), ``rows`` and ``columns`` (a tensor
+            ``[n, a, b]`` as ``[n*a, b]`` and as ``[a, n*b]``, the same elements in the same order).
+        parts: What is combined, in order. In a ``stacked`` one, slots with ``{e}`` stand for all experts.
+        groups: Name of the size that counts the groups, or the heads; or a number.
     """
 
-    kind: Literal["grouped", "interleaved", "transposed"]
+    kind: Literal["grouped", "interleaved", "transposed", "stacked", "rotary", "rows", "columns"]
     parts: tuple[str | Pack, ...]
     groups: str = "1"
 
@@ -46,6 +63,48 @@ def interleaved(*parts: str | Pack) -> Pack:
 def transposed(part: str | Pack) -> Pack:
     """Store the transpose."""
     return Pack("transposed", (part,))
+
+
+def stacked(part: str | Pack) -> Pack:
+    """Put the part of every expert along a new leading axis."""
+    return Pack("stacked", (part,))
+
+
+def rotary(heads: str, part: str | Pack) -> Pack:
+    """Store the rows of each head as two halves: the even ones of the part, then the odd ones."""
+    return Pack("rotary", (part,), heads)
+
+
+def rows(part: Pack) -> Pack:
+    """Store ``[n, a, b]`` as ``[n*a, b]``."""
+    return Pack("rows", (part,))
+
+
+def columns(part: Pack) -> Pack:
+    """Declare ``[n, a, b]`` as ``[a, n*b]``, without moving an element."""
+    return Pack("columns", (part,))
+
+
+def over_leaves(pack: str | Pack, change: Callable[[str], str]) -> str | Pack:
+    """Return the same pack of other slots."""
+    if isinstance(pack, str):
+        return change(pack)
+    return replace(pack, parts=tuple([over_leaves(p, change) for p in pack.parts]))
+
+
+def every_expert(pack: str | Pack, dims: Dims) -> str | Pack:
+    """Return a pack with the parts of all experts in place of the one that stands for them."""
+    if isinstance(pack, str):
+        return pack
+    parts = tuple([every_expert(p, dims) for p in pack.parts])
+    if pack.kind == "stacked" and len(parts) == 1:
+        (part,) = parts
+
+        def numbered(expert: int) -> str | Pack:
+            return over_leaves(part, lambda slot: slot.replace("{e}", str(expert)))
+
+        parts = tuple([numbered(e) for e in range(_count("experts", dims))])
+    return replace(pack, parts=parts)
 
 
 def leaves(pack: str | Pack) -> Iterator[str]:
@@ -84,6 +143,15 @@ def relate(packed: str, pack: Pack, specs: Mapping[str, Spec], dims: Dims) -> Re
         outer = packing.transposed(packed, name, spec)
     elif pack.kind == "interleaved":
         outer = packing.interleaved(packed, parts)
+    elif pack.kind == "stacked":
+        outer = packing.stacked(packed, parts)
+    elif pack.kind in ("rows", "columns"):
+        ((name, spec),) = parts.items()
+        n, a, b = spec.shape
+        outer = packing.one(packed, name, spec, shape=(n * a, b) if pack.kind == "rows" else (a, n * b))
+    elif pack.kind == "rotary":
+        ((name, spec),) = parts.items()
+        outer = packing.rotary(name, packed, spec, heads=_count(pack.groups, dims)).invert()
     else:
         outer = packing.grouped(packed, parts, groups=_count(pack.groups, dims))
     if not inner:

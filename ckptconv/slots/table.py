@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ckptconv.errors import PlanError
 from ckptconv.graph import Pair, Relation, Spec, packing
 from ckptconv.slots.entry import Entry, fill_in, form, numbers
-from ckptconv.slots.pack import Pack, leaves, relate
+from ckptconv.slots.pack import Pack, every_expert, leaves, over_leaves, relate
 from ckptconv.slots.shapes import Dims, shape_of, template
 
 __all__ = ["Found", "Holds", "Table"]
@@ -77,7 +77,8 @@ class Table:
         in_layer = "*" in entry.name
         layer = ""
         if in_layer:
-            number, own = values[0], entry.slots[0].startswith("mtp.")
+            first = entry.slots[0]  # a copy of what is in no layer lies in a layer for prediction alone
+            number, own = values[0], first.startswith("mtp.") or "*" not in first
             if self.layers is None:
                 layer = f"{'mtp' if own else 'layers'}.{number}"
             elif own and number < self.layers:
@@ -102,6 +103,12 @@ class Table:
         for slot in slots:
             layer, expert = _where(slot)
             by_template.setdefault(template(slot), []).append((layer, expert))
+        experts: dict[str, dict[str, None]] = {}
+        for places in by_template.values():
+            for layer, expert in places:
+                experts.setdefault(layer, {})[expert] = None
+        for numbered in experts.values():
+            numbered.pop("", None)
         left = dict.fromkeys(slots)
         found: list[Found] = []
         for entry in self.entries:
@@ -109,7 +116,8 @@ class Table:
                 if not self._counts(entry, layer):
                     continue
                 made = Found(self._write(entry, layer, expert), entry, layer, expert)
-                held = [_fill(s, layer, expert) for s in entry.slots]
+                every = experts[layer] if _stacks(entry) else (expert,)
+                held = [_fill(s, layer, e) for e in every for s in entry.slots]
                 if entry.copy:
                     if all(s in here for s in held):
                         found.append(made)
@@ -144,6 +152,9 @@ class Table:
             }
             yield from sorted((layer, "") for layer in layers)
             return
+        if _stacks(entry):
+            yield from dict.fromkeys((layer, "") for layer, _ in by_template.get(first, ()))
+            return
         yield from by_template.get(first, ())
         if self.layers is not None and first.startswith("layers."):
             yield from by_template.get("mtp" + first.removeprefix("layers"), ())
@@ -175,7 +186,7 @@ class Table:
         made: list[Relation] = []
         wrong: list[str] = []
         for f in found:
-            spec, pack = tensors[f.name], f.fill()
+            spec, pack = tensors[f.name], every_expert(f.fill(), dims)
             related = _related(f.name, pack, spec, dims)
             if related is None or related.left[f.name].shape != spec.shape:
                 asked = related.left[f.name].shape if related else shape_of(str(pack), dims)
@@ -200,7 +211,13 @@ class Table:
         """
         made: dict[str, Spec] = {}
         for f in found:
-            pack = f.fill()
+            pack = every_expert(f.fill(), dims)
+            lacking = [s for s in leaves(pack) if s not in slots]
+            if lacking:
+                raise PlanError(
+                    f"{f.name} cannot be made: the source has no {lacking[0]}",
+                    hint="the source is incomplete, or --config is of another model",
+                )
             held = {s: slots[s] for s in leaves(pack)}
             if len({s.dtype for s in held.values()}) > 1:
                 raise PlanError(
@@ -224,6 +241,11 @@ def _related(name: str, pack: str | Pack, spec: Spec, dims: Dims) -> Relation | 
     return relate(name, pack, specs, dims)
 
 
+def _stacks(entry: Entry) -> bool:
+    """Whether one tensor holds a slot of every expert."""
+    return "{e}" not in entry.name and any("{e}" in s for s in entry.slots)
+
+
 def _copied(pair: Pair) -> Pair:
     return replace(pair, left_copy=True)
 
@@ -238,10 +260,8 @@ def _where(slot: str) -> tuple[str, str]:
 def _fill(slot: str, layer: str, expert: str) -> str:
     if slot.startswith(("layers.*.", "mtp.*.")):
         slot = layer + slot[slot.index("*") + 1 :]
-    return slot.replace("{e}", expert)
+    return slot.replace("{e}", expert) if expert else slot
 
 
 def _put(pack: str | Pack, layer: str, expert: str) -> str | Pack:
-    if isinstance(pack, str):
-        return _fill(pack, layer, expert)
-    return Pack(pack.kind, tuple([_put(p, layer, expert) for p in pack.parts]), pack.groups)
+    return over_leaves(pack, lambda slot: _fill(slot, layer, expert))

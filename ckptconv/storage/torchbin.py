@@ -8,7 +8,7 @@ its C++ library; ours is made of the tensors' names and CRC-32 sums.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -22,10 +22,10 @@ from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.picklevm import short
 from ckptconv.storage.torchpickle import TensorRef, dump
 
-__all__ = ["TensorRef", "crc32_combine", "layout", "layout_tree", "seal"]
+__all__ = ["ALIGN", "TensorRef", "complete", "crc32_combine", "joined", "layout", "layout_tree", "seal"]
 
 _ROOT: Final = "archive"
-_ALIGN: Final = 64
+ALIGN: Final = 64
 _32: Final = 0xFFFFFFFF
 _16: Final = 0xFFFF
 _UTF8: Final = 0x0800
@@ -72,15 +72,64 @@ def layout_tree(root: object) -> FileLayout:
     return _assemble(pickle, refs, [0] * len(refs))
 
 
+def complete(root: object) -> bytes:
+    """Return the whole file of a tree, in which all tensors are empty.
+
+    Raises:
+        PlanError: as :func:`layout_tree` does, or if a tensor has data.
+    """
+    laid = layout_tree(root)
+    if any(t.nbytes for t in laid.tensors):
+        raise PlanError("a file with tensors cannot be made without their data")
+    return b"".join(piece for _, piece in laid.fixed)
+
+
+def joined(parts: Iterable[FileLayout]) -> FileLayout:
+    """Lay out a file that holds several archives, each at the next multiple of `ALIGN` bytes."""
+    fixed: list[tuple[int, bytes]] = []
+    tensors: list[Placed] = []
+    size = 0
+    for part in parts:
+        size += -size % ALIGN
+        fixed += [(size + at, piece) for at, piece in part.fixed]
+        tensors += [replace(t, offset=size + t.offset) for t in part.tensors]
+        size += part.size
+    return FileLayout(size, tuple(fixed), tuple(tensors), needs_crc=bool(tensors))
+
+
 def seal(layout: FileLayout, crcs: Sequence[int]) -> tuple[tuple[int, bytes], ...]:
     """Return the bytes to write over a finished file once the data's CRC-32 sums are known.
 
     Args:
-        layout: What :func:`layout` or :func:`layout_tree` returned.
+        layout: What :func:`layout`, :func:`layout_tree` or :func:`joined` returned.
         crcs: The sum of each tensor's bytes, in the order of ``layout.tensors``.
     """
-    sealed = _assemble(_pickle_in(layout), layout.tensors, crcs)
-    return tuple(new for old, new in zip(layout.fixed, sealed.fixed, strict=True) if old != new)
+    changed: list[tuple[int, bytes]] = []
+    done = 0
+    for start, one in _archives(layout):
+        if not one.tensors:  # complete as it is
+            continue
+        sealed = _assemble(_pickle_in(one), one.tensors, crcs[done : done + len(one.tensors)])
+        done += len(one.tensors)
+        pairs = zip(one.fixed, sealed.fixed, strict=True)
+        changed += [(start + at, new) for (at, old), (_, new) in pairs if old != new]
+    return tuple(changed)
+
+
+def _archives(layout: FileLayout) -> Iterator[tuple[int, FileLayout]]:
+    """Yield where each archive begins, and its own layout; its last piece ends with the end record."""
+    pieces: list[tuple[int, bytes]] = []
+    taken = 0
+    for at, piece in layout.fixed:
+        pieces.append((at, piece))
+        if piece[-_END.size :][:4] != b"PK\5\6":
+            continue
+        start, end, first = pieces[0][0], at + len(piece), taken
+        while taken < len(layout.tensors) and layout.tensors[taken].offset < end:
+            taken += 1
+        fixed = tuple([(p - start, data) for p, data in pieces])
+        yield start, FileLayout(end - start, fixed, layout.tensors[first:taken])
+        pieces = []
 
 
 def _pickle_in(layout: FileLayout) -> bytes:
@@ -89,14 +138,14 @@ def _pickle_in(layout: FileLayout) -> bytes:
     end = len(last) - _END.size - _LOCATOR.size - _END64.size
     directory = _END64.unpack_from(last, end)[-1]
     size = _CENTRAL.unpack_from(last, directory - start)[9]
-    return layout.fixed[0][1][_ALIGN : _ALIGN + size]
+    return layout.fixed[0][1][ALIGN : ALIGN + size]
 
 
 def _assemble(pickle: bytes, tensors: Sequence[TensorRef | Placed], crcs: Sequence[int]) -> FileLayout:
     archive = _Archive()
     archive.add("data.pkl", pickle)
     archive.add(".format_version", b"1")
-    archive.add(".storage_alignment", str(_ALIGN).encode())
+    archive.add(".storage_alignment", str(ALIGN).encode())
     archive.add("byteorder", b"little")
     placed: list[Placed] = []
     digest = blake2b(digest_size=16)
@@ -169,7 +218,7 @@ class _Archive:
         extra = _zip64(at, size, size)
         # The descriptor holds the sizes; miniz still leaves one of them in the local header.
         local_extra = _zip64(at, size, 0)
-        pad = -(at + _LOCAL.size + len(raw) + len(extra) + 4) % _ALIGN
+        pad = -(at + _LOCAL.size + len(raw) + len(extra) + 4) % ALIGN
         local_extra += b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
         self._piece += _LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(local_extra))
         self._piece += raw + local_extra

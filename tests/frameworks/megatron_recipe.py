@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Write and read small checkpoints with the real megatron-core on CPU, one process per rank (gloo).
 
-    python megatron_recipe.py make OUT [FAMILY[/LAYOUT] ...]     OUT/FAMILY/{hf,gold.safetensors,logits.pt,LAYOUT}
+    python megatron_recipe.py make OUT [FAMILY[/LAYOUT] ...]     OUT/FAMILY/{hf,gold.safetensors,logits.pt,LAYOUT,...}
     python megatron_recipe.py read FAMILY/LAYOUT HF RUN LOGITS   load RUN into GPTModel, save what it answers
     python megatron_recipe.py list
 
-``hf`` is a random transformers model; ``gold.safetensors`` is its state under megatron-core's names (Transformer
+``hf`` is a random transformers model, ``logits.pt`` its answer to a prompt and ``LAYOUT.logits.pt`` that of
+``GPTModel`` under the layout; ``gold.safetensors`` is its state under megatron-core's names (Transformer
 Engine spec, whole tensors, no padding). ``make`` checks that every layout answers as transformers does, and
 ``read`` that each rank's tensors are ``hf``'s, bit for bit. The mapping of names and the cutting are written here a
 second time, on purpose: they are what ckptconv is measured against, and import nothing of it.
@@ -24,29 +25,30 @@ import random
 import re
 import signal
 import sys
+import tempfile
 import time
-import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import transformers
 from safetensors.torch import load_file, save_file
 
-warnings.filterwarnings("ignore")
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ITERATION = 5
 SEQUENCE = 24
 VOCAB = 250
 DIVISIBLE_BY = 128
 PAD = 7.5
+TIMEOUT = 120
 METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 State = dict[str, torch.Tensor]
 
@@ -63,6 +65,7 @@ class Layout:
     etp: int | None = None
     dtype: torch.dtype = torch.float32
     config: dict[str, Any] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()  # of each stage, where they are not as many on each
 
     @property
     def expert_tp(self) -> int:
@@ -82,22 +85,31 @@ class Layout:
 class Family:
     """Pair a transformers config with what the same model is to megatron-core."""
 
-    hf: Callable[[], transformers.PretrainedConfig]
+    hf: Callable[[], PretrainedConfig]
     core: dict[str, Any]
     layouts: dict[str, Layout]
     model: dict[str, Any] = field(default_factory=dict)
 
 
-def _hf(name: str, **fields: Any) -> Callable[[], transformers.PretrainedConfig]:
+def _hf(name: str, **fields: Any) -> Callable[[], PretrainedConfig]:
     usual = dict(
         vocab_size=VOCAB, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, head_dim=8, max_position_embeddings=128, tie_word_embeddings=False,
         bos_token_id=1, eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
     )  # fmt: skip
-    return lambda: getattr(transformers, name)(**{**usual, **fields})
+
+    def config() -> PretrainedConfig:
+        import transformers
+
+        made: PretrainedConfig = getattr(transformers, name)(**{**usual, **fields})
+        return made
+
+    return config
 
 
-def _gpt2() -> transformers.PretrainedConfig:
+def _gpt2() -> PretrainedConfig:
+    import transformers
+
     return transformers.GPT2Config(
         vocab_size=VOCAB, n_embd=48, n_layer=4, n_head=8, n_positions=128, activation_function="gelu_new",
         bos_token_id=1, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
@@ -119,9 +131,15 @@ _LLAMA3 = {
 _BF16 = torch.bfloat16
 _TP1, _TP2, _TP4, _TP2PP2 = Layout(), Layout(tp=2), Layout(tp=4), Layout(tp=2, pp=2)
 _VPP2 = Layout(pp=2, vpp=2)
-_UNEVEN = Layout(pp=2, config={"num_layers_in_first_pipeline_stage": 1, "num_layers_in_last_pipeline_stage": 3})
+_UNEVEN = Layout(
+    pp=2,
+    config={"num_layers_in_first_pipeline_stage": 1, "num_layers_in_last_pipeline_stage": 3},
+    layers=(1, 3),
+)
 _ACCOUNTED = Layout(
-    pp=3, config={"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
+    pp=3,
+    config={"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True},
+    layers=(1, 2, 1),
 )
 _DIST = Layout("torch_dist", tp=2, pp=2)
 
@@ -138,7 +156,9 @@ FAMILIES = {
             "torch_tp1pp3_local_accte": _ACCOUNTED,
             "torch_tp1pp2vpp2_local": _VPP2,
             "torch_tp2pp2vpp2_local": Layout(tp=2, pp=2, vpp=2),
-            "torch_tp1pp2_local_layout": Layout(pp=2, config={"pipeline_model_parallel_layout": "Et|tttL"}),
+            "torch_tp1pp2_local_layout": Layout(
+                pp=2, config={"pipeline_model_parallel_layout": "Et|tttL"}, layers=(1, 3)
+            ),
             "torch_dist_tp2pp2_local": _DIST,
             "torch_dist_tp2pp2_local_bf16": Layout("torch_dist", tp=2, pp=2, dtype=_BF16),
             "torch_dist_tp1pp2vpp2_local": Layout("torch_dist", pp=2, vpp=2),
@@ -158,7 +178,10 @@ FAMILIES = {
         model={"rotary_base": 50000, "share_embeddings_and_output_weights": True},
     ),
     "llama3_gqa2": Family(  # fewer query groups than ranks at TP 4, and llama3's stretched rotary frequencies
-        _hf("LlamaConfig", rms_norm_eps=1e-6, num_key_value_heads=2, rope_parameters=_LLAMA3),
+        _hf(
+            "LlamaConfig", rms_norm_eps=1e-6, num_key_value_heads=2, max_position_embeddings=16384,
+            rope_parameters=_LLAMA3,
+        ),  # fmt: skip
         dict(_DENSE, num_query_groups=2),
         {
             "torch_tp1pp1_local": _TP1,
@@ -201,9 +224,12 @@ FAMILIES = {
             "torch_tp1pp2ep2_local": Layout(pp=2, ep=2),
             "torch_tp2pp1ep2_local": Layout(tp=2, ep=2),
             "torch_tp2pp1ep2etp1_local": Layout(tp=2, ep=2, etp=1),
-            "torch_tp1pp1ep2etp2_local_bf16": Layout(ep=2, etp=2, dtype=_BF16),
+            "torch_tp2pp1ep2etp1_local_bf16": Layout(tp=2, ep=2, etp=1, dtype=_BF16),
+            "torch_tp4pp1ep2etp2_local": Layout(tp=4, ep=2, etp=2),
             "torch_dist_tp2pp2_local": _DIST,
             "torch_dist_tp1pp2ep2_local": Layout("torch_dist", pp=2, ep=2),
+            # The legacy format has no name for expert tensor parallel ranks beyond the tensor parallel ones.
+            "torch_dist_tp1pp1ep2etp2_local": Layout("torch_dist", ep=2, etp=2),
         },
         model={"rotary_base": 50000},
     ),
@@ -253,6 +279,8 @@ FAMILIES = {
 
 def make_hf(family: Family, folder: Path) -> torch.Tensor:
     """Save a random model with no parameter left at its initial 0 or 1, and return its answer to the prompt."""
+    import transformers
+
     torch.manual_seed(1234)
     model = transformers.AutoModelForCausalLM.from_config(family.hf(), attn_implementation="eager").eval()
     with torch.no_grad():
@@ -264,6 +292,8 @@ def make_hf(family: Family, folder: Path) -> torch.Tensor:
 
 def hf_logits(folder: Path) -> torch.Tensor:
     """Return what transformers makes of the prompt, fp32 [1, sequence, vocab]."""
+    import transformers
+
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
@@ -414,9 +444,12 @@ def chunk_state(model: Any, family: Family, layout: Layout, state: State) -> Sta
 
 def _stand_in_for_cuda() -> None:
     """Tell megatron-core that its GPU is the CPU."""
+    from megatron.core.transformer.moe import moe_utils
+
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda *_: None
     torch.Tensor.cuda = lambda self, *_, **__: self
+    moe_utils.te_general_gemm = None  # core 0.16.1 forgets to say so where there is no Transformer Engine
 
 
 def build(family: Family, layout: Layout) -> list[Any]:
@@ -439,7 +472,7 @@ def build(family: Family, layout: Layout) -> list[Any]:
                     vp_stage=virtual,
                 ),
                 vocab_size=layout.vocab,
-                max_sequence_length=128,
+                max_sequence_length=family.hf().max_position_embeddings,
                 pre_process=mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual),
                 post_process=mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual),
                 parallel_output=False,
@@ -549,7 +582,7 @@ def training_args(family: Family, layout: Layout) -> argparse.Namespace:
         vocab_size=VOCAB,
         padded_vocab_size=layout.vocab,
         make_vocab_size_divisible_by=DIVISIBLE_BY,
-        max_position_embeddings=128,
+        max_position_embeddings=family.hf().max_position_embeddings,
         seq_length=64,
         encoder_seq_length=64,
         transformer_impl="local",
@@ -672,65 +705,57 @@ def check(chunks: list[Any], family: Family, layout: Layout, state: State) -> No
 # One process per rank.
 
 
-def _work(rank: int, layout: Layout, store: str, task: Callable[[], torch.Tensor | None], result: str) -> None:
+def _work(rank: int, layout: Layout, scratch: str, task: Callable[[], torch.Tensor | None]) -> None:
     from megatron.core import parallel_state as mpu
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
-    try:
-        _stand_in_for_cuda()
-        initialize_rng_tracker(inference_rng_tracker=True)  # the other one keeps a GPU's states
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=layout.world, timeout=timedelta(minutes=3)
-        )
-        mpu.initialize_model_parallel(
-            layout.tp,
-            layout.pp,
-            layout.vpp if layout.vpp > 1 else None,
-            expert_model_parallel_size=layout.ep,
-            expert_tensor_parallel_size=layout.expert_tp,
-        )
-        logits = task()
-        if logits is not None and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_data_parallel_rank() == 0:
-            torch.save(logits, result)
-        dist.barrier()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stderr.flush()
-    os._exit(code)  # without gloo's threads waiting for ranks that are gone
+    _stand_in_for_cuda()
+    initialize_rng_tracker(inference_rng_tracker=True)  # the other one keeps a GPU's states
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{scratch}/store",
+        rank=rank,
+        world_size=layout.world,
+        timeout=timedelta(seconds=TIMEOUT),
+    )
+    mpu.initialize_model_parallel(
+        layout.tp,
+        layout.pp,
+        layout.vpp if layout.vpp > 1 else None,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.expert_tp,
+    )
+    logits = task()
+    if logits is not None and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_data_parallel_rank() == 0:
+        torch.save(logits, f"{scratch}/logits.pt")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
-def on_ranks(layout: Layout, scratch: Path, task: Callable[[], torch.Tensor | None]) -> torch.Tensor:
+def on_ranks(layout: Layout, task: Callable[[], torch.Tensor | None]) -> torch.Tensor:
     """Run ``task`` on every rank of a layout, and return the last stage's answer."""
     import megatron.core.dist_checkpointing
     import megatron.core.models.gpt  # noqa: F401  # once, before the ranks are forked
 
-    store, result = scratch / ".store", scratch / ".logits"
-    store.unlink(missing_ok=True)
-    result.unlink(missing_ok=True)
     context = torch.multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=_work, args=(rank, layout, str(store), task, str(result)))
-        for rank in range(layout.world)
-    ]
-    for process in ranks:
-        process.start()
-    deadline = time.monotonic() + 120
-    for process in ranks:
-        process.join(max(0, deadline - time.monotonic()))
-        process.kill()  # no more than a look at one that is done
-        process.join()
-    codes = [process.exitcode for process in ranks]
-    assert not any(codes), f"ranks failed: {codes}"
-    logits = torch.load(result)
-    store.unlink(missing_ok=True)
-    result.unlink()
-    return logits
+    with tempfile.TemporaryDirectory() as scratch:
+        ranks = [context.Process(target=_work, args=(r, layout, scratch, task)) for r in range(layout.world)]
+        for process in ranks:
+            process.start()
+        deadline = time.monotonic() + TIMEOUT
+        for process in ranks:
+            process.join(max(0.0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in ranks]
+        for process in ranks:
+            process.kill()
+            process.join()
+        if any(codes) or None in codes:
+            raise RuntimeError(f"exit codes of the ranks: {codes} (None: not done after {TIMEOUT} s)")
+        return torch.load(Path(scratch) / "logits.pt")
 
 
-def make_layout(family: Family, layout: Layout, hf: Path, run: Path) -> float:
-    """Save a run, and return how far its answer is from transformers'."""
+def make_layout(family: Family, layout: Layout, hf: Path, run: Path) -> tuple[torch.Tensor, float]:
+    """Save a run; return its answer to the prompt, and how far that is from transformers'."""
     state, expected = core_state(family, hf), hf_logits(hf)
 
     def task() -> torch.Tensor | None:
@@ -742,10 +767,13 @@ def make_layout(family: Family, layout: Layout, hf: Path, run: Path) -> float:
         return ask(chunks, layout)
 
     run.mkdir(parents=True, exist_ok=True)
-    difference = (on_ranks(layout, run, task) - expected).abs().max().item()
-    limit = 1e-4 if layout.dtype == torch.float32 else 0.15
-    assert difference < limit, f"answers {difference} away from transformers"
-    return difference
+    logits = on_ranks(layout, task)
+    by_token = (logits - expected).abs().amax(-1)
+    # Rounding to bfloat16 may send a token to another expert.
+    gap, limit = (by_token.max(), 1e-4) if layout.dtype == torch.float32 else (by_token.median(), 0.05)
+    if not gap < limit:
+        raise RuntimeError(f"answers {gap} away from transformers")
+    return logits, gap.item()
 
 
 def read_run(family: Family, layout: Layout, hf: Path, run: Path) -> torch.Tensor:
@@ -758,7 +786,7 @@ def read_run(family: Family, layout: Layout, hf: Path, run: Path) -> torch.Tenso
         check(chunks, family, layout, state)
         return ask(chunks, layout)
 
-    return on_ranks(layout, hf, task)
+    return on_ranks(layout, task)
 
 
 def make(out: Path, wanted: list[str]) -> int:
@@ -774,17 +802,19 @@ def make(out: Path, wanted: list[str]) -> int:
         torch.save({"input_ids": prompt(), "logits": logits}, folder / "logits.pt")
         for key in layouts:
             try:
-                gap = make_layout(family, family.layouts[key], folder / "hf", folder / key)
+                answer, gap = make_layout(family, family.layouts[key], folder / "hf", folder / key)
             except Exception as error:
                 failed += 1
                 print(f"{name}/{key}: FAILED: {error}", flush=True)
             else:
+                torch.save(answer, folder / f"{key}.logits.pt")
                 print(f"{name}/{key}: {gap:.1e}", flush=True)
     return int(failed > 0)
 
 
 def main() -> int:
     """Run the command line in the first lines."""
+    warnings.filterwarnings("ignore")
     torch.set_num_threads(1)  # the ranks are forked, and share few cores
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     match sys.argv[1:]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptconv.dialects import find_dialect
 from ckptconv.dialects.assemble import Assembled, assemble
+from ckptconv.dialects.factors import own_name, with_implied
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.graph import Box, Pair, Relation, Spec
 from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
@@ -50,11 +51,15 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     grid = _grid(run, files, options.sizes, notes)
     ranks = _ranks(run, grid, files)
     _agree(files)
-    held = {
-        r: {v: {n: _spec(t) for n, t in c.items()} for v, c in f.chunks.items()} for r, f in ranks.items()
-    }
+    held: dict[Rank, dict[int, dict[str, Spec]]] = {r: {v: {} for v in f.chunks} for r, f in ranks.items()}
+    for rank, file in ranks.items():
+        for v, tensors in file.chunks.items():
+            for name, tensor in tensors.items():
+                if held[rank][v].setdefault(own := own_name(name), spec := _spec(tensor)) is not spec:
+                    raise FormatError(f"two tensors are named {own}", where=file.path)
     every = {n: s for chunks in held.values() for tensors in chunks.values() for n, s in tensors.items()}
-    dialect = find_dialect(every, "mindspeed" if "hf_path" in first.arguments else "megatron")
+    whose = "mindspeed" if "hf_path" in first.arguments else "megatron"
+    dialect = find_dialect(with_implied(every), whose, options.traits)
     graph = GraphBuilder()
     keys: dict[tuple[Rank, int, str], str] = {}
     turned: dict[str, FileTensor] = {}
@@ -62,11 +67,18 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
         graph.touch(file.path)
         for v, tensors in file.chunks.items():
             for name, tensor in tensors.items():
-                key = keys[rank, v, name] = file.key(grid.folder(rank), v, name)
+                key = keys[rank, v, own_name(name)] = file.key(grid.folder(rank), v, name)
                 graph.store(key, from_file_tensor(tensor))
                 if not tensor.is_contiguous and dense_axes(tensor):
                     turned[key] = tensor
-    made = assemble(grid, held, dialect, lambda rank, v, name: keys[rank, v, name], version=first.version)
+    made = assemble(
+        grid,
+        held,
+        dialect,
+        lambda rank, v, name: keys[rank, v, name],
+        version=first.version,
+        traits=options.traits,
+    )
     relation = _unturned(made.relation, turned)
     relation.check()
     _layers(first.arguments, made, run)

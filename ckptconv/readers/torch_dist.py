@@ -1,0 +1,302 @@
+"""Read Megatron-core's ``torch_dist`` checkpoints, and the plain DCP ones of Megatron-FSDP.
+
+Layout: megatron-core 0.16.1, ``dist_checkpointing/strategies/torch.py``; the common state as a record:
+core 0.19, ``dist_checkpointing/serialization.py``. Tensors are whole: what ranks held are chunks of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ckptconv.dialects.base import for_reading, traits_of
+from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
+from ckptconv.dialects.stacked import unstacked
+from ckptconv.errors import FormatError, PlanError, UsageError
+from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
+from ckptconv.readers.chunks import place
+from ckptconv.readers.megatron.find import TRACKER, iteration_folder
+from ckptconv.slots import Table
+from ckptconv.storage.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.storage.namespaces import plain
+from ckptconv.storage.torchfile import open_torch
+
+__all__ = ["FORMAT", "READER", "common_state", "weights_of"]
+
+FORMAT: Final = "torch_dist format"
+MARKER: Final = "metadata.json"
+COMMON: Final = "common.pt"
+_COMMON_OBJECT: Final = "common_state/shard_0_1"
+_MASTER: Final = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.fp32_param\.(.+)")
+_OPTIMIZER: Final = re.compile(r"(?:chained_\d+\.)?optimizer\..+")
+_PREFIXES: Final = ("model.", "module.")
+_COPY: Final = "copy the whole iteration again, from one save"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Locate one saved iteration; ``backend`` is empty where no ``metadata.json`` names one."""
+
+    root: Path
+    data: Path
+    backend: str
+
+
+def _backend(folder: Path) -> str | None:
+    """Return the backend a folder's marker names, ``""`` for Megatron's plain DCP, None if it is neither."""
+    marker = folder / MARKER
+    if marker.is_file():
+        try:
+            found = json.loads(marker.read_bytes()[:65536])
+        except ValueError:
+            return None
+        name = found.get("sharded_backend") if isinstance(found, dict) else None
+        return name if isinstance(name, str) and name else None
+    path = folder / METADATA
+    return "" if path.is_file() and _is_megatron(path.read_bytes()) else None
+
+
+def _is_megatron(metadata: bytes) -> bool:
+    """Whether a pickle holds the keys of Megatron-LM's save (core_v0.16.1, ``training/checkpointing.py``)."""
+    return b"checkpoint_version" in metadata and (b"\x04args" in metadata or b"\x04\0\0\0args" in metadata)
+
+
+def _find(path: Path, iteration: int | None) -> _Found | None:
+    folder = path.parent if path.is_file() else path
+    if path.is_file() and path.name not in (METADATA, MARKER, COMMON) and path.suffix != ".distcp":
+        return None
+    data: Path | None = folder
+    backend = _backend(folder)
+    if backend is None and not path.is_file():
+        data = iteration_folder(path, iteration)
+        backend = _backend(data) if data is not None else None
+    if data is None or backend is None:
+        return None
+    if iteration is not None and data == folder and folder.resolve().name != f"iter_{iteration:07d}":
+        raise UsageError(f"{folder.name} is not iteration {iteration}", hint="name the run's folder")
+    return _Found(data.parent if (data.parent / TRACKER).is_file() else folder, data, backend)
+
+
+def _recognise(path: Path) -> bool:
+    try:
+        return _find(path, None) is not None
+    except FormatError:
+        return False
+
+
+# What there is
+
+
+def common_state(dcp: DcpFolder) -> Mapping[str, Any]:
+    """Return what all ranks share: arguments, iteration; from ``common.pt`` or, since core 0.19, a record.
+
+    Raises:
+        FormatError: if there is neither.
+    """
+    path = dcp.folder / COMMON
+    root: object = None
+    if path.is_file():
+        root = open_torch(path).root
+    elif _COMMON_OBJECT in dcp.objects:
+        root = dcp.read_object(_COMMON_OBJECT)
+        root = root[0] if isinstance(root, list) and root else root
+    else:
+        raise FormatError(f"there is no {COMMON} and no common state", where=dcp.folder, hint=_COPY)
+    if not isinstance(root, dict):
+        raise FormatError("the common state is no dict", where=dcp.folder, hint=_COPY)
+    return root
+
+
+def _plain_state(dcp: DcpFolder) -> Mapping[str, Any]:
+    """Return what a plain DCP checkpoint of Megatron says beside its tensors."""
+    return {k: dcp.read_object(k) for k in ("args", "iteration", "checkpoint_version") if k in dcp.objects}
+
+
+def weights_of(dcp: DcpFolder, *, nested: bool = False) -> dict[str, str]:
+    """Return the model's tensors: name in the files to name in the model.
+
+    Args:
+        dcp: What the metadata says.
+        nested: Whether they lie under ``model`` in a state dict.
+    """
+    found = {}
+    for key in dcp.tensors:
+        if _OPTIMIZER.fullmatch(key) or (nested and not key.startswith("model.")):
+            continue
+        name = key
+        while name.startswith(_PREFIXES):
+            name = name.partition(".")[2]
+        found[key] = name
+    return found
+
+
+# Opening
+
+
+def _open(path: Path, options: ReadOptions) -> Checkpoint:
+    found = _find(path, options.iteration)
+    if found is None:
+        raise FormatError("no checkpoint of Megatron's torch_dist format found", where=path)
+    if found.backend not in ("torch_dist", ""):
+        raise FormatError(
+            f"saved with the {found.backend} backend, which is not read",
+            where=found.data,
+            hint="load it with a Megatron release that has this backend; save with --ckpt-format torch_dist",
+        )
+    dcp = open_dcp(found.data)
+    nested = not found.backend
+    common = _plain_state(dcp) if nested else common_state(dcp)
+    arguments = plain(common["args"]) if "args" in common else {}
+    arguments = arguments if isinstance(arguments, dict) else {}
+    weights = weights_of(dcp, nested=nested)
+    if not weights:
+        raise PlanError("there are no weights in this checkpoint", where=found.data)
+    if nested:
+        _refuse_ranks(arguments, found.data)
+    notes: list[Note] = []
+    if options.weights == "master":
+        weights = _masters(dcp, weights, notes)
+    graph = _graph(dcp, weights, found)
+    placed = graph.relation()
+    names = unstacked(placed.right)
+    relation = placed.compose(names)
+    relation.check()
+    traits = traits_of(relation.right)
+    table = Table((*for_reading(CORE_TE), *for_reading(CORE_LOCAL)), holds=lambda word, layer: word in traits)
+    _check_layers(arguments, relation.right, found.data)
+    iteration = common.get("iteration")
+    files = {c.entry.file for t in dcp.tensors.values() for c in t.chunks if c.entry is not None}
+    return Checkpoint(
+        root=found.root,
+        data=found.data,
+        producer="megatron",
+        format="Megatron-FSDP, distributed checkpoint" if nested else FORMAT,
+        weights=options.weights or "model",
+        stored=graph.stored,
+        relation=relation,
+        files=graph.files,
+        versions={} if dcp.version is None else {"dcp": dcp.version},
+        layout={"files": len(files), **_layout(arguments)},
+        iteration=iteration if isinstance(iteration, int) else None,
+        left_out=_left_out(dcp, weights),
+        notes=tuple(notes),
+        arguments=arguments,
+        table=table,
+        traits=traits,
+        strange=tuple(table.named(relation.right)[1]),
+    )
+
+
+def _graph(dcp: DcpFolder, weights: Mapping[str, str], found: _Found) -> GraphBuilder:
+    """Relate the records to the tensors as they were saved."""
+    double = [n for n, count in Counter(weights.values()).items() if count > 1]
+    if double:
+        raise PlanError(f"two tensors are {double[0]}", where=found.data, hint=_COPY)
+    located = dcp.locate(weights)
+    graph = GraphBuilder()
+    for name in (METADATA, MARKER, COMMON):
+        if (dcp.folder / name).is_file():
+            graph.touch(dcp.folder / name)
+    for key, name in weights.items():
+        tensor = dcp.tensors[key]
+        chunks = [(c.offsets, t) for c, t in zip(tensor.chunks, located[key], strict=True) if t is not None]
+        place(graph, name, tensor.shape, tensor.dtype, chunks)
+    return graph
+
+
+def _masters(dcp: DcpFolder, weights: Mapping[str, str], notes: list[Note]) -> dict[str, str]:
+    """Put the fp32 masters in the place of the weights.
+
+    Raises:
+        PlanError: if they have no names, or there are none.
+    """
+    named = {m[1]: key for key in dcp.tensors if (m := _MASTER.fullmatch(key)) is not None}
+    lower = {key for key in weights if dcp.tensors[key].dtype.name != "float32"}
+    if not lower:
+        notes.append(Note("info", "the model was trained in fp32: its weights are the masters"))
+        return dict(weights)
+    if not named.keys() & weights.keys():
+        flat = any(".gbuf_idx_" in key for key in dcp.tensors)
+        raise PlanError(
+            "the fp32 masters lie in flat buffers without the parameters' names"
+            if flat
+            else "this checkpoint holds no fp32 masters",
+            where=dcp.folder,
+            hint="leave --weights out; Megatron stores named masters with "
+            "--dist-ckpt-optim-fully-reshardable (or without a distributed optimizer)",
+        )
+    without = sorted(key for key in lower if key not in named)
+    if without:
+        text = f"{len(without)} tensors have no master ({without[0]}): the weights themselves are taken"
+        notes.append(Note("warning", text))
+    return {named.get(key, key): name for key, name in weights.items()}
+
+
+def _refuse_ranks(arguments: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a plain DCP save whose tensors are not whole: that of torch's FSDP with model-parallel ranks."""
+    sizes = [
+        k for k in ("tensor_model_parallel_size", "pipeline_model_parallel_size") if arguments.get(k, 1) != 1
+    ]
+    if sizes and not arguments.get("use_megatron_fsdp"):
+        raise PlanError(
+            f"a torch_dcp save with {sizes[0]} {arguments[sizes[0]]}: ranks overwrite each other's tensors",
+            where=folder,
+            hint="save it with --ckpt-format torch_dist",
+        )
+
+
+_LAYER: Final = re.compile(r"decoder\.layers\.(\d+)\..+")
+
+
+def _check_layers(arguments: Mapping[str, Any], names: Collection[str], folder: Path) -> None:
+    """Refuse layers that are not those the arguments tell of."""
+    found = {int(m[1]) for n in names if (m := _LAYER.fullmatch(n)) is not None}
+    said = arguments.get("num_layers")
+    count = said if isinstance(said, int) else len(found)
+    if found != set(range(count)):
+        raise PlanError(
+            f"the checkpoint holds {len(found)} layers (the last is {max(found, default=-1)}), "
+            f"args.num_layers says {count}",
+            where=folder,
+            hint=_COPY,
+        )
+
+
+def _layout(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """Return the parallel sizes of the run that saved; they do not matter for reading."""
+    sizes = {
+        "tp": "tensor_model_parallel_size",
+        "pp": "pipeline_model_parallel_size",
+        "ep": "expert_model_parallel_size",
+    }
+    return {k: v for k, n in sizes.items() if isinstance(v := arguments.get(n), int)}
+
+
+def _left_out(dcp: DcpFolder, weights: Mapping[str, str]) -> dict[str, int]:
+    """Count the bytes that are not the weights that were chosen."""
+    count: Counter[str] = Counter()
+    for key, tensor in dcp.tensors.items():
+        if key not in weights:
+            master = _MASTER.fullmatch(key) is not None
+            optimizer = _OPTIMIZER.fullmatch(key) is not None or key.startswith("optimizer")
+            kind = "fp32 masters" if master else "optimizer states" if optimizer else "other tensors"
+            count[kind] += tensor.nbytes
+    for key, entry in dcp.objects.items():
+        name = key.partition("/")[0]
+        if name.endswith("_extra_state"):
+            count["extra states of modules"] += entry.length
+        elif _OPTIMIZER.fullmatch(name):
+            count["optimizer states"] += entry.length
+        elif name.startswith("rng_state"):
+            count["random states"] += entry.length
+        elif key not in (_COMMON_OBJECT, "args", "iteration", "checkpoint_version"):
+            count["other objects"] += entry.length
+    return dict(count)
+
+
+READER = Reader("torch_dist", _recognise, _open)

@@ -1,0 +1,221 @@
+"""Certify an output's files, and check them later without the source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ckptconv import __version__
+from ckptconv.engine.events import FileDone, Listener, Progress, Started
+from ckptconv.engine.options import default_workers
+from ckptconv.errors import CkptconvError, FormatError, OutputError
+from ckptconv.verify.result import FileDigest, Result
+
+__all__ = ["NAME", "Checked", "check", "read", "write"]
+
+NAME = "ckptconv-verify.json"
+_VERSION = 1
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Say how files compare with their certificate.
+
+    Attributes:
+        folder: The folder.
+        certificate: What the certificate says.
+        files: How many files it names.
+        bytes: How many bytes of them were read.
+        wrong: What differs, by file.
+        extra: Files it does not name.
+    """
+
+    folder: str
+    certificate: Mapping[str, Any]
+    files: int
+    bytes: int
+    wrong: Mapping[str, str]
+    extra: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file is there and unchanged."""
+        return not self.wrong
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON-ready data."""
+        return {
+            "ok": self.ok,
+            "folder": self.folder,
+            "plan": self.certificate["plan"],
+            "source": self.certificate["source"],
+            "tool": self.certificate["tool"],
+            "files": self.files,
+            "bytes": self.bytes,
+            "wrong": [{"file": name, "text": text} for name, text in self.wrong.items()],
+            "extra": list(self.extra),
+        }
+
+
+def write(folder: Path, result: Result) -> Path:
+    """Write the certificate of a folder that was compared with its source, and return its path.
+
+    Args:
+        folder: The output.
+        result: What was found; digests in it are not computed again.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    known = {os.path.realpath(path): digest for path, digest in result.files.items()}
+    files = {}
+    for name in _files(folder):
+        path = folder / name
+        files[name] = known.get(os.path.realpath(path)) or _digest(path, lambda event: None)
+    data = {
+        "version": _VERSION,
+        "tool": f"ckptconv {__version__}",
+        "source": result.source,
+        "plan": result.plan,
+        "result": {k: v for k, v in result.to_dict().items() if k not in ("out", "source", "plan", "notes")},
+        "files": {n: {"bytes": d.size, "sha256": d.sha256, "xxh3": d.xxh3} for n, d in files.items()},
+    }
+    target = folder / NAME
+    part = folder / (NAME + ".part")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(part, flags, 0o666), "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as e:
+        raise OutputError(
+            f"the certificate cannot be written: {e.strerror}",
+            where=target,
+            hint="make the folder writable, or give --no-certificate",
+        ) from e
+    return target
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read a folder's certificate.
+
+    Raises:
+        CkptconvError: if there is none.
+        FormatError: if it is no certificate of this version.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise CkptconvError(
+            f"there is no {NAME}",
+            where=folder,
+            hint="make one from the source: ckptconv verify-roundtrip SRC OUT, or convert with --verify",
+        )
+    try:
+        data = json.loads(path.read_bytes())
+        if data["version"] != _VERSION:
+            raise FormatError(
+                f"the certificate is of version {data['version']!r}, this ckptconv reads {_VERSION}",
+                where=path,
+                hint="update ckptconv, or verify against the source again",
+            )
+        for name, held in data["files"].items():
+            if not _is_inside(name) or not (
+                isinstance(held["bytes"], int)
+                and isinstance(held["sha256"], str)
+                and isinstance(held["xxh3"], str)
+            ):
+                raise ValueError(f"entry {name!r}")
+        if not all(isinstance(data[key], str) for key in ("tool", "source", "plan")):
+            raise ValueError("no tool, source or plan")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise FormatError(
+            f"this is no certificate: {e}", where=path, hint="make one anew with verify-roundtrip SRC OUT"
+        ) from e
+    return dict(data)
+
+
+def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Checked:
+    """Compare a folder's files with its certificate.
+
+    Args:
+        folder: The folder.
+        listen: Told of progress.
+        workers: Files read at a time; 0 is one a core.
+
+    Raises:
+        CkptconvError: as `read` does.
+    """
+    tell = listen or (lambda event: None)
+    said = read(folder)
+    wanted = {
+        name: FileDigest(held["bytes"], held["sha256"], held["xxh3"]) for name, held in said["files"].items()
+    }
+    wrong: dict[str, str] = {}
+    todo = []
+    for name, digest in wanted.items():
+        path = folder / name
+        if not path.is_file():
+            wrong[name] = "is missing"
+        elif (size := path.stat().st_size) != digest.size:
+            wrong[name] = f"has {size:,} bytes, the certificate says {digest.size:,}"
+        else:
+            todo.append(name)
+    total = sum(wanted[n].size for n in todo)
+    tell(Started(total, 0))
+    with ThreadPoolExecutor(workers or default_workers()) as pool:
+        found = pool.map(lambda name: (name, _digest(folder / name, tell)), todo)
+        for name, digest in found:
+            if digest != wanted[name]:
+                wrong[name] = "has another content than was certified (SHA-256 differs)"
+    extra = tuple(name for name in _files(folder) if name not in wanted)
+    order = list(wanted)
+    return Checked(
+        str(folder),
+        said,
+        len(wanted),
+        total,
+        dict(sorted(wrong.items(), key=lambda w: order.index(w[0]))),
+        extra,
+    )
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to a place inside the folder."""
+    return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the files of a folder; hidden ones and those of an unfinished run are none of a model's."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            path = Path(root, name)
+            if name.startswith(".") or name.endswith(".part") or not path.is_file() or path == folder / NAME:
+                continue
+            yield path.relative_to(folder).as_posix()
+
+
+def _digest(path: Path, tell: Listener) -> FileDigest:
+    sha256, xxh3, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+    buffer = bytearray(_PIECE)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            sha256.update(view[:count])
+            xxh3.update(view[:count])
+            size += count
+            tell(Progress(count))
+    tell(FileDone(path.name, size, sha256.hexdigest()))
+    return FileDigest(size, sha256.hexdigest(), xxh3.hexdigest())

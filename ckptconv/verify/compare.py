@@ -1,0 +1,238 @@
+"""Compute a plan's bytes again and compare them with an output's, tile by tile on a few threads."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+
+from ckptconv.dtypes import numpy_dtype
+from ckptconv.engine.buffers import Buffers
+from ckptconv.engine.events import FileDone, Listener, Progress, Started
+from ckptconv.engine.fill import Filler, pairs_by_tensor, window_of
+from ckptconv.engine.gather import Array, raw_dtype
+from ckptconv.engine.options import Options, default_workers, tile_bytes
+from ckptconv.errors import MismatchError
+from ckptconv.graph import Drop, OutFile, Pair, Plan, restrict
+from ckptconv.storage.base import Placed
+from ckptconv.storage.files import SourceFiles
+from ckptconv.verify.replicas import Finder
+from ckptconv.verify.result import FileDigest, Mismatch, Place
+from ckptconv.verify.tally import Tally
+
+__all__ = ["Comparer"]
+
+
+@dataclass(slots=True)
+class _Work:
+    """A file being compared; its digests take its bytes in order."""
+
+    file: OutFile
+    filler: Filler
+    sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
+    xxh3: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
+    at: int = 0
+
+
+class Comparer:
+    """Compare the files of a plan with those that lie under their names.
+
+    Args:
+        plan: The plan; its files' names are paths.
+        sources: The source's files.
+        there: The output's files; None to read the source and compare its replicas alone.
+        options: Threads and memory.
+        tell: Told of progress.
+        padding: Elements of the output that stand for nothing.
+        names: What to call tensors.
+        digests: Whether the output's files are digested on the way.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: SourceFiles,
+        there: SourceFiles | None,
+        options: Options,
+        tell: Listener,
+        *,
+        padding: Mapping[str, tuple[Drop, ...]] | None = None,
+        names: Mapping[str, str] | None = None,
+        digests: bool = False,
+    ) -> None:
+        self._plan, self._sources, self._there = plan, sources, there
+        self._tell, self._padding, self._digests = tell, padding or {}, digests
+        self._names = names or {}
+        self._pairs = pairs_by_tensor(plan.relation)
+        self._tile = tile_bytes(Options(options.workers, options.max_memory * 6 // 7))
+        self._workers = options.workers or default_workers()
+        self._stop = threading.Event()
+        self._jobs_lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._error: BaseException | None = None
+        self._tally = Tally()
+        self._finder = Finder(plan, sources, self._pairs, self._tally)
+        self.files: dict[str, FileDigest] = {}
+
+    def run(self) -> list[Mismatch]:
+        """Compare everything; return what differs, in the order of the plan.
+
+        Raises:
+            InputChangedError: if a file changed meanwhile.
+        """
+        self._tell(Started(sum(f.layout.size for f in self._plan.files), 0))
+        jobs = self._jobs()
+        threads = [
+            threading.Thread(target=self._worker, args=(jobs,), daemon=True) for _ in range(self._workers)
+        ]
+        for t in threads:
+            t.start()
+        try:
+            for t in threads:
+                while t.is_alive():
+                    t.join(0.1)
+        except BaseException:
+            self._give_up(None)
+            for t in threads:
+                t.join()
+            raise
+        if self._error is not None:
+            raise self._error
+        order = {t.name: i for i, t in enumerate(t for f in self._plan.files for t in f.layout.tensors)}
+        return sorted(self._tally.found(), key=lambda m: order.get(m.tensor, -1))
+
+    def _jobs(self) -> Iterator[tuple[_Work, int, int]]:
+        """Yield tiles that cut no element, file by file."""
+        for file in self._plan.files:
+            work = _Work(file, Filler(self._plan, file, self._sources, self._pairs))
+            offsets = [t.offset for t in file.layout.tensors]
+            lo, size = 0, file.layout.size
+            while lo < size:
+                if not self._digests and (gap := _gap(offsets, file, lo)):
+                    self._tell(Progress(gap))
+                    lo += gap
+                    continue
+                hi = min(lo + self._tile, size)
+                if (i := bisect_right(offsets, hi) - 1) >= 0:
+                    tensor = file.layout.tensors[i]
+                    if tensor.offset < hi < tensor.offset + tensor.nbytes:
+                        hi -= (hi - tensor.offset) % tensor.dtype.itemsize
+                yield work, lo, hi
+                lo = hi
+            if size == 0 and self._digests:
+                self._digested(work)
+
+    def _worker(self, jobs: Iterator[tuple[_Work, int, int]]) -> None:
+        buffers = Buffers()
+        try:
+            while not self._stop.is_set():
+                with self._jobs_lock:
+                    job = next(jobs, None)
+                if job is None:
+                    return
+                self._compare(*job, buffers)
+                self._tell(Progress(job[2] - job[1]))
+        except BaseException as e:
+            self._give_up(e)
+
+    def _give_up(self, error: BaseException | None) -> None:
+        with self._turn:
+            self._error = self._error or error
+            self._stop.set()
+            self._turn.notify_all()
+
+    def _compare(self, work: _Work, lo: int, hi: int, buffers: Buffers) -> None:
+        theirs = None
+        if self._there is not None:
+            theirs = buffers.take("theirs", hi - lo)
+            self._there.read_into(work.file.name, lo, theirs.data)
+            if self._digests:
+                self._digest(work, lo, hi, theirs)
+        try:
+            ours, spans, _ = work.filler.fill(lo, hi, buffers)
+        except MismatchError:
+            spans_of = [
+                (t, max(lo, t.offset), min(hi, t.offset + t.nbytes)) for t in work.file.layout.tensors
+            ]
+            held = [(t, a, b) for t, a, b in spans_of if a < b]
+            if not self._finder.find(held):
+                raise
+            ours, spans, _ = Filler(self._plan, work.file, self._sources, self._finder.single).fill(
+                lo, hi, buffers
+            )
+        if theirs is None:
+            return
+        for number, a, b in spans:
+            tensor = work.file.layout.tensors[number]
+            if not _equal(ours[a:b], theirs[a:b]):
+                self._differ(work, tensor, lo + a, ours[a:b], theirs[a:b])
+
+    def _differ(self, work: _Work, tensor: Placed, at: int, ours: Array, theirs: Array) -> None:
+        """Take note of what differs between the bytes of a tensor from byte ``at`` of the file on."""
+        lo = (at - tensor.offset) // tensor.dtype.itemsize
+        raw = raw_dtype(tensor.dtype.itemsize)
+        wanted, found = np.frombuffer(ours.tobytes(), raw), np.frombuffer(theirs.tobytes(), raw)
+        differ = wanted != found
+        for drop in self._padding.get(tensor.name, ()):
+            for piece in restrict(Pair(drop.box, drop.box), lo, lo + wanted.size):
+                window_of(differ, piece, lo)[...] = False
+        where = np.flatnonzero(differ)
+        if not where.size:
+            return
+        first = lo + int(where[0])
+        kind = numpy_dtype(tensor.dtype)
+        self._tally.add(
+            ("value", tensor.name, work.file.name),
+            first,
+            where,
+            wanted.view(kind),
+            found.view(kind),
+            lambda count: Mismatch(
+                "value",
+                tensor.name,
+                f"{count} of {tensor.nbytes // tensor.dtype.itemsize} elements differ"
+                + (f" (of {self._names[tensor.name]})" if tensor.name in self._names else ""),
+                tuple(int(i) for i in np.unravel_index(first, tensor.shape or (1,)))[: len(tensor.shape)],
+                source=self._finder.source_of(tensor.name, first),
+                output=Place(tensor.name, work.file.name, tensor.offset + first * tensor.dtype.itemsize),
+            ),
+        )
+
+    def _digest(self, work: _Work, lo: int, hi: int, data: Array) -> None:
+        """Add a tile to its file's digests when it is its turn."""
+        with self._turn:
+            self._turn.wait_for(lambda: work.at == lo or self._stop.is_set())
+        if self._stop.is_set():
+            return
+        work.sha256.update(data.data)
+        work.xxh3.update(data.data)
+        with self._turn:
+            work.at = hi
+            self._turn.notify_all()
+        if hi == work.file.layout.size:
+            self._digested(work)
+
+    def _digested(self, work: _Work) -> None:
+        size = work.file.layout.size
+        self.files[work.file.name] = FileDigest(size, work.sha256.hexdigest(), work.xxh3.hexdigest())
+        self._tell(FileDone(work.file.name, size, work.sha256.hexdigest()))
+
+
+def _equal(ours: Array, theirs: Array) -> bool:
+    """Compare bytes, eight at a time where both lie so."""
+    if not (ours.nbytes | ours.ctypes.data | theirs.ctypes.data) % 8:
+        return bool(np.array_equal(ours.view(np.uint64), theirs.view(np.uint64)))
+    return bool(np.array_equal(ours, theirs))
+
+
+def _gap(offsets: Sequence[int], file: OutFile, lo: int) -> int:
+    """Return how many bytes from ``lo`` on are of no tensor."""
+    i = bisect_right(offsets, lo)
+    if i and lo < offsets[i - 1] + file.layout.tensors[i - 1].nbytes:
+        return 0
+    return (offsets[i] if i < len(offsets) else file.layout.size) - lo
