@@ -58,5 +58,5 @@ $(READY): pyproject.toml constraints.txt
 $(FRAMEWORKS_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) torch numpy ninja setuptools wheel hatchling editables
-	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) --no-build-isolation -e '.[test,frameworks,bench]'
+	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) --no-build-isolation -e '.[test,frameworks,bench]' megatron-core
 	@touch $@

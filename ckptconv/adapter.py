@@ -156,7 +156,8 @@ class Scales:
                 )
             return self.alpha
         if self.alpha is not None and self.alpha != known:
-            raise UsageError(f"--lora-alpha is {self.alpha:g}, but {self.config.name} says {known:g} for {module}")
+            name = self.config.name if self.config is not None else CONFIG
+            raise UsageError(f"--lora-alpha is {self.alpha:g}, but {name} says {known:g} for {module}")
         return known
 
     def scale_of(self, module: str, rank: int) -> float:

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ckptconv.architecture import find_architecture
+from ckptconv.architecture import find_architecture, is_zero_centered
+from ckptconv.carry import ones
 from ckptconv.distributed import distribute
 from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
@@ -23,7 +24,8 @@ from ckptconv.errors import PlanError, UsageError
 from ckptconv.folder import compare, gather_assets
 from ckptconv.graph import OutFile, Pair, Plan, Relation, Spec, Step
 from ckptconv.graph.terms import Terms, operands
-from ckptconv.lora import adapter_layout
+from ckptconv.lora import adapter_layout, term_steps
+from ckptconv.mindformers import keeps_names, lay_out, plan_merge, reading, understood
 from ckptconv.naming import cast_chains, cast_steps, name_tensors
 from ckptconv.options import ConvertOptions
 from ckptconv.peft import prepare
@@ -34,7 +36,7 @@ from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.files import SourceFiles
 from ckptconv.translate import to_slots, without
 from ckptconv.writers.dcp import layout_dcp
-from ckptconv.writers.huggingface import layout_weights, parse_size
+from ckptconv.writers.huggingface import Container, layout_weights, parse_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["ConvertOptions", "Model", "TensorInfo", "convert", "open", "plan"]
 
 PathArg = str | PathLike[str]
-_TARGETS = ("hf", "megatron", "torch_dist", "dcp")
+_TARGETS = ("hf", "megatron", "torch_dist", "dcp", "mindformers")
+
+_LAY_OUT = {"megatron": shard, "torch_dist": distribute, "mindformers": lay_out}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +169,23 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
         PlanError: if a tensor is unmapped, uncovered, doubled or of another shape than the config asks for.
     """
     chosen = _checked(replace(options or ConvertOptions(), **fields))
-    checkpoint = open_checkpoint(Path(source), _reading(chosen))
-    if chosen.to in ("megatron", "torch_dist"):
+    checkpoint = understood(open_checkpoint(Path(source), _reading(chosen)), chosen)
+    if keeps_names(checkpoint, chosen):
+        merged = plan_merge(checkpoint, chosen)
+        return replace(merged, steps=(*merged.steps, *_left_out(checkpoint)))
+    if chosen.to in _LAY_OUT:
         return _plan_shards(checkpoint, chosen)
     made = prepare(checkpoint, chosen)
-    checkpoint, alone = made.checkpoint, made.config is not None
-    model = find_architecture(checkpoint, chosen, needed=chosen.assets and not alone)
+    checkpoint = made.checkpoint
+    model = find_architecture(checkpoint, chosen, needed=chosen.assets and made.config is None)
     config, family = model.config, model.family
     named = name_tensors(checkpoint, chosen, model, made.terms)
+    if checkpoint.table is not None:
+        named.relation.check()
+    adapter = made.config or named.adapter
     notes = [*checkpoint.notes, *model.notes]
     steps = [*named.steps, *_left_out(checkpoint), *model.steps]
-    if alone:
+    if adapter is not None:
         config = None
     elif family is not None and family.entries and config is not None:
         notes += compare(family, config.values, named)
@@ -183,13 +193,13 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
         kind = config.values.get("model_type")
         notes.append(Note("info", f"no table for model_type {kind!r}: names and shapes pass unchecked"))
     tensors = [(n, dtype_named(s.dtype), s.shape) for n, s in named.written.items()]
-    if made.config is not None:
-        files: tuple[OutFile, ...] = (adapter_layout(tensors, chosen.format),)
-        assets = [made.config]
+    if adapter is not None:
+        files: tuple[OutFile, ...] = (adapter_layout(tensors, _container(chosen)),)
+        assets = [adapter]
     elif chosen.to == "dcp":
         files, assets = layout_dcp(tensors, parse_size(chosen.max_shard_size)), []
     else:
-        files, index = layout_weights(tensors, chosen.format, parse_size(chosen.max_shard_size))
+        files, index = layout_weights(tensors, _container(chosen), parse_size(chosen.max_shard_size))
         assets = [] if index is None else [index]
     if chosen.assets and config is not None:
         tokenizer = chosen.tokenizer or model.tokenizer
@@ -208,13 +218,24 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
 
 
 def _reading(options: ConvertOptions) -> ReadOptions:
-    return ReadOptions(options.weights, options.tag, iteration=options.iteration, sizes=options.source_sizes)
+    return ReadOptions(
+        options.weights,
+        options.tag,
+        iteration=options.iteration,
+        sizes=options.source_sizes,
+        **reading(options),
+    )
 
 
 def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     """Plan shards of ranks: the model under Hugging Face's names, its slots, the target's tensors."""
-    made = prepare(checkpoint, options)
-    model = find_architecture(made.checkpoint, options, needed=True)
+    if options.lora is not None or options.adapter is not None:
+        raise UsageError(
+            f"LoRA adapters are not merged on the way to {options.to}",
+            hint="merge them into a Hugging Face model first (--to hf), and convert that",
+        )
+    checkpoint = prepare(checkpoint, options).checkpoint
+    model = find_architecture(checkpoint, options, needed=True)
     config, family = model.config, model.family
     assert config is not None
     if family is None or not family.entries:
@@ -223,27 +244,33 @@ def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
             where=config.origin,
             hint="give --family with a name or a file",
         )
-    named = name_tensors(made.checkpoint, options, model, made.terms)
+    named = name_tensors(checkpoint, options, replace(model, zero_centered=False))
     table = family.table(config.values)
     buffers = [n for n in table.named(named.relation.right)[1] if family.is_ignored(n)]
     relation = without(named.relation, buffers, "a buffer the model makes itself")
     inner = to_slots(relation.right, table, family.dims(config.values), what="config.json")
     relation = relation.compose(inner)
-    lay_out = distribute if options.to == "torch_dist" else shard
-    target, pattern = lay_out(options, relation.right, bool(named.tied), config.values, family, checkpoint)
+    target, pattern = _LAY_OUT[options.to](
+        options, relation.right, bool(named.tied), config.values, family, checkpoint
+    )
     relation = with_tied_head(relation, target.relation)
     outer = retyped(target.relation, relation.right)
     relation = relation.compose(outer)
     if pattern is not None:
         stored = {k: Spec(s.shape, s.dtype.name) for k, s in pattern.stored.items()}
         relation = as_stored(relation, stored, options.dtype)
+    kept = model.zero_centered and options.to == "megatron"  # its arguments go on saying so
+    zero = kept if pattern is None else is_zero_centered(pattern.arguments, family)
+    terms = ones(outer, 1.0 if model.zero_centered else -1.0) if zero != model.zero_centered else {}
     via = follow_through(follow_through(follow_through(checkpoint.via, named.relation), inner), outer)
     casts = cast_chains(checkpoint, relation, via)
-    notes = [*checkpoint.notes, *model.notes, *compare(family, config.values, named)]
+    notes = [*checkpoint.notes, *model.notes, *compare(family, config.values, named), *target.notes]
     steps = [s for s in named.steps if s.kind != "cast"] + cast_steps(casts) + _left_out(checkpoint)
+    steps += term_steps(terms, relation.right)
     steps += [Step("drop", n, "a buffer the model makes itself") for n in buffers]
+    relation.check()
     return replace(
-        _plan_of(checkpoint, relation, casts, target.files(relation.right), {}),
+        _plan_of(checkpoint, relation, casts, target.files(relation.right), terms),
         assets=target.assets,
         steps=tuple(steps),
         notes=tuple((n.level, n.text) for n in notes),
@@ -291,6 +318,12 @@ def _left_out(checkpoint: Checkpoint) -> list[Step]:
     return steps + [
         Step("left out", f"{count:,} bytes", f"{kind}: not weights") for kind, count in found if count
     ]
+
+
+def _container(options: ConvertOptions) -> Container:
+    if options.format == "ckpt":
+        raise UsageError("--format ckpt is for --to mindformers", hint="give safetensors or bin")
+    return options.format or "safetensors"
 
 
 def _checked(options: ConvertOptions) -> ConvertOptions:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptconv.arguments import Fact, config_from, contradictions, fitting, observed, read_facts
+from ckptconv.arguments import Fact, config_from, contradictions, fitting, observed, read_facts, run_facts
 from ckptconv.assets.config import read_config
 from ckptconv.assets.find import CONFIG, find_assets
 from ckptconv.errors import PlanError, UsageError
@@ -18,7 +18,7 @@ from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, Note
 from ckptconv.slots import template
 
-__all__ = ["Architecture", "ConfigFound", "beside_of", "find_architecture"]
+__all__ = ["Architecture", "ConfigFound", "beside_of", "find_architecture", "is_zero_centered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,11 @@ def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> C
     folder, origin = find_assets(given, beside_of(checkpoint), (CONFIG,), flag="--config")
     if folder is None or not (folder / CONFIG).is_file():
         if needed or given is not None:
+            yaml = "--yaml with the run's YAML, " if checkpoint.producer == "mindspore" else ""
             raise PlanError(
                 f"no config.json was found {'in ' + origin if folder else 'beside the checkpoint'}",
                 where=checkpoint.root,
-                hint="give --config with a folder or hub id of the same architecture, "
+                hint=f"give {yaml}--config with a folder or hub id of the same architecture, "
                 "or --no-assets for the weights alone",
             )
         return None
@@ -88,7 +89,7 @@ def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed
     config = find_config(checkpoint, options.config, needed=needed and not built)
     if config is not None and options.vocab_size is not None:
         config = replace(config, values={**config.values, "vocab_size": options.vocab_size})
-    facts = read_facts(args) if built else {}
+    facts = _facts(checkpoint.producer, args) if built else {}
     tokenizer = _tokenizer(facts)
     if config is not None:
         family = family or find_family(config.values.get("model_type"))
@@ -105,8 +106,13 @@ def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed
         facts["vocab"] = Fact(options.vocab_size, "--vocab-size")
     values, origins = config_from(facts, family)
     steps = tuple(Step("config", f"{k}: {json.dumps(v)}", origins[k]) for k, v in values.items())
-    found = ConfigFound(values, None, "the training arguments")
+    origin = "the YAML of the run" if checkpoint.producer == "mindspore" else "the training arguments"
+    found = ConfigFound(values, None, origin)
     return Architecture(found, family, steps, (), _zero(facts, family), tokenizer)
+
+
+def _facts(producer: str, args: Mapping[str, Any]) -> dict[str, Fact]:
+    return run_facts(args) if producer == "mindspore" else read_facts(args)
 
 
 def _slots(checkpoint: Checkpoint) -> set[str]:
@@ -127,6 +133,11 @@ def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str])
         where=checkpoint.data,
         hint=f"give --family with one of {names}, or the model's config.json with --config",
     )
+
+
+def is_zero_centered(arguments: Mapping[str, Any], family: Family) -> bool:
+    """Whether training arguments say that norms are stored without the 1 that the family's hold."""
+    return _zero(read_facts(arguments) if arguments else {}, family)
 
 
 def _zero(facts: Mapping[str, Fact], family: Family | None) -> bool:

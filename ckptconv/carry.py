@@ -38,7 +38,9 @@ def carried(
         PlanError: if a factor has a shape that its weight has not, or a weight of ``target`` joins rows of
             several adapters.
     """
-    products = {weight: term for weight, added in terms.items() for term in added if isinstance(term, LowRank)}
+    products = {
+        weight: term for weight, added in terms.items() for term in added if isinstance(term, LowRank)
+    }
     found, unknown = source.named(products)
     if unknown:
         raise PlanError(
@@ -57,7 +59,8 @@ def carried(
     here, left = target.holding(owner)
     if left:
         raise PlanError(
-            f"{left[0]} has a LoRA adapter, but is stored together with weights that have none", hint=WITH_PEFT
+            f"{left[0]} has a LoRA adapter, but is stored together with weights that have none",
+            hint=WITH_PEFT,
         )
     packed: list[Relation] = []
     shared: dict[str, list[str]] = {}

@@ -34,12 +34,14 @@ class View:
         plan: Relates stored tensors to these; it writes no file.
         aliases: Names that share another tensor's data.
         config: The folder its config.json is from; None if it has none or it was built.
+        buffers: Names of what the model makes itself, and saves or not.
         notes: ``(level, text)`` for people.
     """
 
     plan: Plan
     aliases: Mapping[str, str]
     config: Path | None = None
+    buffers: frozenset[str] = frozenset()
     notes: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -83,7 +85,14 @@ def under_hf_names(checkpoint: Checkpoint, options: ConvertOptions) -> View:
     )
     folder = model.config.folder if model.config is not None else None
     notes = (*_notes(made.checkpoint), *((n.level, n.text) for n in model.notes))
-    return View(plan, named.aliases, folder, notes)
+    family = model.family
+    buffers = frozenset(n for n in named.relation.right if family is not None and family.is_ignored(n))
+    aliases = dict(named.aliases)
+    if family is not None and named.tied:
+        head, embed = family.name_of("head"), family.name_of("embed")
+        if head is not None and embed is not None and head not in named.relation.right:
+            aliases.setdefault(head, embed)
+    return View(plan, aliases, folder, buffers, notes)
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
@@ -216,11 +225,9 @@ def _lend(
     notes: list[tuple[str, str]],
 ) -> View | None:
     """See a checkpoint of unknown architecture or unknown vocabulary with the other's config.json."""
-    if other is None or other.config is None or checkpoint.table is None:
+    if other is None or other.config is None:
         return own
-    if own is not None and own.config is not None:
-        return own
-    if own is not None and _fits(own, other):
+    if own is not None and (own.config is not None or _fits(own, other)):
         return own
     try:
         made = under_hf_names(checkpoint, replace(options, config=str(other.config)))
@@ -231,8 +238,7 @@ def _lend(
 
 
 def _fits(one: View, two: View) -> bool:
-    ours, theirs = _shapes(one), _shapes(two)
-    return all(ours[n] == theirs[n] for n in ours.keys() & theirs.keys())
+    return _shapes(one) == _shapes(two)
 
 
 def _shapes(view: View) -> dict[str, tuple[int, ...]]:
@@ -246,7 +252,11 @@ def _match(a: View, b: View) -> tuple[list[Same], list[str], list[str]]:
     same += [Same(n, n, b.aliases[n]) for n in ours if n not in theirs and b.aliases.get(n) in theirs]
     same += [Same(n, a.aliases[n], n) for n in theirs if n not in ours and a.aliases.get(n) in ours]
     both = {s.name for s in same}
-    return same, [n for n in ours if n not in both], [n for n in theirs if n not in both]
+    return (
+        same,
+        [n for n in ours if n not in both and n not in a.buffers],
+        [n for n in theirs if n not in both and n not in b.buffers],
+    )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -163,7 +163,9 @@ def alone(relation: Relation, terms: Mapping[str, tuple[LowRank, ...]]) -> tuple
         for part, operand in (("A", term.a), ("B", term.b))
     }
     right = {new: relation.right[old] for old, new in names.items()}
-    pairs = [Pair(Box.whole(old, s.shape), Box.whole(names[old], s.shape)) for old, s in relation.right.items() if old in names]
+    pairs = [
+        Pair(Box.whole(old, right[new].shape), Box.whole(new, right[new].shape)) for old, new in names.items()
+    ]
     others = {n: s for n, s in relation.right.items() if n not in names}
     drops = [Drop(Box.whole(n, s.shape), _LEFT_OUT) for n, s in others.items() if s.numel]
     modules = [n.removesuffix(".weight") for n in {**others, **products} if n.endswith(".weight")]

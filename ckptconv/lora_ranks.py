@@ -1,4 +1,4 @@
-"""Understand LoRA adapters inside checkpoints of ranks, under the names of the framework that trained them."""
+"""Understand LoRA adapters inside checkpoints of ranks, under their framework's names."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def prepare_ranks(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
             raise PlanError(
                 f"the checkpoint holds LoRA adapters of {len(found)} weights: {some(list(found), 2)}",
                 where=checkpoint.data,
-                hint="say what is to become of them: --lora merge adds them to their weights, --lora adapter writes "
-                "them alone for PEFT; --drop '*.lora_*' leaves them out",
+                hint="say what is to become of them: --lora merge adds them to their weights, --lora adapter "
+                "writes them alone for PEFT; --drop '*.lora_*' leaves them out",
             )
         return Prepared(checkpoint)
     trained = checkpoint
@@ -57,7 +57,7 @@ def prepare_ranks(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
                 "--adapter: the checkpoint holds LoRA adapters itself", hint="merge those with --lora merge"
             )
         trained = _open(Path(options.adapter).expanduser(), checkpoint, options)
-        checkpoint = _beside(checkpoint, trained, options)
+        checkpoint = _beside(checkpoint, trained)
         found = _find(checkpoint, options)
     if not found:
         raise UsageError("the checkpoint holds no LoRA adapters", hint="leave out --lora")
@@ -105,11 +105,17 @@ def _find(checkpoint: Checkpoint, options: ConvertOptions) -> dict[str, _Factors
 
 def _rank(weight: str, factors: _Factors, tensors: Mapping[str, Spec], where: Path) -> int:
     if not factors.a or not factors.b:
-        raise PlanError(f"{weight} has {factors.a or factors.b}, but not the adapter's other factor", where=where)
+        raise PlanError(
+            f"{weight} has {factors.a or factors.b}, but not the other factor",
+            where=where,
+            hint="copy the checkpoint again",
+        )
     a, b = tensors[factors.a].shape, tensors[factors.b].shape
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
         raise PlanError(
-            f"{factors.a} {list(a)} and {factors.b} {list(b)} are not of one rank", where=where, hint=WITH_PEFT
+            f"{factors.a} {list(a)} and {factors.b} {list(b)} are not of one rank",
+            where=where,
+            hint=WITH_PEFT,
         )
     return a[0]
 
@@ -117,7 +123,7 @@ def _rank(weight: str, factors: _Factors, tensors: Mapping[str, Spec], where: Pa
 def _config(checkpoint: Checkpoint) -> AdapterConfig | None:
     """Return what an adapter_config.json says of the scale, else what the training arguments do.
 
-    MindSpeed-LLM's are ``lora_alpha`` and ``lora_r`` (c77308a1, ``mindspeed_llm/features_manager/finetune/lora.py``).
+    MindSpeed-LLM's are ``lora_alpha`` and ``lora_r`` (c77308a1, ``features_manager/finetune/lora.py``).
     """
     found = read_config(*dict.fromkeys((checkpoint.root, checkpoint.data)))
     if found is not None:
@@ -137,7 +143,7 @@ def _open(folder: Path, base: Checkpoint, options: ConvertOptions) -> Checkpoint
     Raises:
         UsageError: if there are none, or they hold no adapter.
     """
-    hint = "give the run or iteration folder that holds the adapter's ranks; to merge a PEFT folder, convert first"
+    hint = "give the folder of the adapter's run; for a PEFT folder, convert the source first"
     if not folder.is_dir() or any(folder.glob("adapter_model.*")):
         raise UsageError(f"--adapter: {folder} holds no ranks, as the source does", hint=hint)
     opened = open_checkpoint(folder, ReadOptions(sizes=options.source_sizes, traits=base.traits))
@@ -146,11 +152,11 @@ def _open(folder: Path, base: Checkpoint, options: ConvertOptions) -> Checkpoint
     return opened
 
 
-def _beside(base: Checkpoint, trained: Checkpoint, options: ConvertOptions) -> Checkpoint:
+def _beside(base: Checkpoint, trained: Checkpoint) -> Checkpoint:
     """Put an adapter's factors beside a model's tensors; what else it holds is compared with the model's.
 
-    MindSpeed-LLM saves frozen weights with an adapter unless told otherwise, and its own converter takes those
-    instead of the model's (c77308a1, ``convert_mg2hf.py``, ``_load_lora_override``): equal, they are the same.
+    MindSpeed-LLM saves frozen weights with an adapter unless told otherwise, and its own converter takes
+    them instead of the model's (c77308a1, ``convert_mg2hf.py``, ``_load_lora_override``).
 
     Raises:
         PlanError: if it holds tensors that the model has not, or that are of another shape there.
@@ -160,12 +166,12 @@ def _beside(base: Checkpoint, trained: Checkpoint, options: ConvertOptions) -> C
     copies = {n: s for n, s in theirs.items() if n not in factors}
     for name, spec in copies.items():
         if name not in ours or ours[name].shape[1:] != spec.shape[1:]:
-            there = f"{list(ours[name].shape)} there" if name in ours else "not there"
+            there = list(ours[name].shape) if name in ours else "not"
             raise PlanError(
-                f"the adapter's checkpoint holds {name} {list(spec.shape)}, the source is another model: it is {there}",
+                f"{name} is {list(spec.shape)} beside the adapter, but {there} in the source",
                 where=trained.data,
-                hint="give the adapter of this very model; if its checkpoint holds the whole model, convert that "
-                "itself with --lora merge",
+                hint="give the adapter of this very model; if the whole model lies beside it, convert that "
+                "with --lora merge",
             )
     compared = {n for n, s in copies.items() if s.shape == ours[n].shape}
     left = {f"adapter/{n}": s for n, s in trained.relation.left.items()}
@@ -186,7 +192,9 @@ def _beside(base: Checkpoint, trained: Checkpoint, options: ConvertOptions) -> C
         base.relation.right_only,
     )
     relation.check()
-    text = f"adapter {trained.data}: {len(factors)} factors; {len(compared)} copies of the model's tensors must agree"
+    text = (
+        f"adapter {trained.data}: {len(factors)} factors; {len(compared)} other tensors must be the source's"
+    )
     return replace(
         base,
         relation=relation,

@@ -12,15 +12,16 @@ from types import MappingProxyType
 from typing import Any
 
 from ckptconv.architecture import Architecture
+from ckptconv.carry import carried, ones
 from ckptconv.casts import is_exact
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
 from ckptconv.families import Family
-from ckptconv.graph import Relation, Spec, Step
+from ckptconv.graph import AssetFile, Relation, Spec, Step
 from ckptconv.graph.naming import names_relation, parse_renames
 from ckptconv.graph.terms import Terms, operands
-from ckptconv.lora import follow, refuse_tied, term_steps
+from ckptconv.lora import alone, follow, refuse_tied, term_steps
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint
 from ckptconv.translate import from_slots, some, to_slots
@@ -41,6 +42,7 @@ class Named:
         tied: Whether the output head is tied to the embedding; None where that cannot be said.
         steps: All that is not a plain copy.
         terms: What is added to tensors; operands are among the relation's tensors, but not written.
+        adapter: adapter_config.json, where a checkpoint of ranks gives its adapter alone.
     """
 
     relation: Relation
@@ -49,6 +51,7 @@ class Named:
     tied: bool | None
     steps: tuple[Step, ...]
     terms: Terms = field(default_factory=dict)
+    adapter: AssetFile | None = None
 
     @property
     def written(self) -> dict[str, Spec]:
@@ -76,6 +79,7 @@ def name_tensors(
     unresolved = set(checkpoint.unresolved)
     steps: list[Step] = []
     passing: set[str] = set()
+    adapter: AssetFile | None = None
     if options.drop or options.rename is not None:
         rules = parse_renames(Path(options.rename).read_text(encoding="utf-8")) if options.rename else []
         dropped = {n for n in (*aliases, *unresolved) if any(fnmatchcase(n, d) for d in options.drop)}
@@ -98,12 +102,21 @@ def name_tensors(
         if family is None or config is None:
             raise PlanError("the architecture is not known", hint="give --config, or --family")
         dims = family.dims(config)
+        passing |= operands(terms).keys()
         inner = to_slots(relation.right, checkpoint.table, dims, what="config.json", passing=passing)
         relation = relation.compose(inner)
         if family.tied(config) and {"head", "embed"} <= relation.right.keys():
             relation = _as_copy(relation, "head", "embed")
         outer = from_slots(relation.right, family.table(config), dims, who=family.name, passing=passing)
         relation = relation.compose(outer)
+        if terms:
+            factors, products = carried(terms, relation.right, checkpoint.table, family.table(config), dims)
+            relation, terms = relation.compose(factors), products
+            if options.lora == "adapter":
+                relation, adapter, step = alone(relation, products)
+                terms, steps = {}, [*steps, step]
+        if model.zero_centered and adapter is None:
+            terms = {**terms, **ones(outer, 1.0)}
     if family is not None and (saved := family.saved(relation.right)) is not None:
         via = {p.right.tensor: via[p.left.tensor] for p in saved.pairs if p.left.tensor in via}
         steps += _saved_steps(saved)
@@ -118,7 +131,7 @@ def name_tensors(
     steps += cast_steps({n: c for n, c in casts.items() if n not in operands(terms)})
     copies = Counter(p.right.tensor for p in relation.pairs if p.left_copy)
     steps += [Step("compare", name, f"{n} other copies must agree") for name, n in copies.items()]
-    return Named(relation, casts, aliases, tied, tuple(steps), terms)
+    return Named(relation, casts, aliases, tied, tuple(steps), terms, adapter)
 
 
 def _with_dtype(relation: Relation, target: DType, family: Family | None, kept: Collection[str]) -> Relation:

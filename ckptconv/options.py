@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Literal
 
 from ckptconv.readers.base import Weights
@@ -20,7 +21,7 @@ class ConvertOptions:
     Attributes:
         to: The target; ``hf`` or ``megatron``.
         dtype: ``keep`` or the dtype all floating-point tensors are rounded to.
-        format: ``safetensors`` or ``bin``.
+        format: ``safetensors``, ``bin``, or for MindFormers ``ckpt``; None is the target's default.
         max_shard_size: The most bytes of weights per file, such as ``5GB``.
         weights: fp32 masters or the 16-bit weights the model ran with; None is the producer's default.
         tag: DeepSpeed tag instead of the one in ``latest``.
@@ -52,11 +53,18 @@ class ConvertOptions:
         vocab_divisible: What the padded vocabulary of a tensor parallel rank is a multiple of.
         like: A checkpoint whose layout, names, dtypes and arguments the target takes.
         copy_code: Copy the ``*.py`` files beside the config.
+        yaml: YAML of the MindFormers run, instead of the one beside the checkpoint.
+        strategy: MindSpore's strategy file or folder: of a target of MindFormers, else of the source.
+        source_strategy: That of the source.
+        qkv_layout: How a fused query, key and value lies in MindFormers' files, of the target if it is one.
+        mlp_layout: How a fused gate and up projection lies there.
+        qkv_concat: Write them fused.
+        check: Compare MindSpore's files with the checksums they hold, before anything else.
     """
 
     to: str = "hf"
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    format: Container = "safetensors"
+    format: Container | Literal["ckpt"] | None = None
     max_shard_size: str = "5GB"
     weights: Weights | None = None
     tag: str | None = None
@@ -85,3 +93,10 @@ class ConvertOptions:
     vocab_divisible: int | None = None
     like: str | PathLike[str] | None = None
     copy_code: bool = False
+    yaml: Path | None = None
+    strategy: Path | None = None
+    source_strategy: Path | None = None
+    qkv_layout: Literal["grouped", "contiguous"] | None = None
+    mlp_layout: Literal["interleaved", "contiguous"] | None = None
+    qkv_concat: bool = False
+    check: bool = False

@@ -64,8 +64,8 @@ class _Found:
 def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
     """Do with a checkpoint's LoRA adapters what the options say.
 
-    Without ``lora`` and ``adapter`` they stay what they are, tensors like others, where names are Hugging Face's;
-    where names have to be translated, they are refused.
+    Without ``lora`` and ``adapter`` they stay what they are, tensors like others, where names are Hugging
+    Face's; where names have to be translated, they are refused.
 
     Raises:
         UsageError: if flags contradict each other or the checkpoint, or no alpha is known.
@@ -75,7 +75,8 @@ def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
     if options.lora is None and options.adapter is None:
         if options.lora_alpha is not None or options.lora_r is not None:
             raise UsageError("--lora-alpha and --lora-r need --lora merge, --lora adapter or --adapter")
-        return prepare_ranks(checkpoint, options) if checkpoint.table is not None else Prepared(_with_note(checkpoint))
+        if checkpoint.table is None:
+            return Prepared(_with_note(checkpoint))
     if options.adapter is not None and options.lora == "adapter":
         raise UsageError("--adapter merges an adapter: it cannot be given with --lora adapter")
     if checkpoint.table is not None:

@@ -86,33 +86,30 @@ def verify_roundtrip(
 
 def verify_plan(
     made: Plan,
+    source: PathArg,
     out: PathArg,
-    options: Options,
-    *,
-    family: ConvertOptions | None = None,
+    options: ConvertOptions,
+    how: Options,
     listen: Listener | None = None,
 ) -> Result:
-    """Compare what was just written with its plan, and certify it if nothing differs.
+    """Compare what was just written with its plan, padding included, and certify it if nothing differs.
+
+    An output whose reader sees other tensors than its writer is compared as `verify_roundtrip` does.
 
     Args:
         made: The plan.
+        source: The checkpoint.
         out: The folder it was written to.
-        options: Threads and memory.
-        family: The options of the conversion, for ``family``.
+        options: The options of the conversion.
+        how: Threads and memory.
         listen: Called with every event, from any thread.
     """
     begin = perf_counter()
     there = _open_out(Path(out))
-    result = _compare(
-        made,
-        Path(out),
-        there,
-        way_of(made, there),
-        options,
-        listen,
-        certify=True,
-        family=family or ConvertOptions(),
-    )
+    way = way_of(made, there)
+    if planned(made).keys() - way.right.keys():
+        made, way = _plan_again(source, there, options)
+    result = _compare(made, Path(out), there, way, how, listen, certify=True, family=options)
     return _finish(result, Path(out), begin, certify=True, logits=False, reference=None)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ckptconv.architecture import is_zero_centered
 from ckptconv.arguments import arguments_from
 from ckptconv.dialects import Dialect, dialects
 from ckptconv.dialects.spread import Layout
@@ -25,6 +26,9 @@ from ckptconv.translate import some, to_slots
 from ckptconv.writers.megatron import Target, as_laid_out, like
 
 __all__ = ["as_stored", "follow_through", "retyped", "shard", "with_tied_head"]
+
+# Arguments that say norms are stored without their 1; norms stay as they are between checkpoints of ranks.
+_ZERO_CENTERED = ("apply_layernorm_1p", "layernorm_zero_centered_gamma", "add_rmsnorm_offset")
 
 
 def shard(
@@ -90,6 +94,8 @@ def shard(
     if counts is not None and dialect.arguments == "megatron":
         arguments["pipeline_model_parallel_layout"] = _pipeline(counts)
     layout = Layout(grid, stages, dialect, experts, options.mla == "split", vocab)
+    if source.table is not None and is_zero_centered(source.arguments, family):
+        arguments |= {k: True for k in _ZERO_CENTERED if source.arguments.get(k) is True}
     args = {**_simple(source.arguments), **arguments}
     if args.get("params_dtype") is not None:
         args["params_dtype"] = Global("torch", arguments["params_dtype"])
@@ -114,7 +120,7 @@ def _like(options: ConvertOptions, dims: Dims) -> tuple[Target, Checkpoint]:
             where=path,
             hint="name a checkpoint of a plain model",
         )
-    return like(model.relation.compose(inner), model.ranks, model.data), model
+    return like(model.relation, inner, model.ranks, model.data), model
 
 
 def _dialect(name: str) -> Dialect:

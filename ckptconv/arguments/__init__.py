@@ -3,6 +3,7 @@
 from ckptconv.arguments.config import config_from, contradictions, facts_of
 from ckptconv.arguments.detect import fitting, observed
 from ckptconv.arguments.facts import read_facts
+from ckptconv.arguments.mindformers import read_run, run_facts
 from ckptconv.arguments.reverse import arguments_from
 from ckptconv.arguments.value import Fact, Facts
 
@@ -16,4 +17,6 @@ __all__ = [
     "fitting",
     "observed",
     "read_facts",
+    "read_run",
+    "run_facts",
 ]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ckptconv.cli.layout import READ, SOURCE, STATED, TARGET
+from ckptconv.cli.mindformers import MINDFORMERS_SOURCE, MINDFORMERS_TARGET, MINDSPORE
 from ckptconv.cli.options import Flags, Source, Target, WeightsChoice, converting
 from ckptconv.cli.verify import after, register
 
@@ -33,6 +34,7 @@ class To(str, Enum):
     megatron = "megatron"
     torch_dist = "torch_dist"
     dcp = "dcp"
+    mindformers = "mindformers"
 
 
 @app.callback(invoke_without_command=True)
@@ -93,12 +95,41 @@ def megatron_split(
 
 
 @app.command(
+    "mindformers-to-hf",
+    epilog="[bold]ckptconv mindformers-to-hf llama.ckpt model/ --config org/model[/bold]\n\n"
+    "[bold]ckptconv mindformers-to-hf output/ model/ --yaml run.yaml[/bold]  ranks, config.json from the run\n\n"
+    "[bold]ckptconv mindformers-to-hf output/checkpoint model/ --strategy output/strategy --check[/bold]",
+)
+@converting(MINDFORMERS_SOURCE, READ)
+def mindformers_to_hf(source: Source, out: Target, flags: Flags, fields: dict[str, Any]) -> None:
+    """Convert a MindSpore or MindFormers checkpoint, one file or many ranks, into a Hugging Face model."""
+    _convert(source, out, "hf", flags, fields)
+
+
+@app.command(
+    "hf-to-mindformers",
+    epilog="[bold]ckptconv hf-to-mindformers model/ out/[/bold]  out/checkpoint.ckpt\n\n"
+    "[bold]ckptconv hf-to-mindformers model/ out/ --like old.ckpt[/bold]  names and packing of a checkpoint\n\n"
+    "[bold]ckptconv hf-to-mindformers model/ out/ --strategy output/strategy[/bold]  a folder a rank",
+)
+@converting(MINDFORMERS_TARGET)
+def hf_to_mindformers(
+    source: Annotated[Path, typer.Argument(metavar="HF", help="A Hugging Face model.", show_default=False)],
+    out: Target,
+    flags: Flags,
+    fields: dict[str, Any],
+) -> None:
+    """Write a model as MindFormers names and packs it: one .ckpt, or one a rank."""
+    _convert(source, out, "mindformers", flags, fields)
+
+
+@app.command(
     epilog="[bold]ckptconv convert run/ model/ --to hf[/bold]\n\n"
     "[bold]ckptconv convert model.pt model/ --to hf --config org/model[/bold]  a plain state dict\n\n"
     "[bold]ckptconv convert model/ smaller/ --to hf --dtype bfloat16[/bold]  rounded\n\n"
     "[bold]ckptconv convert run/ other/ --to megatron --tp 2 --pp 4[/bold]  from any layout to any other",
 )
-@converting(STATED, READ, TARGET)
+@converting(STATED, READ, TARGET, MINDSPORE)
 def convert(
     source: Source,
     out: Target,
@@ -158,7 +189,7 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
     options = ConvertOptions(
         to=to,
         dtype=flags.dtype.value,
-        format=flags.format.value,
+        format=flags.format.value if flags.format else None,
         max_shard_size=flags.max_shard_size,
         weights=flags.weights.value if flags.weights else None,
         tag=flags.tag,
@@ -186,7 +217,7 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
         render.done(made, report, watch.seconds)
     more = {}
     if flags.verify:
-        more["verify"] = after(made, out, options, how, json=flags.json, quiet=flags.quiet)
+        more["verify"] = after(made, source, out, options, how, json=flags.json, quiet=flags.quiet)
     if flags.json:
         _print_json({**render.result(made, report, watch.seconds), **more})
 

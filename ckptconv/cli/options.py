@@ -29,6 +29,7 @@ class FormatChoice(str, Enum):
 
     safetensors = "safetensors"
     bin = "bin"
+    ckpt = "ckpt"
 
 
 class LoraChoice(str, Enum):
@@ -61,7 +62,7 @@ class Flags:
     """Hold the flags of a converting command as they were given."""
 
     dtype: DTypeChoice
-    format: FormatChoice
+    format: FormatChoice | None
     max_shard_size: str
     weights: WeightsChoice | None
     drop: tuple[str, ...]
@@ -96,8 +97,13 @@ def _flags(
         ),
     ] = DTypeChoice.keep,
     format: Annotated[
-        FormatChoice, typer.Option(help="Container of the weights.", rich_help_panel=_WHAT)
-    ] = FormatChoice.safetensors,
+        Optional[FormatChoice],  # noqa: UP045
+        typer.Option(
+            help="Container of the weights: safetensors by default, ckpt for MindFormers.",
+            rich_help_panel=_WHAT,
+            show_default=False,
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Most bytes of weights per file.", rich_help_panel=_WHAT)
     ] = "5GB",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["describe", "done", "inspect", "notes", "plan", "result", "watch"]
 
 _LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
+_EXPLAINED = 6  # tensors whose holders are printed
 _BASE_MEMORY = 60_000_000  # the interpreter and its libraries, measured
 
 
@@ -82,6 +83,9 @@ def notes(found: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> Non
 
 def describe(model: Model, pattern: str | None) -> dict[str, Any]:
     """Return what ``inspect --json`` prints."""
+    from ckptconv.explaining import explain_in
+    from ckptconv.verify.overview import overview
+
     c = model.checkpoint
     named = {n: s for n, s in model.relation.right.items() if pattern is None or fnmatchcase(n, pattern)}
     return {
@@ -104,6 +108,8 @@ def describe(model: Model, pattern: str | None) -> dict[str, Any]:
         "unresolved": list(c.unresolved),
         "files": [{"path": f.path, "bytes": f.size} for f in c.files],
         "left_out": dict(c.left_out),
+        **overview(c),
+        **({} if pattern is None else {"held": [e.to_dict() for e in explain_in(c, list(named))]}),
         "notes": [{"level": n.level, "text": n.text} for n in c.notes],
     }
 
@@ -124,9 +130,12 @@ def _by_dtype(model: Model) -> dict[str, tuple[int, int]]:
 
 
 def inspect(model: Model, pattern: str | None) -> None:
-    """Print a checkpoint's summary and its biggest tensors, or the tensors asked for."""
+    """Print a checkpoint's summary and its biggest tensors, or the tensors asked for and who holds them."""
+    from ckptconv.cli import render_grid
+    from ckptconv.explaining import explain_in
+
     c, console = model.checkpoint, _out()
-    data = describe(model, pattern)
+    data = describe(model, None)
     head = _table("", "")
     head.show_header = False
     layout = "  ".join(f"{k} {v}" for k, v in c.layout.items() if k != "zero_stage")
@@ -150,6 +159,7 @@ def inspect(model: Model, pattern: str | None) -> None:
         if value not in (None, ""):
             head.add_row(f"[dim]{key}[/]", escape(str(value)))
     console.print(head)
+    render_grid.stages(data["holders"], c.stages, title="ranks")
     if pattern is None:
         chosen = sorted(model.relation.right.items(), key=lambda kv: -_nbytes(kv[1].shape, kv[1].dtype))[:8]
         title = "biggest tensors"
@@ -163,11 +173,18 @@ def inspect(model: Model, pattern: str | None) -> None:
         )
     console.print()
     console.print(table)
+    if pattern is not None:
+        render_grid.slices(explain_in(c, [n for n, _ in chosen[:_EXPLAINED]]))
+        if len(chosen) > _EXPLAINED:
+            console.print(f"[dim]who holds the other {len(chosen) - _EXPLAINED}: --json says[/]")
     notes(tuple((n.level, n.text) for n in c.notes))
 
 
 def plan(made: Plan, options: Options) -> None:
-    """Print a plan: files, every step that is not a plain copy, and the memory it takes."""
+    """Print a plan: ranks, files, every step that is not a plain copy, and the memory it takes."""
+    from ckptconv.cli import render_grid
+    from ckptconv.verify.overview import holders_of_keys
+
     console = _out()
     files = _table("file", "tensors", "size", "from", right=("tensors", "size"))
     for f in made.files[:20]:
@@ -189,6 +206,8 @@ def plan(made: Plan, options: Options) -> None:
         for kind, count in kinds.items():
             if count > 12:
                 console.print(f"[dim]... and {count - 12} more of kind {kind}; --json lists all[/]")
+    for title, side in (("ranks of the source", made.relation.left), ("ranks written", made.relation.right)):
+        render_grid.stages(*holders_of_keys(side), title=title, counted=True)
     workers = options.workers or default_workers()
     tensors = sum(len(f.layout.tensors) for f in made.files)
     console.print()

@@ -166,7 +166,9 @@ def register(app: typer.Typer) -> None:
     )(_check)
 
 
-def after(made: Plan, out: Path, options: ConvertOptions, how: Options, *, json: bool, quiet: bool) -> Any:
+def after(
+    made: Plan, source: Path, out: Path, options: ConvertOptions, how: Options, *, json: bool, quiet: bool
+) -> Any:
     """Verify what a conversion has just written; return what ``--json`` adds to its result.
 
     Raises:
@@ -177,7 +179,7 @@ def after(made: Plan, out: Path, options: ConvertOptions, how: Options, *, json:
     from ckptconv.roundtrip import verify_plan
 
     with render_verify.follow("comparing", quiet=quiet or json) as listen:
-        found = verify_plan(made, out, how, family=options, listen=listen)
+        found = verify_plan(made, source, out, options, how, listen)
     if not json and not (quiet and found.ok):
         render_verify.result(found, certified=found.ok)
     if not found.ok:

@@ -1,7 +1,7 @@
 """Know the factors of LoRA adapters among a rank's tensors, and the weights they belong to.
 
-Names: peft 0.21, ``tuners/lora/layer.py``; MindSpeed-LLM c77308a1, ``mindspeed_llm/tasks/checkpoint/convert_mg2hf.py``
-(``_merge_lora``).
+Names: peft 0.21, ``tuners/lora/layer.py``; MindSpeed-LLM c77308a1,
+``mindspeed_llm/tasks/checkpoint/convert_mg2hf.py`` (``_merge_lora``).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def factor_cut(cut: Cut, part: str) -> Cut:
     """Return how a factor is cut whose weight is cut like this.
 
     ``B`` of a column-parallel module is cut as its weight, ``A`` of a row-parallel one along its columns; the
-    others are whole on every rank (MindSpeed-LLM c77308a1, ``mindspeed_llm/tasks/posttrain/lora/lora_moe.py``).
+    others are whole on every rank (MindSpeed-LLM c77308a1, ``tasks/posttrain/lora/lora_moe.py``).
     """
     return cut if cut.axis == {"A": 1, "B": 0}[part] else Cut()
 
@@ -129,7 +129,12 @@ def unpack_factor(where: str, name: str, tensors: Mapping[str, Spec]) -> Relatio
         weight = f"{match['stem']}experts.linear_fc{match['which']}.weight{e}"
         key = f"{where}:{Factor(weight, part).name()}"
         box = Box.of(
-            where, spec.shape, view=(count, rows, columns), start=(e, 0, 0), size=(1, rows, columns), order=(0, 2, 1)
+            where,
+            spec.shape,
+            view=(count, rows, columns),
+            start=(e, 0, 0),
+            size=(1, rows, columns),
+            order=(0, 2, 1),
         )
         right[key] = single
         pairs.append(Pair(box, Box.whole(key, single.shape)))

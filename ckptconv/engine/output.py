@@ -146,6 +146,7 @@ def check_space(plan: Plan, folder: Path, resumed: int) -> None:
 _STALE = (
     "config.json",
     "latest_checkpointed_iteration.txt",
+    "ckptconv-verify.json",
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
     "model.safetensors",
@@ -160,7 +161,8 @@ def commit(plan: Plan, folder: Path, journal: Journal) -> None:
     for asset in plan.assets:
         path = folder / (asset.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as f:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(path, flags, 0o666), "wb") as f:
             f.write(asset.content)
             f.flush()
             os.fsync(f.fileno())
@@ -169,6 +171,7 @@ def commit(plan: Plan, folder: Path, journal: Journal) -> None:
     if journal.overwrite:
         # Ranks of another layout in the folder of an iteration that is written anew.
         ranks = {f"{Path(n).parts[0]}/mp_rank_*/*.pt" for n in names if len(Path(n).parts) > 2}
+        ranks |= {f"{Path(n).parts[0]}/*.distcp" for n in names if n.endswith(".distcp") and "/" in n}
         for path in [p for pattern in (*_STALE, *sorted(ranks)) for p in folder.glob(pattern)]:
             # One that an earlier run has named already is of the new model.
             name = path.relative_to(folder).as_posix()

@@ -131,10 +131,11 @@ class Pool:
             data, spans, over = work.filler.fill(at, min(at + tile, hi), buffers)
             overflows += over
             view = data.data
-            if work.file.layout.needs_crc:
+            if work.file.layout.needs_crc:  # sealing changes bytes in most blocks: they are digested then
                 for tensor, a, b in spans:
                     crcs[tensor, at + a] = (zlib.crc32(view[a:b]), b - a)
-            hasher.update(view)
+            else:
+                hasher.update(view)
             self._write(work, view, at)
         work.digests[block] = hasher.digest()
         self._behind.wrote(str(self._folder / (work.file.name + ".part")), hi - lo)
@@ -162,11 +163,9 @@ class Pool:
         sums = [0] * len(work.file.layout.tensors)
         for (tensor, _), (crc, length) in sorted(work.crcs.items()):
             sums[tensor] = torchbin.crc32_combine(sums[tensor], crc, length)
-        touched: set[int] = set()
         for at, data in torchbin.seal(work.file.layout, sums):
             self._write(work, data, at)
-            touched.update(range(at // DIGEST_BLOCK, (at + max(len(data), 1) - 1) // DIGEST_BLOCK + 1))
-        for block in touched:
+        for block in range(len(work.digests)):
             hasher = xxhash.xxh3_64()
             lo = block * DIGEST_BLOCK
             hi = min(lo + DIGEST_BLOCK, work.file.layout.size)

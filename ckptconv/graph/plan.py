@@ -35,12 +35,12 @@ class OutFile:
 
     Attributes:
         name: File name inside the output folder.
-        container: ``safetensors`` or ``bin``.
+        container: ``safetensors``, ``bin`` or ``ckpt``.
         layout: Its bytes, the tensors' data aside.
     """
 
     name: str
-    container: Literal["safetensors", "bin"]
+    container: Literal["safetensors", "bin", "ckpt"]
     layout: FileLayout
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ class ReadOptions:
         sizes: Parallel sizes (``tp``, ``pp``, ``vpp``, ``ep``, ``etp``) to check, or to fill in where the
             checkpoint does not say them.
         traits: What the model is like (`Checkpoint.traits`), where the names of an adapter alone do not tell.
+        states: Whether MindSpore's optimizer and training states are read as tensors too.
     """
 
     weights: Weights | None = None
@@ -39,6 +40,7 @@ class ReadOptions:
     iteration: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     traits: frozenset[str] | None = None
+    states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Checkpoint:
         traits: What the names tell of the model (words of `dialects.base.Line.when`).
         strange: Tensors the table has no name for.
         ranks: The files of model-parallel ranks by the names of their folders.
+        stages: The layers of each pipeline stage, by its number; by ``stage.chunk`` where there are virtual chunks.
     """
 
     root: Path
@@ -102,6 +105,7 @@ class Checkpoint:
     traits: frozenset[str] = frozenset()
     strange: tuple[str, ...] = ()
     ranks: Mapping[str, Path] = field(default_factory=dict)
+    stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def tensors(self) -> Mapping[str, Spec]:

@@ -25,7 +25,7 @@ class RankFile:
         arguments: The training arguments as simple values; empty where there are none.
         version: ``checkpoint_version``; files without one are of version 0.
         iteration: Training step; None where it does not say.
-        chunks: The model's tensors by virtual chunk and name.
+        chunks: The model's tensors by virtual chunk and name; a chunk of no-op layers alone has none.
     """
 
     path: Path
@@ -71,7 +71,7 @@ def read_rank(path: Path, *, exact: bool = False) -> RankFile:
     arguments = plain(root["args"]) if "args" in root else {}
     names = [k for k in root if k == "model" or (str(k).startswith("model") and str(k)[5:].isdigit())]
     chunks = {int(k[5:] or 0): dict(tensors_of(root[k])) for k in sorted(names) if isinstance(root[k], dict)}
-    if not any(chunks.values()) or set(chunks) != set(range(len(chunks))):
+    if not chunks or set(chunks) != set(range(len(chunks))):
         raise FormatError(
             f"there is no model in it: it holds {', '.join(map(str, root))[:200]}",
             where=path,

@@ -13,6 +13,7 @@ from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.graph import AssetFile, Box, OutFile, Pair, Relation, Spec
+from ckptconv.readers.base import Note
 from ckptconv.slots import Dims
 from ckptconv.slots.entry import fill_in, numbers
 from ckptconv.storage.base import FileTensor
@@ -36,11 +37,13 @@ class Target:
         relation: Slots (left) to the tensors of the files (right).
         files: Makes the files once the dtypes are known: takes the tensors of the right side.
         assets: Small files beside them.
+        notes: What a user should know.
     """
 
     relation: Relation
     files: Callable[[Mapping[str, Spec]], tuple[OutFile, ...]]
     assets: tuple[AssetFile, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def as_laid_out(
@@ -93,11 +96,12 @@ def as_laid_out(
     return Target(relation, files, (_tracker(str(iteration)),))
 
 
-def like(relation: Relation, ranks: Mapping[str, Path], data: Path) -> Target:
+def like(joined: Relation, inner: Relation, ranks: Mapping[str, Path], data: Path) -> Target:
     """Lay a model out as an existing checkpoint is, with its arguments.
 
     Args:
-        relation: Tensors of that checkpoint's files (left) to slots (right).
+        joined: Tensors of that checkpoint's files (left) to whole ones (right).
+        inner: Those (left) to slots (right).
         ranks: Its files by the folders of their ranks.
         data: Its iteration's folder.
     """
@@ -113,9 +117,8 @@ def like(relation: Relation, ranks: Mapping[str, Path], data: Path) -> Target:
         )
 
     step = data.name.removeprefix("iter_")
-    return Target(
-        pad_vocabulary(relation.invert()), files, (_tracker(str(int(step)) if step.isdigit() else step),)
-    )
+    relation = pad_vocabulary(inner.invert()).compose(joined.invert())
+    return Target(relation, files, (_tracker(str(int(step)) if step.isdigit() else step),))
 
 
 # The state of training, which the weights of another model do not continue.

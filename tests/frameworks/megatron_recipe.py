@@ -1,18 +1,20 @@
 #!/usr/bin/env python
 """Write and read small checkpoints with the real megatron-core on CPU, one process per rank (gloo).
 
-    python megatron_recipe.py make OUT [FAMILY[/LAYOUT] ...]     OUT/FAMILY/{hf,gold.safetensors,logits.pt,LAYOUT,...}
-    python megatron_recipe.py read FAMILY/LAYOUT HF RUN LOGITS   load RUN into GPTModel, save what it answers
+    python megatron_recipe.py make OUT [FAMILY[/LAYOUT] ...]
+    python megatron_recipe.py read FAMILY/LAYOUT HF RUN LOGITS   load RUN into GPTModel, save its answer
     python megatron_recipe.py list
 
-``hf`` is a random transformers model, ``logits.pt`` its answer to a prompt and ``LAYOUT.logits.pt`` that of
-``GPTModel`` under the layout; ``gold.safetensors`` is its state under megatron-core's names (Transformer
-Engine spec, whole tensors, no padding). ``make`` checks that every layout answers as transformers does, and
-``read`` that each rank's tensors are ``hf``'s, bit for bit. The mapping of names and the cutting are written here a
-second time, on purpose: they are what ckptconv is measured against, and import nothing of it.
+``make`` writes a folder for each family: ``hf``, a random transformers model; ``logits.pt``, its answer to
+a prompt; ``gold.safetensors``, its state under megatron-core's names (Transformer Engine spec, whole
+tensors, no padding); and for each layout a run, and ``LAYOUT.logits.pt``, the answer of ``GPTModel``. It
+checks that every layout answers as transformers does. ``read`` checks that each rank's tensors are those of
+``hf``, bit for bit.
 
-Every layout is held by real ``GPTModel``s with the local spec. What core asks of a GPU is its current device; it is told
-"cpu" (``_stand_in_for_cuda``). The legacy format is written as Megatron-LM core_v0.16.1, ``training/checkpointing.py``, does.
+The mapping of names and the cutting are written here a second time, on purpose: they are what ckptconv is
+measured against, and import nothing of it. Every layout is held by real ``GPTModel``s of the local spec;
+what core asks of a GPU is answered with "cpu" (``_stand_in_for_cuda``). Files of the legacy format hold
+what Megatron-LM core_v0.16.1 saves (``megatron/training/checkpointing.py``).
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -95,7 +96,8 @@ def _hf(name: str, **fields: Any) -> Callable[[], PretrainedConfig]:
     usual = dict(
         vocab_size=VOCAB, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, head_dim=8, max_position_embeddings=128, tie_word_embeddings=False,
-        bos_token_id=1, eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
+        rms_norm_eps=1e-6, bos_token_id=1, eos_token_id=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
     )  # fmt: skip
 
     def config() -> PretrainedConfig:
@@ -116,109 +118,104 @@ def _gpt2() -> PretrainedConfig:
     )  # fmt: skip
 
 
+# fmt: off
 _DENSE = dict(
-    num_layers=4, hidden_size=48, ffn_hidden_size=80, num_attention_heads=8, num_query_groups=4, kv_channels=8,
-    normalization="RMSNorm", layernorm_epsilon=1e-6, gated_linear_unit=True, add_bias_linear=False,
-)  # fmt: skip
+    num_layers=4, hidden_size=48, ffn_hidden_size=80, num_attention_heads=8, num_query_groups=4,
+    kv_channels=8, normalization="RMSNorm", layernorm_epsilon=1e-6, gated_linear_unit=True,
+    add_bias_linear=False,
+)
 _MOE = dict(
     _DENSE, num_layers=2, num_moe_experts=4, moe_router_topk=2, moe_ffn_hidden_size=40,
     moe_router_load_balancing_type="none", moe_token_dispatcher_type="allgather", moe_aux_loss_coeff=0.0,
-)  # fmt: skip
-_LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}  # fmt: skip
+)
+_GPT2 = dict(
+    num_layers=4, hidden_size=48, ffn_hidden_size=192, num_attention_heads=8, kv_channels=6,
+    normalization="LayerNorm", layernorm_epsilon=1e-5, add_bias_linear=True, add_qkv_bias=True,
+    bias_activation_fusion=True,
+)
+_LLAMA3 = dict(
+    rope_type="llama3", rope_theta=50000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=8192,
+)
+_HF_MOE = dict(num_hidden_layers=2, num_experts_per_tok=2)
+_QWEN3_MOE = dict(_HF_MOE, head_dim=16, num_experts=4, moe_intermediate_size=40, norm_topk_prob=True)
+_ROPE = {"rotary_base": 50000}
+_TIED = {"share_embeddings_and_output_weights": True}
+
 _BF16 = torch.bfloat16
-_TP1, _TP2, _TP4, _TP2PP2 = Layout(), Layout(tp=2), Layout(tp=4), Layout(tp=2, pp=2)
-_VPP2 = Layout(pp=2, vpp=2)
+_TP1, _TP4, _TP2PP2 = Layout(), Layout(tp=4), Layout(tp=2, pp=2)
+_TP4_BF16 = Layout(tp=4, dtype=_BF16)
 _UNEVEN = Layout(
-    pp=2,
+    pp=2, layers=(1, 3),
     config={"num_layers_in_first_pipeline_stage": 1, "num_layers_in_last_pipeline_stage": 3},
-    layers=(1, 3),
 )
 _ACCOUNTED = Layout(
-    pp=3,
+    pp=3, layers=(1, 2, 1),
     config={"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True},
-    layers=(1, 2, 1),
 )
+_DRAWN = Layout(pp=2, layers=(1, 3), config={"pipeline_model_parallel_layout": "Et|tttL"})
 _DIST = Layout("torch_dist", tp=2, pp=2)
 
 FAMILIES = {
     "llama": Family(
-        _hf("LlamaConfig", rms_norm_eps=1e-6),
-        _DENSE,
-        {
+        _hf("LlamaConfig"), _DENSE, model=_ROPE,
+        layouts={
             "torch_tp1pp1_local": _TP1,
             "torch_tp2pp1_local_bf16": Layout(tp=2, dtype=_BF16),
             "torch_tp4pp1_local": _TP4,
             "torch_tp2pp2_local": _TP2PP2,
             "torch_tp1pp2_local_uneven": _UNEVEN,
             "torch_tp1pp3_local_accte": _ACCOUNTED,
-            "torch_tp1pp2vpp2_local": _VPP2,
+            "torch_tp1pp2vpp2_local": Layout(pp=2, vpp=2),
             "torch_tp2pp2vpp2_local": Layout(tp=2, pp=2, vpp=2),
-            "torch_tp1pp2_local_layout": Layout(
-                pp=2, config={"pipeline_model_parallel_layout": "Et|tttL"}, layers=(1, 3)
-            ),
+            "torch_tp1pp2_local_layout": _DRAWN,
             "torch_dist_tp2pp2_local": _DIST,
             "torch_dist_tp2pp2_local_bf16": Layout("torch_dist", tp=2, pp=2, dtype=_BF16),
             "torch_dist_tp1pp2vpp2_local": Layout("torch_dist", pp=2, vpp=2),
             "torch_dist_tp1pp3_local_accte": dataclasses.replace(_ACCOUNTED, format="torch_dist"),
         },
-        model={"rotary_base": 50000},
     ),
     "llama_tied": Family(
-        _hf("LlamaConfig", rms_norm_eps=1e-6, tie_word_embeddings=True),
-        _DENSE,
-        {
+        _hf("LlamaConfig", tie_word_embeddings=True), _DENSE, model=_ROPE | _TIED,
+        layouts={
             "torch_tp1pp1_local": _TP1,
             "torch_tp2pp2_local": _TP2PP2,
             "torch_tp1pp2vpp2_local_bf16": Layout(pp=2, vpp=2, dtype=_BF16),
             "torch_dist_tp2pp2_local": _DIST,
         },
-        model={"rotary_base": 50000, "share_embeddings_and_output_weights": True},
     ),
     "llama3_gqa2": Family(  # fewer query groups than ranks at TP 4, and llama3's stretched rotary frequencies
-        _hf(
-            "LlamaConfig", rms_norm_eps=1e-6, num_key_value_heads=2, max_position_embeddings=16384,
-            rope_parameters=_LLAMA3,
-        ),  # fmt: skip
-        dict(_DENSE, num_query_groups=2),
-        {
+        _hf("LlamaConfig", num_key_value_heads=2, max_position_embeddings=16384, rope_parameters=_LLAMA3),
+        dict(_DENSE, num_query_groups=2), model=_ROPE | {"rope_scaling": True},
+        layouts={
             "torch_tp1pp1_local": _TP1,
             "torch_tp4pp1_local": _TP4,
             "torch_dist_tp4pp1_local": Layout("torch_dist", tp=4),
         },
-        model={"rotary_base": 50000, "rope_scaling": True},
     ),
     "qwen2": Family(
-        _hf("Qwen2Config", rms_norm_eps=1e-6, head_dim=6),
-        dict(_DENSE, kv_channels=6, add_qkv_bias=True),
-        {
+        _hf("Qwen2Config", head_dim=6), dict(_DENSE, kv_channels=6, add_qkv_bias=True), model=_ROPE,
+        layouts={
             "torch_tp1pp1_local": _TP1,
             "torch_tp2pp2_local": _TP2PP2,
-            "torch_tp4pp1_local_bf16": Layout(tp=4, dtype=_BF16),
+            "torch_tp4pp1_local_bf16": _TP4_BF16,
             "torch_dist_tp2pp2_local": _DIST,
         },
-        model={"rotary_base": 50000},
     ),
     "qwen3": Family(
-        _hf("Qwen3Config", rms_norm_eps=1e-6, head_dim=16, tie_word_embeddings=True),
-        dict(_DENSE, kv_channels=16, qk_layernorm=True),
-        {
+        _hf("Qwen3Config", head_dim=16, tie_word_embeddings=True),
+        dict(_DENSE, kv_channels=16, qk_layernorm=True), model=_ROPE | _TIED,
+        layouts={
             "torch_tp1pp1_local": _TP1,
             "torch_tp2pp2_local": _TP2PP2,
             "torch_tp1pp3_local_accte": _ACCOUNTED,
             "torch_dist_tp2pp2_local": _DIST,
         },
-        model={"rotary_base": 50000, "share_embeddings_and_output_weights": True},
     ),
     "mixtral": Family(
-        _hf(
-            "MixtralConfig", rms_norm_eps=1e-6, num_hidden_layers=2, intermediate_size=40, num_local_experts=4,
-            num_experts_per_tok=2,
-        ),  # fmt: skip
-        dict(_MOE, ffn_hidden_size=40),
-        {
+        _hf("MixtralConfig", **_HF_MOE, intermediate_size=40, num_local_experts=4),
+        dict(_MOE, ffn_hidden_size=40), model=_ROPE,
+        layouts={
             "torch_tp1pp1_local": _TP1,
             "torch_tp1pp1ep2_local": Layout(ep=2),
             "torch_tp1pp2ep2_local": Layout(pp=2, ep=2),
@@ -228,57 +225,42 @@ FAMILIES = {
             "torch_tp4pp1ep2etp2_local": Layout(tp=4, ep=2, etp=2),
             "torch_dist_tp2pp2_local": _DIST,
             "torch_dist_tp1pp2ep2_local": Layout("torch_dist", pp=2, ep=2),
-            # The legacy format has no name for expert tensor parallel ranks beyond the tensor parallel ones.
+            # The legacy format has no name for more expert tensor parallel ranks than tensor parallel ones.
             "torch_dist_tp1pp1ep2etp2_local": Layout("torch_dist", ep=2, etp=2),
         },
-        model={"rotary_base": 50000},
     ),
     "qwen3_moe": Family(
-        _hf(
-            "Qwen3MoeConfig", rms_norm_eps=1e-6, num_hidden_layers=2, head_dim=16, num_experts=4,
-            num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=True, decoder_sparse_step=1,
-        ),  # fmt: skip
-        dict(_MOE, kv_channels=16, qk_layernorm=True),
-        {
+        _hf("Qwen3MoeConfig", **_QWEN3_MOE), dict(_MOE, kv_channels=16, qk_layernorm=True), model=_ROPE,
+        layouts={
             "torch_tp1pp1_local": _TP1,
             "torch_tp2pp2_local": _TP2PP2,
             "torch_tp2pp2ep2etp1_local": Layout(tp=2, pp=2, ep=2, etp=1),
             "torch_dist_tp2pp1ep2_local": Layout("torch_dist", tp=2, ep=2),
         },
-        model={"rotary_base": 50000},
     ),
     "qwen3_moe_mixed": Family(  # a dense first layer
-        _hf(
-            "Qwen3MoeConfig", rms_norm_eps=1e-6, num_hidden_layers=2, head_dim=16, num_experts=4,
-            num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=True, mlp_only_layers=[0],
-        ),  # fmt: skip
-        dict(_MOE, kv_channels=16, qk_layernorm=True, moe_layer_freq=[0, 1]),
-        {"torch_tp1pp2_local": Layout(pp=2), "torch_dist_tp2pp2_local": _DIST},
-        model={"rotary_base": 50000},
+        _hf("Qwen3MoeConfig", **_QWEN3_MOE, mlp_only_layers=[0]),
+        dict(_MOE, kv_channels=16, qk_layernorm=True, moe_layer_freq=[0, 1]), model=_ROPE,
+        layouts={"torch_tp1pp2_local": Layout(pp=2), "torch_dist_tp2pp2_local": _DIST},
     ),
     "gpt2": Family(
-        _gpt2,
-        dict(
-            num_layers=4, hidden_size=48, ffn_hidden_size=192, num_attention_heads=8, kv_channels=6,
-            normalization="LayerNorm", layernorm_epsilon=1e-5, add_bias_linear=True, add_qkv_bias=True,
-            bias_activation_fusion=True,
-        ),  # fmt: skip
-        {
+        _gpt2, _GPT2, model={"position_embedding_type": "learned_absolute"} | _TIED,
+        layouts={
             "torch_tp1pp1_local": _TP1,
             "torch_tp2pp2_local": _TP2PP2,
-            "torch_tp4pp1_local_bf16": Layout(tp=4, dtype=_BF16),
+            "torch_tp4pp1_local_bf16": _TP4_BF16,
             "torch_dist_tp2pp2_local": _DIST,
         },
-        model={"position_embedding_type": "learned_absolute", "share_embeddings_and_output_weights": True},
     ),
-}  # fmt: skip
+}
+# fmt: on
 
 
 # The model: transformers' names to megatron-core's, and a rank's part of them.
 
 
 def make_hf(family: Family, folder: Path) -> torch.Tensor:
-    """Save a random model with no parameter left at its initial 0 or 1, and return its answer to the prompt."""
+    """Save a random model with no parameter left at its initial value; return its answer to the prompt."""
     import transformers
 
     torch.manual_seed(1234)
@@ -382,7 +364,7 @@ def _from_gpt2(hf: State, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def gold_state(family: Family, state: State) -> State:
-    """Return the state under the names of the Transformer Engine spec with grouped experts, tied head left out."""
+    """Return the state under the Transformer Engine spec's names, experts grouped, tied head left out."""
     routed = {name.split(".mlp.")[0] for name in state if name.endswith("mlp.router.weight")}
     gold = {}
     for name, tensor in state.items():
@@ -777,7 +759,7 @@ def make_layout(family: Family, layout: Layout, hf: Path, run: Path) -> tuple[to
 
 
 def read_run(family: Family, layout: Layout, hf: Path, run: Path) -> torch.Tensor:
-    """Load a run into ``GPTModel``s, compare every tensor with ``hf``, and return the answer to the prompt."""
+    """Load a run, compare every tensor with ``hf``, and return the answer to the prompt."""
     state = core_state(family, hf)
 
     def task() -> torch.Tensor | None:

@@ -1,6 +1,6 @@
-"""What megatron-core writes today converts to the model it ran, and what is written for it loads and answers alike.
+"""What megatron-core writes today converts to the model it ran; what is written for it loads there.
 
-``make test-frameworks`` installs megatron-core for it; every family is made anew by ``megatron_recipe.py`` on CPU.
+``make test-frameworks`` installs megatron-core; ``megatron_recipe.py`` makes every family anew, on CPU.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ def test_written_torch_dist_loads_in_core_and_answers_alike(
     family: Callable[[str], Path], name: str, key: str, tmp_path: Path
 ) -> None:
     case, layout = family(name), FAMILIES[name].layouts[key]
-    flags = ["--to", "torch_dist", f"--tp={layout.tp}", f"--dtype={_NAMES[layout.dtype]}", "--quiet"]
-    _run(_COMMAND, "convert", case / "hf", tmp_path / "run", *flags)
+    flags = [f"--tp={layout.tp}", "--dialect=core-local", f"--dtype={_NAMES[layout.dtype]}", "--quiet"]
+    _run(_COMMAND, "convert", case / "hf", tmp_path / "run", "--to", "torch_dist", *flags)
     _assert_loads(case, name, key, tmp_path / "run", tmp_path / "answer.pt")
 
 
 def _assert_loads(case: Path, name: str, key: str, run: Path, answer: Path) -> None:
-    """Assert that every rank takes ``run`` with no name missing or over, holds the model, and that it answers alike."""
+    """Assert that every rank takes ``run``, no name missing or over, and that they hold the model."""
     _run(sys.executable, _RECIPE, "read", f"{name}/{key}", case / "hf", run, answer)
     torch.testing.assert_close(torch.load(answer), torch.load(case / f"{key}.logits.pt"), rtol=0, atol=1e-5)

@@ -100,7 +100,16 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
         traits=made.traits,
         strange=made.unknown,
         ranks=run.files,
+        stages=_stages(made),
     )
+
+
+def _stages(made: Assembled) -> dict[str, tuple[int, ...]]:
+    chunked = any(c.vpp for c in made.stages)
+    return {
+        f"{c.pp}.{c.vpp}" if chunked else str(c.pp): tuple(layers.values())
+        for c, layers in made.stages.items()
+    }
 
 
 def _spec(tensor: FileTensor) -> Spec:

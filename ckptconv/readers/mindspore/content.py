@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptconv.readers.base import GraphBuilder, Note
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
-from ckptconv.readers.mindspore.entries import STEP, beside_weights
+from ckptconv.readers.mindspore.entries import KEPT, STEP, beside_weights
 from ckptconv.storage.mindspore import MindSporeFile
 from ckptconv.storage.stored import Stored
 from ckptconv.topology_mindspore import Cut
@@ -31,6 +31,7 @@ class Content:
         notes: What a user should know.
         layout: Parallel sizes.
         containers: The files read, by form.
+        states: Whether states of the optimizer and of training are read as tensors.
     """
 
     graph: GraphBuilder = field(default_factory=GraphBuilder)
@@ -41,6 +42,12 @@ class Content:
     notes: list[Note] = field(default_factory=list)
     layout: dict[str, Any] = field(default_factory=dict)
     containers: Counter[str] = field(default_factory=Counter)
+    states: bool = False
+
+    def takes(self, name: str) -> bool:
+        """Whether an entry is read as a tensor: a weight, or a state if these are wanted."""
+        kind = beside_weights(name)
+        return kind is None or (self.states and kind in KEPT)
 
     def weights(self, file: MindSporeFile) -> Mapping[str, Stored]:
         """Return a file's weights; note what else it holds."""
@@ -52,10 +59,10 @@ class Content:
         found = {}
         for name, stored in file.tensors.items():
             kind = beside_weights(name)
-            if kind is None:
+            if self.takes(name):
                 found[name] = stored
-                continue
-            self.left_out[kind] += stored.nbytes
+            elif kind is not None:
+                self.left_out[kind] += stored.nbytes
             if name in STEP and stored.numel == 1 and stored.dtype.kind == "int":
                 self.steps.setdefault(name, stored)
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["STEP", "beside_weights"]
+__all__ = ["KEPT", "STEP", "beside_weights", "weight_of"]
 
 # Parameter.clone(prefix) and names made by hand: mindspore 2.9, nn/optim/*.py; mindformers 1.9,
 # core/optim/*.py, wrapper/wrapper.py.
@@ -25,6 +25,18 @@ _EXACTLY = frozenset({
 
 STEP = ("step_num", "global_step")
 """Entries that hold the training step, the best first."""
+
+
+KEPT = ("optimizer states", "training state")
+"""Kinds that training goes on with."""
+
+
+def weight_of(name: str) -> str | None:
+    """Return the weight an optimizer state belongs to, None for other entries."""
+    for kind, prefixes in _PREFIXES:
+        if kind == "optimizer states":
+            return next((name[len(p) :] for p in prefixes if name.startswith(p) and p.endswith(".")), None)
+    return None
 
 
 def beside_weights(name: str) -> str | None:

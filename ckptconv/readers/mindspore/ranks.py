@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.readers.base import Note, ReadOptions
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
 from ckptconv.readers.mindspore.content import Content, add_whole
-from ckptconv.readers.mindspore.entries import beside_weights
+from ckptconv.readers.mindspore.entries import beside_weights, weight_of
 from ckptconv.readers.mindspore.find import Found
 from ckptconv.readers.mindspore.strategy import Strategy, find_strategies, read_strategies
 from ckptconv.storage.mindspore import open_mindspore
@@ -42,6 +42,9 @@ def read_ranks(found: Found, options: ReadOptions, content: Content) -> None:
     strategy = _strategy(found, paths, content)
     unknown = []
     for name, held in holders.items():
+        if (weight := _cut_like(name, held, holders, strategy)) is not None:
+            add_tensor(content.graph, name, _groups(weight, held, strategy), str(found.data))
+            continue
         if not any(name in strategy.stages[strategy.stage(rank)] for rank, _ in held):
             unknown.append(name)
             _check_everywhere(name, held, strategy, found)
@@ -53,6 +56,20 @@ def read_ranks(found: Found, options: ReadOptions, content: Content) -> None:
     if lost := sorted(expected - set(holders)):
         text = f"{len(lost)} parameters of the strategy are in no rank's file: {lost[0]}"
         content.notes.append(Note("warning", text))
+
+
+def _cut_like(
+    name: str,
+    held: Sequence[tuple[int, Stored]],
+    holders: Mapping[str, Sequence[tuple[int, Stored]]],
+    strategy: Strategy,
+) -> str | None:
+    """Return the weight an optimizer state is cut like, if no strategy has a layout for the state itself."""
+    weight = weight_of(name)
+    if weight not in holders or any(name in names for names in strategy.stages.values()):
+        return None
+    theirs = {rank: stored.shape for rank, stored in holders[weight]}
+    return weight if all(theirs.get(rank) == stored.shape for rank, stored in held) else None
 
 
 def _strategy(found: Found, paths: Sequence[Path], content: Content) -> Strategy:

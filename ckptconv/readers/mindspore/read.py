@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ckptconv.dialects.mindformers import find_style, usual
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.readers.base import Checkpoint, Note, ReadOptions
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
 from ckptconv.readers.mindspore.content import Content, add_whole
-from ckptconv.readers.mindspore.entries import STEP, beside_weights
+from ckptconv.readers.mindspore.entries import STEP
 from ckptconv.readers.mindspore.find import NAME_MAP, Found, find
 from ckptconv.readers.mindspore.metadata import read_metadata
 from ckptconv.readers.mindspore.ranks import no_strategy, read_ranks
@@ -41,7 +42,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             where=found.data,
             hint="leave --strategy out, or name the folder that holds rank_0, rank_1, ...",
         )
-    content = Content()
+    content = Content(states=options.states)
     _READ[found.kind](found, options, content)
     if not content.graph.right:
         raise FormatError(
@@ -51,6 +52,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         )
     content.layout.update(_step_layout(found))
     iteration = _iteration(found, content)
+    style = find_style(content.graph.right)
     count = content.containers.total()
     texts = [Note("info", f"text beside the weights: {k} = {v[:200]!r}") for k, v in content.texts.items()]
     ranks = f", {len(found.ranks)} ranks" if found.kind == "ranks" else ""
@@ -66,6 +68,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         layout=content.layout,
         iteration=iteration,
         left_out=dict(content.left_out),
+        table=None if style is None else style.table(usual(style, content.graph.right)),
         notes=(*found.notes, *content.notes, *texts),
     )
 
@@ -171,7 +174,7 @@ def _read_iteration(found: Found, options: ReadOptions, content: Content) -> Non
         if strange:
             raise PlanError(f"{strange[0]} of {name} is not in metadata.json", where=entry)
     for name, slices in metadata.slices.items():
-        if beside_weights(name) is not None:
+        if not content.takes(name):
             continue
         holders = []
         for s in slices:
