@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_READY := $(FRAMEWORKS)/.ready
+# MindSpore has bfloat16 in numpy 1 only, so it has an environment of its own, without torch.
+MINDSPORE := .venv-mindspore
+MINDSPORE_READY := $(MINDSPORE)/.ready
 # DeepSpeed's build imports torch, so the build tools come first and it is built without isolation.
 # -qq: pip warns of every local index it does not find.
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -43,11 +46,12 @@ format: $(READY)  ## rewrite the sources in the house's format
 bench: $(FRAMEWORKS_READY)  ## measure speed and memory against cp and DeepSpeed's own tool
 	$(FRAMEWORKS)/bin/python benchmarks/run.py
 
-test-frameworks: $(FRAMEWORKS_READY)  ## make fresh checkpoints with the real frameworks and convert them
+test-frameworks: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## make fresh checkpoints with the real frameworks and convert them
 	$(FRAMEWORKS)/bin/python -m pytest -q -m frameworks tests/frameworks
+	$(MINDSPORE)/bin/python -m pytest -q -m frameworks tests/frameworks/test_mindspore.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(FRAMEWORKS) $(DEMO_OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FRAMEWORKS) $(MINDSPORE) $(DEMO_OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -59,4 +63,11 @@ $(FRAMEWORKS_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) torch numpy ninja setuptools wheel hatchling editables
 	$(FRAMEWORKS)/bin/python $(PIP_INSTALL) --no-build-isolation -e '.[test,frameworks,bench]' megatron-core
+	@touch $@
+
+$(MINDSPORE_READY): pyproject.toml
+	$(PYTHON) -m venv $(MINDSPORE)
+	$(MINDSPORE)/bin/python -m pip install -qq --disable-pip-version-check \
+		mindspore==2.10.0 numpy==1.26.4 'ml_dtypes<0.6' safetensors xxhash huggingface_hub pyyaml pytest hypothesis
+	$(MINDSPORE)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e .
 	@touch $@

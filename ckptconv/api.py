@@ -31,6 +31,7 @@ from ckptconv.options import ConvertOptions
 from ckptconv.peft import prepare
 from ckptconv.readers.base import Checkpoint, Note, ReadOptions, Weights
 from ckptconv.readers.registry import open_checkpoint
+from ckptconv.replicas import with_replicas
 from ckptconv.sharded import as_stored, follow_through, retyped, shard, with_tied_head
 from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.files import SourceFiles
@@ -170,6 +171,11 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
     """
     chosen = _checked(replace(options or ConvertOptions(), **fields))
     checkpoint = understood(open_checkpoint(Path(source), _reading(chosen)), chosen)
+    return with_replicas(_plan(checkpoint, chosen), chosen.replicas)
+
+
+def _plan(checkpoint: Checkpoint, chosen: ConvertOptions) -> Plan:
+    """Plan a conversion that compares all replicas."""
     if keeps_names(checkpoint, chosen):
         merged = plan_merge(checkpoint, chosen)
         return replace(merged, steps=(*merged.steps, *_left_out(checkpoint)))

@@ -21,7 +21,8 @@ from ckptconv.peft import prepare
 from ckptconv.readers.base import Checkpoint, ReadOptions, Weights
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.slots import Entry
-from ckptconv.verify.diff import Diff, Same, compare
+from ckptconv.verify.diff import compare
+from ckptconv.verify.outcome import Diff, Same
 
 __all__ = ["View", "as_opened", "diff", "under_hf_names"]
 
@@ -56,7 +57,13 @@ def as_opened(checkpoint: Checkpoint) -> View:
     relation = checkpoint.relation
     casts = cast_chains(checkpoint, relation, checkpoint.via)
     plan = Plan(
-        str(checkpoint.root), checkpoint.producer, relation, checkpoint.stored, casts, (), inputs=checkpoint.files
+        str(checkpoint.root),
+        checkpoint.producer,
+        relation,
+        checkpoint.stored,
+        casts,
+        (),
+        inputs=checkpoint.files,
     )
     return View(plan, checkpoint.aliases, notes=_notes(checkpoint))
 
@@ -162,7 +169,11 @@ def diff(
         options=Options(workers, max_memory),
         listen=listen,
     )
-    said = [*notes, *((level, f"A: {t}") for level, t in left.notes), *((level, f"B: {t}") for level, t in right.notes)]
+    said = [
+        *notes,
+        *((level, f"A: {t}") for level, t in left.notes),
+        *((level, f"B: {t}") for level, t in right.notes),
+    ]
     return replace(
         found,
         a=str(a),
@@ -271,11 +282,13 @@ def _remarks(found: Diff) -> list[tuple[str, str]]:
         if t.dtype != t.dtype_b:
             types[t.dtype, t.dtype_b] = types.get((t.dtype, t.dtype_b), 0) + 1
     for (one, two), count in types.items():
-        said.append(("warning", f"{count} tensors are {one} in A and {two} in B; their values are compared as float64"))
+        said.append(("warning", f"{count} x {one} in A, {two} in B; the values are compared as float64"))
     nans = [t for t in found.tensors if any(t.nans)]
     if nans:
         total = sum(t.nans[0] for t in nans), sum(t.nans[1] for t in nans)
-        text = f"{total[0]} values of A and {total[1]} of B are NaN, the first in {nans[0].name}; NaN equals NaN here"
+        text = (
+            f"{total[0]} values of A and {total[1]} of B are NaN, as in {nans[0].name}; NaN equals NaN here"
+        )
         said.append(("warning", text))
     bits = sum(t.bits for t in found.tensors)
     if bits:

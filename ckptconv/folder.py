@@ -64,7 +64,11 @@ def gather_assets(
     """
     written = Counter[str]()
     for name, spec in named.written.items():
-        if name not in checkpoint.buffers and dtype_named(spec.dtype).kind == "float":
+        if (
+            name not in checkpoint.buffers
+            and dtype_named(spec.dtype).kind == "float"
+            and not spec.dtype.startswith("float8")
+        ):
             written[spec.dtype] += spec.numel
     dtype = written.most_common(1)[0][0] if written else None
     says = family.tied(config.values) if family else config.values.get("tie_word_embeddings")

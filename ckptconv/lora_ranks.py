@@ -126,15 +126,15 @@ def _config(checkpoint: Checkpoint) -> AdapterConfig | None:
     MindSpeed-LLM's are ``lora_alpha`` and ``lora_r`` (c77308a1, ``features_manager/finetune/lora.py``).
     """
     found = read_config(*dict.fromkeys((checkpoint.root, checkpoint.data)))
-    if found is not None:
-        return found
+    if found is not None or not checkpoint.arguments.get("lora_target_modules"):
+        return found  # without targets the other arguments are what they are in every run, their defaults
     said = {"lora_alpha": checkpoint.arguments.get("lora_alpha"), "r": checkpoint.arguments.get("lora_r")}
     numbers = {
         k: v
         for k, v in said.items()
         if isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v) and v > 0
     }
-    return AdapterConfig(numbers, checkpoint.data, "the training arguments") if numbers else None
+    return AdapterConfig(numbers, checkpoint.data, "the training run") if numbers else None
 
 
 def _open(folder: Path, base: Checkpoint, options: ConvertOptions) -> Checkpoint:

@@ -10,7 +10,17 @@ from typing import Any, Final, Literal
 
 from ckptconv.architecture import Architecture, beside_of
 from ckptconv.arguments import read_run
-from ckptconv.dialects.mindformers import CORE, GLM, LEGACY, STYLES, Style, find_style, style_for, told, unsaid
+from ckptconv.dialects.mindformers import (
+    CORE,
+    GLM,
+    LEGACY,
+    STYLES,
+    Style,
+    find_style,
+    style_for,
+    told,
+    unsaid,
+)
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import FormatError, PlanError, UsageError
@@ -98,7 +108,9 @@ def _check(checkpoint: Checkpoint) -> Note:
     held = sum(mindspore.check_crc(path) for path in paths)
     if held == len(paths):
         return Note("info", f"the CRC-32 of all {held} files is right")
-    return Note("warning", f"--check: {len(paths) - held} of {len(paths)} files hold no CRC-32, {held} are right")
+    return Note(
+        "warning", f"--check: {len(paths) - held} of {len(paths)} files hold no CRC-32, {held} are right"
+    )
 
 
 def _find_run(checkpoint: Checkpoint, given: Path | None) -> tuple[Path | None, Mapping[str, Any]]:
@@ -159,13 +171,23 @@ def _from_run(run: Mapping[str, Any], word: str) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+# What a word is about, what it means that it does not hold and that it does, and which flag says so.
 _SAID = {
-    "qkv_contiguous": ("query, key and value lie", "in turns, by query group", "one after the other",
-                       "--qkv-layout"),
-    "mlp_contiguous": ("gate and up projection lie", "row by row in turns", "one after the other", "--mlp-layout"),
-    "rearranged": ("the rows of query and key are", "as published", "rearranged (use_rearrange_rope)", "--yaml"),
+    "qkv_contiguous": (
+        "query, key and value lie",
+        "in turns, by query group",
+        "one after the other",
+        "--qkv-layout",
+    ),
+    "mlp_contiguous": (
+        "gate and up projection lie",
+        "in turns, row by row",
+        "one after the other",
+        "--mlp-layout",
+    ),
+    "rearranged": ("rows of query and key are", "as published", "rearranged (use_rearrange_rope)", "--yaml"),
     "gmm": ("the experts' weights are", "[out, in]", "[in, out] (use_gmm)", "--yaml"),
-}  # fmt: skip
+}
 
 
 def _settled(
@@ -251,10 +273,14 @@ def _like(options: ConvertOptions) -> _Chosen:
     model = open_checkpoint(path, ReadOptions())
     style = find_style(model.tensors) if model.producer == "mindspore" else None
     if style is None:
-        raise UsageError("--like: no checkpoint of MindFormers", where=path, hint="name a .ckpt or its folder")
+        raise UsageError(
+            "--like: no checkpoint of MindFormers", where=path, hint="name a .ckpt or its folder"
+        )
     given = _dialect(options.dialect) if options.dialect is not None else style
     if given is not style or options.qkv_concat or options.experts or options.mla:
-        raise UsageError("--like takes names and packing from a checkpoint; leave the flags that say them out")
+        raise UsageError(
+            "--like takes names and packing from a checkpoint; leave the flags that say them out"
+        )
     words, notes = _settled(style, model.tensors, _find_run(model, None)[1], _layouts(options))
     container: Container = "safetensors" if "safetensors" in model.format else "ckpt"
     lost = [n for n in model.tensors if style.is_ignored(n)]
@@ -350,7 +376,9 @@ def _files(
         The tensors (left) to what is placed in the files (right); the files; notes.
     """
     if strategy is None:
-        made = [_file(f"{_STEM}.{container}", "", {n: (s, Box.whole(n, s.shape)) for n, s in tensors.items()})]
+        made = [
+            _file(f"{_STEM}.{container}", "", {n: (s, Box.whole(n, s.shape)) for n, s in tensors.items()})
+        ]
         return _joined(tensors, made), tuple(f for _, _, f in made), []
     found = read_strategies(find_strategies(strategy, strategy))
     made, taken, notes = [], set[str](), []
@@ -358,7 +386,9 @@ def _files(
     for stage in sorted(found.stages):
         for position in range(found.ranks):
             rank = stage * found.ranks + position
-            parts = {n: c for n, s in tensors.items() if (c := _cut(found, stage, n, s, n in missing)) is not None}
+            parts = {
+                n: c for n, s in tensors.items() if (c := _cut(found, stage, n, s, n in missing)) is not None
+            }
             boxes = {n: slice_box(n, tensors[n].shape, c, position) for n, c in parts.items()}
             held = {
                 n: (Spec(_part(tensors[n].shape, c), tensors[n].dtype), boxes[n]) for n, c in parts.items()
@@ -367,7 +397,9 @@ def _files(
                 raise PlanError(f"the strategy gives rank {rank} no tensor of the model", where=strategy)
             made.append(_file(f"rank_{rank}/{_STEM}_{rank}.{container}", f"rank_{rank}/", held, taken))
     if missing:
-        text = f"{len(missing)} tensors are in no strategy file, written whole on every rank: {some(missing, 2)}"
+        text = (
+            f"{len(missing)} tensors are in no strategy file, written whole on every rank: {some(missing, 2)}"
+        )
         notes.append(Note("guess", text))
     lost = {n for names in found.stages.values() for n in names if beside_weights(n) is None} - tensors.keys()
     if lost:

@@ -234,6 +234,12 @@ def cast_chains(
             if step is not None and step != chain[-1]:
                 chain.append(step)
         if len(chain) > 1:
+            if chain[0].name.startswith("float8"):
+                raise PlanError(
+                    f"{name} is quantised to {chain[0]}; without its scales a cast would be wrong",
+                    where=checkpoint.data,
+                    hint="dequantise the model first; --dtype keep copies it as it is",
+                )
             if any(d.kind != "float" for d in chain):
                 raise PlanError(f"{name} is stored as {chain[0]} and cannot become {chain[-1]}")
             casts[name] = tuple(chain)

@@ -58,7 +58,7 @@ _TEXTS: dict[str, tuple[str, ...]] = {
     "activation": ("hidden_act",),
     "score_function": ("scoring_func",),
 }
-# Configurations whose class is of one architecture, and those of Baichuan, which are told by the model's class.
+# Configurations whose class is of one architecture.
 _CLASSES = {
     "ChatGLM2Config": "chatglm",
     "GPT2Config": "gpt2",
@@ -124,7 +124,7 @@ def run_facts(config: Mapping[str, Any]) -> dict[str, Fact]:
     found.setdefault("window", Fact(None, "not in the YAML"))
     for name, value in _ASSUMED.get(kind, {}).items():
         found.setdefault(name, Fact(value, f"default of {kind}"))
-    if kind == "LlamaConfig" or "activation" not in found and kind in ("", "ChatGLM2Config"):
+    if kind in ("", "LlamaConfig", "ChatGLM2Config"):
         found.setdefault("activation", Fact("silu", f"default of {kind or 'MindFormers'}"))
     return found
 
@@ -165,7 +165,7 @@ def _heads(config: Mapping[str, Any], found: dict[str, Fact]) -> None:
 
 
 def _width(config: Mapping[str, Any], found: dict[str, Fact]) -> None:
-    """Work out the width of the MLP as Llama does where none is given (llama_config.py, ``LlamaFeedForward``)."""
+    """Work out the width of the MLP where none is given (llama_layer.py, ``LlamaFeedForward``)."""
     hidden = found.get("hidden")
     if "inner" in found or hidden is None:
         return

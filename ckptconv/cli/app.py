@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ckptconv.cli import compare
 from ckptconv.cli.layout import READ, SOURCE, STATED, TARGET
 from ckptconv.cli.mindformers import MINDFORMERS_SOURCE, MINDFORMERS_TARGET, MINDSPORE
 from ckptconv.cli.options import Flags, Source, Target, WeightsChoice, converting
@@ -97,7 +98,7 @@ def megatron_split(
 @app.command(
     "mindformers-to-hf",
     epilog="[bold]ckptconv mindformers-to-hf llama.ckpt model/ --config org/model[/bold]\n\n"
-    "[bold]ckptconv mindformers-to-hf output/ model/ --yaml run.yaml[/bold]  ranks, config.json from the run\n\n"
+    "[bold]ckptconv mindformers-to-hf output/ model/ --yaml run.yaml[/bold]  config.json from the run\n\n"
     "[bold]ckptconv mindformers-to-hf output/checkpoint model/ --strategy output/strategy --check[/bold]",
 )
 @converting(MINDFORMERS_SOURCE, READ)
@@ -109,7 +110,7 @@ def mindformers_to_hf(source: Source, out: Target, flags: Flags, fields: dict[st
 @app.command(
     "hf-to-mindformers",
     epilog="[bold]ckptconv hf-to-mindformers model/ out/[/bold]  out/checkpoint.ckpt\n\n"
-    "[bold]ckptconv hf-to-mindformers model/ out/ --like old.ckpt[/bold]  names and packing of a checkpoint\n\n"
+    "[bold]ckptconv hf-to-mindformers model/ out/ --like old.ckpt[/bold]  names and packing of another\n\n"
     "[bold]ckptconv hf-to-mindformers model/ out/ --strategy output/strategy[/bold]  a folder a rank",
 )
 @converting(MINDFORMERS_TARGET)
@@ -163,12 +164,18 @@ def inspect(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write an HTML page as well.", show_default=False),
+    ] = None,
 ) -> None:
-    """Show what a checkpoint holds, from its metadata alone."""
+    """Show what a checkpoint holds and which rank holds it, from its metadata alone."""
     import ckptconv
     from ckptconv.cli import render
 
     model = ckptconv.open(source, weights=weights.value if weights else None, tag=tag)
+    if report is not None:
+        compare.report(report, render.describe(model, None))
     if json:
         _print_json(render.describe(model, tensors))
     else:
@@ -227,3 +234,4 @@ def _print_json(data: Any) -> None:
 
 
 register(app)
+compare.register(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -28,11 +29,15 @@ _EXPLAINED = 6  # tensors whose holders are printed
 _BASE_MEMORY = 60_000_000  # the interpreter and its libraries, measured
 
 
+# Control characters, and those that turn the direction of writing: a name must not steer the terminal.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def escape(text: str) -> str:
-    """Return text that rich shows as it is."""
+    """Return text that rich shows as it is; control characters by their codes."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(_CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", text))
 
 
 def _out() -> Console:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptconv.cli.render import _out, _table, escape, plural, size
+from ckptconv.cli.render import _out, _table, escape, size
 from ckptconv.verify.explain import Explained
 from ckptconv.verify.overview import layers_text, pipeline
 
@@ -46,7 +46,7 @@ def stages(
         )
     console = _out()
     console.print()
-    console.print(f"[bold]{title}[/]: {plural(len(holders), 'rank')} ({cut})")
+    console.print(f"[bold]{title}[/]: {len(holders)} ({cut})")
     console.print(table)
 
 
@@ -83,7 +83,9 @@ def slices(found: Sequence[Explained]) -> None:
     console = _out()
     for one in found:
         console.print()
-        console.print(f"[bold]{escape(one.name)}[/] [dim]{list(one.shape)} {one.dtype}[/]".replace("[]", "scalar"))
+        console.print(
+            f"[bold]{escape(one.name)}[/] [dim]{list(one.shape)} {one.dtype}[/]".replace("[]", "scalar")
+        )
         table = _table("part", "held by", "copies")
         parts: dict[str, tuple[list[str], list[str]]] = {}
         for piece in one.pieces:

@@ -15,7 +15,16 @@ from ckptconv.errors import PlanError
 from ckptconv.graph import Box, Pair, Relation, Spec
 from ckptconv.topology import Cut
 
-__all__ = ["Factor", "factor_cut", "factor_of", "is_gate_told", "own_name", "unpack_factor", "with_implied"]
+__all__ = [
+    "Factor",
+    "factor_cut",
+    "factor_of",
+    "is_gate_told",
+    "own_name",
+    "unpack_factor",
+    "with_implied",
+    "without_weights",
+]
 
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>[ABab])(?:\.(?!weight\d*$)(?P<adapter>[^.]+))?\.(?P<leaf>weight\d*)"
@@ -79,6 +88,12 @@ def with_implied(tensors: Mapping[str, Spec]) -> dict[str, Spec]:
         if weight not in tensors and len(parts) == 2
     }
     return {**tensors, **implied}
+
+
+def without_weights(tensors: Mapping[str, Spec]) -> bool:
+    """Whether the layers hold factors of adapters and nothing else."""
+    layered = [n for n in tensors if ".layers." in n]
+    return bool(layered) and all(factor_of(n) is not None or _TOGETHER.fullmatch(n) for n in layered)
 
 
 def is_gate_told(tensors: Mapping[str, Spec]) -> bool:

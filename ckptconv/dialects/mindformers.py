@@ -1,6 +1,6 @@
 """MindFormers' ways of naming and packing the slots: whole tensors, no cuts.
 
-Names: mindformers fd4deeb and 1.9, ``mindformers/models/*/convert_weight.py``, ``research/*/convert_weight.py``,
+Names: mindformers fd4deeb and 1.9, ``mindformers/models/*/convert_weight.py``, ``research/*/``,
 ``mindformers/utils/convert_utils.py`` (``qkv_concat_hf2mg``, ``ffn_concat_hf2mg``),
 ``mindformers/models/*/utils.py`` (``weight_mapping``), ``toolkit/weight_convert/deepseekv3``. The tables of
 GPT-2, BLOOM, InternLM2 and of DeepSeek's first form follow older releases' converters.
@@ -68,7 +68,9 @@ def _lines(slot: str | Pack, module: str, when: str = "", *, bias: bool = True) 
     return tuple(replace(e, when=when or None) for e in linear(slot, module, bias=None if bias else False))
 
 
-def _norm(slot: str, stem: str, when: str = "", names: tuple[str, str] = ("weight", "bias")) -> tuple[Entry, ...]:
+def _norm(
+    slot: str, stem: str, when: str = "", names: tuple[str, str] = ("weight", "bias")
+) -> tuple[Entry, ...]:
     return (
         one(slot, f"{stem}.{names[0]}", when=when or None),
         one(f"{slot}.bias", f"{stem}.{names[1]}", when=when or None, optional=True),
@@ -234,7 +236,9 @@ _CORE_LATENT = (
     *_lines(
         concat("layers.*.mla.q_a", "layers.*.mla.kv_a"), "self_attention.linear_qkv", "mla q_lora !mla_down"
     ),
-    *_lines(concat(_QUERY, "layers.*.mla.kv_a"), "self_attention.linear_qkv", "mla !q_lora !mla_down", bias=False),
+    *_lines(
+        concat(_QUERY, "layers.*.mla.kv_a"), "self_attention.linear_qkv", "mla !q_lora !mla_down", bias=False
+    ),
     *_lines("layers.*.mla.q_a", "self_attention.linear_q_down_proj", "mla q_lora mla_down"),
     *_lines(_QUERY, "self_attention.linear_q_proj", "mla !q_lora mla_down", bias=False),
     *_lines("layers.*.mla.kv_a", "self_attention.linear_kv_down_proj", "mla mla_down"),

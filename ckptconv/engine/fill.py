@@ -97,8 +97,31 @@ class Filler:
                 out[a - lo : b - lo] = np.frombuffer(data, np.uint8)[a - at : b - at]
         overflows = 0
         for i, a, b in spans:
-            overflows += self._fill_tensor(layout.tensors[i], lo + a, out[a:b], buffers)
+            overflows += self._fill_bytes(layout.tensors[i], lo + a, out[a:b], buffers)
         return out, spans, overflows
+
+    def _fill_bytes(self, tensor: Placed, position: int, out: Array, buffers: Buffers) -> int:
+        """Fill a range that may start and end inside an element: not every container aligns its tensors."""
+        size = tensor.dtype.itemsize
+        head = min((tensor.offset - position) % size, out.nbytes)
+        tail = (out.nbytes - head) % size
+        if head:
+            self._fill_within(tensor, position, out[:head], buffers)
+        overflows = 0
+        if head + tail < out.nbytes:
+            overflows = self._fill_tensor(tensor, position + head, out[head : out.nbytes - tail], buffers)
+        if tail:
+            at = out.nbytes - tail
+            overflows += self._fill_within(tensor, position + at, out[at:], buffers)
+        return overflows
+
+    def _fill_within(self, tensor: Placed, position: int, out: Array, buffers: Buffers) -> int:
+        """Fill a part of one element."""
+        before = (position - tensor.offset) % tensor.dtype.itemsize
+        whole = np.empty(tensor.dtype.itemsize, np.uint8)
+        overflows = self._fill_tensor(tensor, position - before, whole, buffers)
+        out[...] = whole[before : before + out.nbytes]
+        return overflows
 
     def _fill_tensor(self, tensor: Placed, position: int, out: Array, buffers: Buffers) -> int:
         lo = (position - tensor.offset) // tensor.dtype.itemsize

@@ -80,7 +80,7 @@ class Checkpoint:
         traits: What the names tell of the model (words of `dialects.base.Line.when`).
         strange: Tensors the table has no name for.
         ranks: The files of model-parallel ranks by the names of their folders.
-        stages: The layers of each pipeline stage, by its number; by ``stage.chunk`` where there are virtual chunks.
+        stages: The layers of each pipeline stage by its number, by ``stage.chunk`` where it has chunks.
     """
 
     root: Path

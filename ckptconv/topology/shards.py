@@ -71,9 +71,9 @@ def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Re
         ]
         return Relation(left, {name: base}, tuple(pairs))
     at = cut.axis
-    sizes = [firsts[i].spec.shape[at] if len(firsts[i].spec.shape) > at else 0 for i in wanted]
+    sizes = [firsts[i].spec.shape[at] if len(firsts[i].spec.shape) > at else -1 for i in wanted]
     rest = {(s.spec.shape[:at], s.spec.shape[at + 1 :], s.spec.dtype) for s in firsts.values()}
-    if len(rest) > 1 or any(n % cut.parts for n in sizes):
+    if len(rest) > 1 or any(n < 0 or n % cut.parts for n in sizes):
         found = ", ".join(f"{_text(firsts[i].spec)} in {firsts[i].key}" for i in wanted)
         raise PlanError(f"{name} cannot be joined along axis {at}: {found}", hint="copy the checkpoint again")
     whole = Spec((*base.shape[:at], sum(sizes), *base.shape[at + 1 :]), base.dtype)

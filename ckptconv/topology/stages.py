@@ -78,12 +78,13 @@ def stage_layers(
     total = layers + len(noop)
     if counts is None:
         counts = _counts(grid, total, first, last, embedding, loss)
+    asked = list(counts)
     if len(counts) == grid.pp and grid.vpp > 1 and not grid.dualpipe:
         counts = [n // grid.vpp for n in counts] * grid.vpp
-    if len(counts) != len(order) or sum(counts) != total:
+    if len(counts) != len(order) or sum(counts) != total or min(counts) < 0:
         chunks = "stages" if grid.vpp == 1 else "chunks"
         raise PlanError(
-            f"{total} layers are not {list(counts)} on {len(order)} {chunks}",
+            f"{total} layers are not {asked} on {len(order)} {chunks}",
             hint="give --layers-per-stage one number a stage (a chunk with --vpp) that add up to the layers",
         )
     skipped = set(noop)
@@ -120,9 +121,10 @@ def _counts(
     given = [n for n in (first, last) if n is not None]
     stages = grid.pp - len(given)
     middle = total - sum(given)
-    if stages < 0 or (stages and middle % stages) or (not stages and middle):
+    if stages < 0 or middle < 0 or (stages and middle % stages) or (not stages and middle):
         raise PlanError(
-            f"{total} layers, {first} on the first and {last} on the last stage, leave {middle} for {stages}"
+            f"{total} layers, {first} on the first and {last} on the last stage, leave {middle} for {stages}",
+            hint="correct the layers of the first and the last stage, or --pp",
         )
     per = middle // stages if stages else 0
     sizes = [first if first is not None else per, *[per] * (grid.pp - 2), last if last is not None else per]

@@ -23,9 +23,9 @@ class Part:
 
     Attributes:
         shape: The tensor's shape.
-        slices: Start, stop and step along each axis, where the part is a slice or a series of them; else None.
+        slices: Start, stop and step along each axis, if the part is a slice or a series of them.
         box: Offset, sizes and strides in elements.
-        series: How many slices, along which axis, and how far the start of the next is; None for a single one.
+        series: How many slices, along which axis, and how far apart; None for a single one.
     """
 
     shape: tuple[int, ...]
@@ -227,8 +227,11 @@ def part_of(shape: Sequence[int], box: Box) -> Part:
         units = contiguous_stride(tuple(shape))
         axis = next((i for i, u in enumerate(units) if stride % u == 0), None)
         slices = _slices(shape, rest)
-        if slices is not None and axis is not None:
-            return Part(tuple(shape), slices, box, (count, axis, stride // units[axis]))
+        if slices is None or axis is None:
+            continue
+        distance = stride // units[axis]
+        if slices[axis][1] + (count - 1) * distance <= shape[axis]:
+            return Part(tuple(shape), slices, box, (count, axis, distance))
     return Part(tuple(shape), None, box)
 
 

@@ -1,4 +1,4 @@
-"""Sum a checkpoint up for people: who holds what, which layers are where, how large each kind of tensor is."""
+"""Sum a checkpoint up: who holds what, which layers are where, how large each kind of tensor is."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def overview(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what a checkpoint's parts are, as JSON-ready data.
 
     ``holders`` are the files of the ranks, or all files where there are no ranks: ``name``, ``path``,
-    ``bytes``, ``tensors``, ``copies`` (bytes that repeat what another holds), and ``tp``, ``pp``, ``ep`` where
-    known. ``stages`` are the layers of each pipeline stage, and ``kinds`` the sizes of each kind of tensor.
+    ``bytes``, ``tensors``, ``copies`` (bytes that repeat what another holds), and ``tp``, ``pp``, ``ep``
+    where they are known. ``stages`` are the layers of each pipeline stage, ``kinds`` the sizes of each kind.
     """
     return {
         "holders": holders(checkpoint),
@@ -47,9 +47,7 @@ def grid_of(layout: Mapping[str, Any]) -> Grid | None:
         return None
     sizes = {n: int(layout[n]) for n in ("tp", "pp", "vpp", "ep", "etp") if n in layout}
     sizes.setdefault("etp", 1 if layout.get("tp_extends_ep") else sizes["tp"])
-    return Grid(
-        **sizes, extended=bool(layout.get("tp_extends_ep")), dualpipe=bool(layout.get("dualpipev"))
-    )
+    return Grid(**sizes, extended=bool(layout.get("tp_extends_ep")), dualpipe=bool(layout.get("dualpipev")))
 
 
 def rank_paths(checkpoint: Checkpoint) -> dict[str, str]:
@@ -177,7 +175,7 @@ def holders_of_keys(tensors: Mapping[str, Spec]) -> tuple[list[dict[str, Any]], 
 
 
 def pipeline(holders: Iterable[Mapping[str, Any]], layers: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Sum up ranks by pipeline stage: ``stage``, ``layers``, ``ranks``, and least and most ``tensors`` and ``bytes``.
+    """Sum up ranks by stage: ``stage``, ``layers``, ``ranks``, least and most ``tensors`` and ``bytes``.
 
     Args:
         holders: What `holders` returns, for ranks.

@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptconv.dialects import find_dialect
 from ckptconv.dialects.assemble import Assembled, assemble
-from ckptconv.dialects.factors import own_name, with_implied
+from ckptconv.dialects.factors import own_name, with_implied, without_weights
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.graph import Box, Pair, Relation, Spec
 from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
@@ -20,6 +20,7 @@ from ckptconv.topology import Grid, Rank
 
 __all__ = ["READER"]
 
+_ALONE = "save the adapter together with the frozen weights: its layers cannot be numbered alone"
 _COPY = "copy the whole iteration again, from one save"
 
 
@@ -81,7 +82,7 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     )
     relation = _unturned(made.relation, turned)
     relation.check()
-    _layers(first.arguments, made, run)
+    _layers(first.arguments, made, run, without_weights(every))
     return Checkpoint(
         root=run.root,
         data=run.data,
@@ -244,11 +245,20 @@ def _agree(files: Mapping[str, RankFile]) -> None:
                 )
 
 
-def _layers(args: Mapping[str, Any], made: Assembled, run: Run) -> None:
-    """Refuse a number of layers that is not the one of the arguments (no-op layers aside)."""
+def _layers(args: Mapping[str, Any], made: Assembled, run: Run, factors: bool) -> None:
+    """Refuse a number of layers that is not the one of the arguments (no-op layers aside).
+
+    Of an adapter saved alone only they tell whether every layer has one, so that layers are numbered right.
+    """
     found = sum(len(layers) for layers in made.stages.values())
     said = args.get("num_layers")
     if not isinstance(said, int):
+        if factors:
+            raise PlanError(
+                "the adapter's checkpoint does not say how many layers the model has",
+                where=run.data,
+                hint=_ALONE,
+            )
         return
     noop = args.get("noop_layers")
     skipped = (
@@ -265,7 +275,7 @@ def _layers(args: Mapping[str, Any], made: Assembled, run: Run) -> None:
         raise PlanError(
             f"the ranks hold {found} layers, args.num_layers says {said} ({stages})",
             where=run.data,
-            hint="a pipeline stage is missing or of another model",
+            hint=_ALONE if factors else "a pipeline stage is missing or of another model",
         )
 
 

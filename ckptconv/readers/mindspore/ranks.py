@@ -66,7 +66,7 @@ def _cut_like(
 ) -> str | None:
     """Return the weight an optimizer state is cut like, if no strategy has a layout for the state itself."""
     weight = weight_of(name)
-    if weight not in holders or any(name in names for names in strategy.stages.values()):
+    if weight is None or weight not in holders or any(name in names for names in strategy.stages.values()):
         return None
     theirs = {rank: stored.shape for rank, stored in holders[weight]}
     return weight if all(theirs.get(rank) == stored.shape for rank, stored in held) else None

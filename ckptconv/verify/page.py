@@ -1,0 +1,239 @@
+"""Put an HTML page together: one file that needs no network, readable in light and dark."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from html import escape
+
+__all__ = ["Cell", "code", "facts", "number", "page", "section", "size", "table", "text", "tiles"]
+
+# What HTML has no place for, and what turns the direction of writing.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def text(value: object) -> str:
+    """Return text that HTML shows as it is; control characters are shown by their codes."""
+    return escape(_CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", str(value)), quote=True)
+
+
+def code(value: object) -> str:
+    """Mark up a name; where a line breaks is up to the browser, its writing direction is its own."""
+    return f"<code>{text(value).replace('.', '.<wbr>').replace('/', '/<wbr>')}</code>"
+
+
+def size(count: float) -> str:
+    """Write a number of bytes in decimal units."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def number(value: float | str | None) -> str:
+    """Write a difference: three digits; what JSON has no number for is a string already."""
+    if value is None:
+        return ""
+    return text(value) if isinstance(value, str) else "0" if value == 0 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Fill one cell of a table.
+
+    Attributes:
+        html: What it shows.
+        sort: What it is sorted by; its text if None.
+        right: Whether it is a number, set at the right.
+        kind: A class of the style sheet.
+    """
+
+    html: str
+    sort: float | None = None
+    right: bool = False
+    kind: str = ""
+
+    def __str__(self) -> str:
+        classes = " ".join(filter(None, ("n" if self.right else "", self.kind)))
+        data = "" if self.sort is None else f' data-v="{self.sort!r}"'
+        return f"<td{data}" + (f' class="{classes}"' if classes else "") + f">{self.html}</td>"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, label: str, more: str = "") -> str:
+    """Return a table that can be sorted by each column, and filtered if it is long."""
+    right = [bool(rows) and cell.right for cell in (rows[-1] if rows else [Cell("")] * len(heads))]
+    head = "".join(
+        f'<th scope="col"{" class=n" if r else ""}><button type="button">{text(h)}</button></th>'
+        for h, r in zip(heads, right, strict=True)
+    )
+    body = "\n".join(f"<tr>{''.join(map(str, row))}</tr>" for row in rows)
+    found = ""
+    if len(rows) > 12:
+        found = (
+            f'<input type="search" placeholder="filter {len(rows)} rows" aria-label="filter {text(label)}">'
+        )
+    rest = f'<p class="dim">{text(more)}</p>' if more else ""
+    return (
+        f'{found}<div class="scroll"><table class="sortable" aria-label="{text(label)}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{rest}"
+    )
+
+
+def section(title: str, *parts: str, note: str = "") -> str:
+    """Return a titled part of the page; empty if there is nothing in it."""
+    if not any(parts):
+        return ""
+    said = f'<p class="dim">{text(note)}</p>' if note else ""
+    return f"<section><h2>{text(title)}</h2>{said}{''.join(parts)}</section>"
+
+
+def facts(found: Iterable[tuple[str, str]]) -> str:
+    """Return a list of names and their values, which are HTML; empty values are left out."""
+    rows = "".join(f"<dt>{text(k)}</dt><dd>{v}</dd>" for k, v in found if v)
+    return f"<dl>{rows}</dl>"
+
+
+def tiles(found: Iterable[tuple[str, str, str]]) -> str:
+    """Return large figures: what, how much, and a class (``good``, ``bad``, ``mild`` or empty)."""
+    made = "".join(f'<li class="{k}"><b>{text(value)}</b>{text(what)}</li>' for what, value, k in found)
+    return f'<ul class="tiles">{made}</ul>'
+
+
+def page(title: str, lead: str, parts: Iterable[str]) -> str:
+    """Return the page.
+
+    Args:
+        title: Plain text.
+        lead: HTML below the title.
+        parts: HTML of the sections.
+    """
+    digest = b64encode(sha256(_SCRIPT.encode()).digest()).decode()
+    rules = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{rules}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="generator" content="ckptconv">
+<title>{text(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header><p class="brand">ckptconv</p><h1>{text(title)}</h1>{lead}</header>
+<main>{"".join(parts)}</main>
+<script>{_SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+_STYLE = """
+:root{--bg:#f7f8fa;--card:#fff;--ink:#1b2330;--dim:#5c6675;--line:#dfe3ea;--accent:#2d5bd7;--cold:#e6ebf5;
+--hot:#d1350f;
+--good:#1a7f4b;--bad:#c02a1d;--mild:#9a6700;--bar:#7c9cf0;--cell:#3563d8;--none:#eef0f4}
+@media (prefers-color-scheme:dark){:root{--bg:#12161d;--card:#1a2029;--ink:#e6eaf1;--dim:#9aa5b5;
+--line:#2d3643;
+--accent:#86a8ff;--cold:#263042;--hot:#ff7a4d;--good:#5bd092;--bad:#ff8577;--mild:#e3b341;--bar:#4767b8;
+--cell:#7fa0ff;--none:#222a35}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+header,main{max-width:1180px;margin:0 auto;padding:0 24px}
+header{padding-top:28px}
+.brand{margin:0;color:var(--accent);font-weight:600;letter-spacing:.04em;font-size:13px}
+h1{margin:2px 0 10px;font-size:26px;line-height:1.2;overflow-wrap:anywhere;unicode-bidi:isolate}
+h2{font-size:17px;margin:0 0 10px}
+h3{font-size:14px;margin:16px 0 6px;color:var(--dim);font-weight:600}
+section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:18px 20px;
+margin:18px 0}
+code{font:13px/1.4 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;
+overflow-wrap:anywhere;unicode-bidi:isolate}
+.dim{color:var(--dim);margin:0 0 10px}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:0}
+dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
+.tiles{display:flex;flex-wrap:wrap;gap:12px;list-style:none;margin:16px 0 0;padding:0}
+.tiles li{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:10px 18px;
+color:var(--dim);min-width:110px}
+.tiles b{display:block;font-size:24px;line-height:1.25;color:var(--ink);font-variant-numeric:tabular-nums}
+.tiles .good b{color:var(--good)}.tiles .bad b{color:var(--bad)}.tiles .mild b{color:var(--mild)}
+.scroll{overflow:auto;max-height:640px}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
+.n,th.n{text-align:right;white-space:nowrap}
+.sortable td:first-child{min-width:19em}.sortable td:has(.bar){width:34%;vertical-align:middle}
+thead th{position:sticky;top:0;background:var(--card);z-index:1;white-space:nowrap}
+th button{all:unset;cursor:pointer;color:var(--dim);font-weight:600;font-size:13px}
+th button:focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:3px}
+th button::after{content:"";display:inline-block;width:1.1em;text-align:center}
+th[aria-sort=ascending] button::after{content:"\\2191"}
+th[aria-sort=descending] button::after{content:"\\2193"}
+input{font:inherit;width:100%;max-width:340px;padding:6px 10px;margin:0 0 10px;
+border:1px solid var(--line);border-radius:8px;
+background:var(--bg);color:inherit}
+.bad{color:var(--bad)}.good{color:var(--good)}.mild{color:var(--mild)}
+.bar{display:block;height:12px;border-radius:3px;background:var(--bar);min-width:2px}
+table.map{width:auto;border-collapse:separate;border-spacing:2px}
+.map th,.map td{border:0;padding:0;font-weight:400;font-size:12px}
+.map thead td{background:none}
+.map th{vertical-align:middle;color:var(--dim);padding:0 8px 0 0;white-space:nowrap;background:none;
+position:static;text-align:right}
+.map thead th{padding:0;text-align:center;min-width:22px}
+.map tbody th{position:sticky;left:0;background:var(--card);text-align:left}
+.map td{min-width:22px;height:22px;border-radius:4px;text-align:center;vertical-align:middle;
+background:var(--none)}
+.map td.h{background:color-mix(in oklab,var(--hot) calc(var(--h)*1%),var(--cold))}
+.map td.w{background:color-mix(in oklab,var(--cell) calc(var(--h)*1%),var(--none))}
+.map td.w{padding:4px 8px}.map td.on{color:var(--card)}
+.map.tiny td.w,.map.tiny tbody td{min-width:11px;width:11px;height:18px;padding:0;border-radius:2px}
+.map.tiny thead th{min-width:0}
+.map.tiny{border-spacing:1px 2px}
+.map td.mark{background:none;border:1px dashed var(--bad);color:var(--bad);font-weight:600}
+.legend{display:flex;flex-wrap:wrap;gap:6px 18px;align-items:center;color:var(--dim);font-size:13px;
+margin:12px 0 0}
+.legend i{display:inline-block;width:14px;height:14px;border-radius:3px;vertical-align:-2px;
+margin-right:6px;background:var(--none)}
+.legend .ramp{width:90px;background:linear-gradient(90deg in oklab,var(--cold),var(--hot))}
+.legend .dash{background:none;border:1px dashed var(--bad)}
+svg{display:block;max-width:100%;height:auto}
+svg text{fill:var(--dim);font-size:12px;font-family:inherit}svg rect.l{fill:var(--bar)}
+svg rect.b{fill:var(--none)}
+.note{border-left:3px solid var(--line);padding:2px 0 2px 12px;margin:6px 0;overflow-wrap:anywhere}
+.note.warning,.note.guess{border-color:var(--mild)}
+@media (max-width:640px){header,main{padding:0 12px}section{padding:14px 12px}
+dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}}
+@media print{section{break-inside:avoid}.scroll{max-height:none;overflow:visible}input{display:none}}
+"""
+
+_SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const value = (row, i) => {
+    const cell = row.cells[i];
+    return "v" in cell.dataset ? +cell.dataset.v : cell.textContent;
+  };
+  heads.forEach((head, i) => head.firstChild.addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") === "descending";
+    heads.forEach(h => h.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const order = (a, b) => {
+      const x = value(a, i), y = value(b, i);
+      if (typeof x === "number" && typeof y === "number") return x - y;
+      return String(x).localeCompare(String(y), "en", {numeric: true});
+    };
+    body.append(...[...body.rows].sort((a, b) => up ? order(a, b) : order(b, a)));
+  }));
+  const filter = table.parentElement.previousElementSibling;
+  if (filter && filter.tagName === "INPUT") filter.addEventListener("input", () => {
+    const wanted = filter.value.toLowerCase();
+    for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+  });
+}
+"""

@@ -1,0 +1,159 @@
+"""Reports are one sound page that needs no network and takes names for what they are."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ckptconv
+from ckptconv.cli import render
+from ckptconv.differences import diff
+from ckptconv.roundtrip import verify_roundtrip
+from ckptconv.verify.report import diff_report, inspect_report, verify_report, write_report
+from megatron_cases import Case
+from running import DEMO, fails, succeeds
+from running import ckptconv as run_command
+
+LLAMA = Case("llama.tar.xz", "llama/torch_tp1pp2vpp2_te")
+HOSTILE = "</td><script>alert(1)</script><img src=x onerror='a'>\"&\u202e\x00"
+_VOID = {"meta", "input", "br", "wbr", "rect"}
+
+
+class Page(HTMLParser):
+    """Read a page strictly: every element is closed in its order."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(content)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+    def count(self, tag: str, kind: str | None = None) -> int:
+        """Count elements, of a class if one is given."""
+        found = [a.get("class") or "" for t, a in self.tags if t == tag]
+        return sum(kind is None or kind in c.split() for c in found)
+
+
+def sound(content: str) -> Page:
+    """Check what every report promises."""
+    page = Page(content)
+    assert page.count("script") == 1 and page.count("style") == 1
+    for tag, attributes in page.tags:
+        assert not {"src", "href", "srcset", "action"} & attributes.keys()
+        assert not any(name.startswith("on") for name in attributes), tag
+    assert "url(" not in content and "@import" not in content and "http://" not in content
+    assert "prefers-color-scheme:dark" in content and "default-src 'none'" in content
+    return page
+
+
+def test_the_script_may_run_under_the_pages_own_rules() -> None:
+    from base64 import b64encode
+    from hashlib import sha256
+
+    content = diff_report(diff(DEMO, DEMO).to_dict())
+    script = content.split("<script>")[1].split("</script>")[0]
+    assert f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in content
+
+
+def test_a_checkpoint_with_ranks(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    succeeds("inspect", LLAMA.run, "--report", out)
+    page = sound(out.read_text(encoding="utf-8"))
+    assert page.count("td", "w") == 2  # two stages of one rank
+    assert page.count("rect", "l") == 4 and page.count("rect", "b") == 4  # layers; chunks
+    tips = [a["title"] for t, a in page.tags if t == "td" and "title" in a]
+    assert any(tip is not None and tip.startswith("mp_rank_00_001: 14 tensors") for tip in tips)
+    assert any("chunk 1" in text for text in page.text)
+
+
+def test_a_checkpoint_of_files() -> None:
+    page = sound(inspect_report(render.describe(ckptconv.open(DEMO), None)))
+    assert page.count("svg") == 0 and page.count("table", "sortable") == 3
+
+
+def test_differences_are_a_map_of_layers_and_kinds(tmp_path: Path) -> None:
+    tensors = {f"model.layers.{n}.{k}.weight": torch.ones(4, 4) for n in range(3) for k in ("q", "k", "norm")}
+    save_file(tensors, tmp_path / "a.safetensors")
+    tensors["model.layers.1.q.weight"][0, 0] = 3
+    tensors["model.layers.2.k.weight"] = torch.ones(2, 4)
+    del tensors["model.layers.0.norm.weight"]
+    tensors["model.norm.weight"] = torch.full((3,), float("nan"))
+    save_file(tensors, tmp_path / "b.safetensors")
+    out = tmp_path / "page.html"
+    result = run_command("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--report", out)
+    assert result.code == 3
+    page = sound(out.read_text(encoding="utf-8"))
+    heats = [a["style"] for t, a in page.tags if t == "td" and a.get("class") == "h"]
+    assert len(heats) == 7 and sum(style != "--h:0" for style in heats) == 1
+    marks = [a["title"] for t, a in page.tags if t == "td" and a.get("class") == "mark"]
+    assert sorted(m.rpartition(": ")[2] for m in marks if m) == [
+        "4 x 4 in A, 2 x 4 in B",
+        "only in A",
+        "only in B",
+    ]
+
+
+def test_a_verification(tmp_path: Path) -> None:
+    ckptconv.convert(DEMO, tmp_path / "out")
+    good = sound(verify_report(verify_roundtrip(DEMO, tmp_path / "out").to_dict()))
+    assert "Verified" in good.text
+    weights = tmp_path / "out" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    bad = sound(verify_report(verify_roundtrip(DEMO, tmp_path / "out").to_dict()))
+    assert "Not equal to the source" in bad.text and bad.count("td", "bad") == 1
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    save_file({HOSTILE: torch.ones(2), "w": torch.ones(2)}, tmp_path / "a.safetensors")
+    save_file(
+        {HOSTILE: torch.zeros(2), f"{HOSTILE}2": torch.ones(2), "w": torch.ones(3)},
+        tmp_path / "b.safetensors",
+    )
+    found = diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors").to_dict()
+    found["notes"].append({"level": "warning", "text": HOSTILE})
+    for content in (
+        diff_report(found),
+        inspect_report(render.describe(ckptconv.open(tmp_path / "a.safetensors"), None)),
+    ):
+        page = sound(content)
+        assert page.count("img") == 0
+        assert "\u202e" not in content and "\x00" not in content and "\\x202e" in content
+    assert "</script><script>" not in re.sub(r"\s", "", diff_report(found))
+
+
+def test_a_table_of_very_many_tensors_says_that_it_is_cut() -> None:
+    data: dict[str, Any] = render.describe(ckptconv.open(DEMO), None)
+    data["tensors"] = [{"name": f"t{n}", "shape": [n], "dtype": "float32"} for n in range(5000)]
+    content = inspect_report(data)
+    assert "2,000 more" in content and sound(content).count("tr") < 3100
+
+
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    fails(1, "inspect", DEMO, "--report", tmp_path / "nowhere" / "page.html", naming=("nowhere",))
+    with pytest.raises(ckptconv.CkptconvError):
+        write_report(tmp_path, "a folder")
