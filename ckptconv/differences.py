@@ -238,18 +238,21 @@ def _lend(
     """See a checkpoint of unknown architecture or unknown vocabulary with the other's config.json."""
     if other is None or other.config is None:
         return own
-    if own is not None and (own.config is not None or _fits(own, other)):
+    if own is not None and (own.config is not None or _shapes(own) == _shapes(other)):
         return own
     try:
         made = under_hf_names(checkpoint, replace(options, config=str(other.config)))
     except PlanError:
         return own
+    if own is not None and _common(made, other) <= _common(own, other):
+        return own
     notes.append(("info", f"{side} has no config.json: that of the other side is used"))
     return made
 
 
-def _fits(one: View, two: View) -> bool:
-    return _shapes(one) == _shapes(two)
+def _common(one: View, two: View) -> int:
+    """Count the tensors that two have in the same shape."""
+    return len(_shapes(one).items() & _shapes(two).items())
 
 
 def _shapes(view: View) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +19,7 @@ from ckptconv.verify.explain import Explained
 from ckptconv.verify.explain import explain as explain_plan
 from ckptconv.verify.overview import rank_paths
 
-__all__ = ["HUGGING_FACE", "Match", "explain", "explain_in", "find"]
+__all__ = ["HUGGING_FACE", "Match", "explain", "explain_in"]
 
 HUGGING_FACE = "Hugging Face"
 
@@ -74,25 +74,20 @@ def explain(
     for names, view in known.views.items():
         if (target := _resolve(view, name)) is not None:
             asked = name if target != name else None
-            return explain_plan(view.plan, target, names, rank_paths(checkpoint), asked=asked)
-    found = _matching(known, [name])
-    if not found:
+            (found,) = explain_plan(view.plan, [target], names, rank_paths(checkpoint))
+            return replace(found, asked=asked)
+    matches = _matching(known, [name])
+    if not matches:
         raise _unknown(known, name, checkpoint)
-    if len({m.name for m in found}) > 1:
-        return tuple(found)
-    one = found[0]
-    return explain_plan(known.views[one.names].plan, one.name, one.names, rank_paths(checkpoint))
-
-
-def find(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[Match]:
-    """Return the producer's tensors whose names match."""
-    return _matching(_Names({checkpoint.producer: as_opened(checkpoint)}, None), patterns)
+    if len({m.name for m in matches}) > 1:
+        return tuple(matches)
+    one = matches[0]
+    return explain_plan(known.views[one.names].plan, [one.name], one.names, rank_paths(checkpoint))[0]
 
 
 def explain_in(checkpoint: Checkpoint, names: Sequence[str]) -> list[Explained]:
     """Explain tensors by the producer's names for them."""
-    view, ranks = as_opened(checkpoint), rank_paths(checkpoint)
-    return [explain_plan(view.plan, n, checkpoint.producer, ranks) for n in names]
+    return explain_plan(as_opened(checkpoint).plan, names, checkpoint.producer, rank_paths(checkpoint))
 
 
 def _names(checkpoint: Checkpoint, options: ConvertOptions) -> _Names:

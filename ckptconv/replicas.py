@@ -32,10 +32,12 @@ def with_replicas(plan: Plan, choice: Choice | None) -> Plan:
     if choice is None and weight <= output:
         return plan
     chosen = choice or "sample"
-    kept, drops = _sampled(relation, copies) if chosen == "sample" else ([], _whole(copies, _NOT))
+    # What goes to several places of the output needs comparing with one of them.
+    once = [p for p in copies if not p.right_copy]
+    kept, drops = _sampled(relation, once) if chosen == "sample" else ([], [Drop(p.left, _NOT) for p in once])
     if not drops:
         return plan
-    pairs = tuple([p for p in relation.pairs if not p.left_copy or not p.left.numel] + kept)
+    pairs = tuple([*(p for p in relation.pairs if not (p.left_copy and p.left.numel)), *kept])
     made = replace(relation, pairs=pairs, left_only=(*relation.left_only, *drops))
     used = {p.left.tensor for p in pairs}
     dropped = sum(d.box.numel * _itemsize(relation.left, d.box.tensor) for d in drops)
@@ -44,8 +46,8 @@ def with_replicas(plan: Plan, choice: Choice | None) -> Plan:
     notes = plan.notes
     if choice is None:
         text = (
-            f"copies of tensors hold {weight:,} bytes, more than the output's {output:,}: a sample of each is "
-            "compared; --replicas all compares them whole"
+            f"copies of tensors hold {weight:,} bytes, more than the output's {output:,}: "
+            "a sample of each is compared; --replicas all compares them whole"
         )
         notes = (*notes, ("info", text))
     stored = {k: s for k, s in plan.stored.items() if k in used}
@@ -61,10 +63,6 @@ def _said(step: Step, chosen: Choice) -> Step | None:
 
 def _itemsize(specs: Mapping[str, Spec], name: str) -> int:
     return dtype_named(specs[name].dtype).itemsize
-
-
-def _whole(pairs: list[Pair], reason: str) -> list[Drop]:
-    return [Drop(p.left, reason) for p in pairs]
 
 
 def _sampled(relation: Relation, copies: list[Pair]) -> tuple[list[Pair], list[Drop]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from megatron_cases import flat, rank_files, read_rank_file
 
 __all__ = ["Factors", "made_factors", "merged", "read_ranks", "with_adapters", "write_ranks"]
 
-Tensor = torch.Tensor
 # A and B of every weight of a rank, by the rank's file, chunk and weight.
 Factors = Mapping[tuple[str, str, str], tuple[Tensor, Tensor]]
 Ranks = dict[str, dict[str, Any]]

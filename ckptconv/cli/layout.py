@@ -137,7 +137,7 @@ def _target(
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="NAME",
-            help="Names and cuts: core-te (the default), core-local, legacy, modellink, mindspeed, mindspeed-te.",
+            help="Names and cuts: core-te (default), core-local, legacy, modellink, mindspeed, mindspeed-te.",
             rich_help_panel=_TARGET,
             show_default=False,
         ),

@@ -27,6 +27,8 @@ __all__ = [
     "whole",
 ]
 
+# Every rank holds the tensor whole.
+WHOLE = Cut()
 # What a model is like: words of `Line.when`.
 Traits = frozenset[str]
 
@@ -37,8 +39,8 @@ class Line(Entry):
 
     Words of ``when``: ``mla`` (the layer has latent attention), ``q_lora`` (its query is compressed too),
     ``gated`` (the MLP has a gate), ``moe`` (the layer has experts), ``moe_model`` (some layer has), ``mtp``
-    (the model predicts several tokens), ``mm_split`` (MindSpeed's split of latent projections), ``sequential``,
-    ``grouped`` (the form of experts). Reading looks at the first three alone: names tell the rest.
+    (the model predicts several tokens), ``mm_split`` (MindSpeed's split of latent projections) and
+    ``sequential`` (one module an expert). Reading looks at the first three alone: names tell the rest.
 
     Attributes:
         cut: How it is cut.
@@ -46,7 +48,7 @@ class Line(Entry):
             many rows.
     """
 
-    cut: Cut = Cut()
+    cut: Cut = WHOLE
     tells: str | None = None
 
     def holds(self, traits: Traits) -> bool:
@@ -63,7 +65,7 @@ def column(
 
 
 def row(slot: str | Pack, module: str, *, bias: bool = True, when: str | None = None) -> tuple[Line, ...]:
-    """Declare a row-parallel module: the weight is cut along its second axis, the bias whole on every rank."""
+    """Declare a row-parallel module: the weight is cut along its second axis, the bias is not."""
     return _lines(slot, module, Cut(1), Cut(), bias, when)
 
 
@@ -106,9 +108,8 @@ class Dialect:
     Attributes:
         name: Name for ``--dialect``.
         lines: Its tensors.
-        nested: Keys of dictionaries inside ``model``, joined by dots: the legacy model nests, the others do not.
-        extra_states: Modules (patterns with ``*``) whose ``_extra_state`` an own file writes, and what it is:
-            ``none`` or ``empty``.
+        nested: Whether ``model`` holds dictionaries inside dictionaries, as the legacy one does.
+        extra_states: Modules whose ``_extra_state``, None, is written beside the weight.
         arguments: Whose arguments it has: ``megatron`` or ``mindspeed``.
     """
 
@@ -116,7 +117,6 @@ class Dialect:
     lines: tuple[Line, ...]
     nested: bool = False
     extra_states: tuple[str, ...] = ()
-    extra_state: str = "none"
     arguments: Literal["megatron", "mindspeed"] = "megatron"
 
     def table(self, holds: Callable[[str, str], bool]) -> Table:

@@ -143,4 +143,4 @@ CORE_LOCAL = Dialect(
     lines=model(_LOCAL_LAYER),
     extra_states=(*_MODULES, *_EXPERT_MODULES, "output_layer"),
 )
-CORE_TE = Dialect(name="core-te", lines=model(_TE_LAYER), extra_state="empty")
+CORE_TE = Dialect(name="core-te", lines=model(_TE_LAYER))

@@ -37,7 +37,7 @@ class Shard:
 
 
 def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Relation:
-    """Relate shards (left) to the whole tensor (right); of equal slices the first provides, others are copies.
+    """Relate shards (left) to the whole tensor (right); the first of equal slices provides.
 
     Args:
         name: The whole tensor.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -32,36 +33,40 @@ class Tile:
 
     def add(self, at: int, a: Array, b: Array, tolerance: tuple[float, float]) -> None:
         """Add a block of elements that begins at ``at`` of the tile."""
-        x, y = wide(a), wide(b)
-        alike = a.dtype == b.dtype
+        exact = a.dtype.kind in "iub" and b.dtype.kind in "iub"
+        free = 0
         with np.errstate(all="ignore"):
-            if a.dtype.kind in "iub" and b.dtype.kind in "iub":
-                differ = a != b
-            else:
-                differ = ~((x == y) | (np.isnan(x) & np.isnan(y)))
-            if alike:
-                self.bits += int((raw(a) != raw(b)).sum() - differ.sum())
-            norm = squares(y)
-            if not differ.any():
-                self._sum(0.0, 0.0, norm)
-                return
+            x, y = wide(a), wide(b)
             delta = np.abs(x - y)
-            delta[differ & (delta == 0)] = 1.0  # 64-bit integers so large that float64 holds both as one
-            bounded = np.isfinite(delta)
-            free = differ & ~bounded
-            self.count += int(differ.sum())
-            self.unbounded += int(free.sum())
-            near = delta <= tolerance[0] + tolerance[1] * np.abs(y)
-            self.beyond += int((differ & ~(near & bounded)).sum())
-            if self.first is None and free.any():
-                i = int(np.argmax(free))
-                self.first = self.lo + at + i, (_value(a[i]), _value(b[i]))
-            delta[~(differ & bounded)] = 0.0
-            if (differ & bounded).any():
+            if exact or not np.isfinite(delta.max()):
+                differ = a != b if exact else ~((x == y) | (np.isnan(x) & np.isnan(y)))
+                free = self._add_unbounded(at, a, b, differ & ~np.isfinite(delta))
+                delta[differ & (delta == 0)] = 1.0  # integers so large that float64 holds both as one
+                delta[~(differ & np.isfinite(delta))] = 0.0
+            count = int(np.count_nonzero(delta))
+            self.count += count
+            if any(tolerance):
+                self.beyond += int(np.count_nonzero(delta > tolerance[0] + tolerance[1] * np.abs(y)))
+            else:
+                self.beyond += count
+            if count:
                 i = int(np.argmax(delta))
-                found = (float(delta[i]), -(self.lo + at + i), (_value(a[i]), _value(b[i])))
+                found = float(delta[i]), -(self.lo + at + i), (_value(a[i]), _value(b[i]))
                 self.largest = max(self.largest, found, key=rank)
-            self._sum(float(delta.sum()), float(np.dot(delta, delta)), norm)
+            if a.dtype == b.dtype:
+                self.bits += int(np.count_nonzero(raw(a) != raw(b))) - count - free
+            self._sum(float(delta.sum()), float(np.dot(delta, delta)), squares(y))
+
+    def _add_unbounded(self, at: int, a: Array, b: Array, where: Array) -> int:
+        """Count the elements that differ by no finite number."""
+        count = int(np.count_nonzero(where))
+        self.count += count
+        self.beyond += count
+        self.unbounded += count
+        if count and self.first is None:
+            i = int(np.argmax(where))
+            self.first = self.lo + at + i, (_value(a[i]), _value(b[i]))
+        return count
 
     def _sum(self, total: float, squares: float, norm: float) -> None:
         self.sums = self.sums[0] + total, self.sums[1] + squares, self.sums[2] + norm
@@ -84,9 +89,13 @@ def wide(values: Array) -> Array:
 
 def squares(values: Array) -> float:
     """Return the sum of the squares of all finite values."""
-    size = np.abs(values)
-    size[~np.isfinite(size)] = 0.0
-    return float(np.dot(size, size))
+    with np.errstate(all="ignore"):
+        size = np.abs(values) if values.dtype.kind == "c" else values
+        total = float(np.dot(size, size))
+        if not isfinite(total):
+            size = np.where(np.isfinite(size), size, 0.0)
+            total = float(np.dot(size, size))
+    return total
 
 
 def _value(value: Any) -> Any:

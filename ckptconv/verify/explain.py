@@ -167,31 +167,34 @@ class Explained:
         }
 
 
-def explain(
-    plan: Plan, name: str, names: str, ranks: Mapping[str, str], *, asked: str | None = None
-) -> Explained:
-    """Explain a tensor of a plan; nothing is read.
+def explain(plan: Plan, wanted: Sequence[str], names: str, ranks: Mapping[str, str]) -> list[Explained]:
+    """Explain tensors of a plan; nothing is read.
 
     Args:
         plan: Relates stored tensors to tensors by name.
-        name: The tensor.
-        names: Whose name that is.
+        wanted: The tensors.
+        names: Whose names those are.
         ranks: The rank each file is of, by its path.
-        asked: The name it was asked for by, if another.
 
     Raises:
         KeyError: if there is no such tensor.
     """
-    spec = plan.relation.right[name]
-    own = [p for p in plan.relation.pairs if p.right.tensor == name and p.right.numel]
-    own.sort(key=lambda p: (p.right.first, p.left_copy))
-    absent: dict[str, int] = {}
+    pairs: dict[str, list[Pair]] = {n: [] for n in wanted}
+    absent: dict[str, dict[str, int]] = {n: {} for n in wanted}
+    for pair in plan.relation.pairs:
+        if pair.right.tensor in pairs and pair.right.numel:
+            pairs[pair.right.tensor].append(pair)
     for drop in plan.relation.right_only:
-        if drop.box.tensor == name:
-            absent[drop.reason] = absent.get(drop.reason, 0) + drop.box.numel
-    pieces = tuple(_piece(p, spec.shape, plan.stored[p.left.tensor], ranks) for p in own)
-    casts = tuple(d.name for d in plan.casts.get(name, ()))
-    return Explained(name, names, asked, spec.shape, spec.dtype, casts, pieces, absent)
+        if (counts := absent.get(drop.box.tensor)) is not None:
+            counts[drop.reason] = counts.get(drop.reason, 0) + drop.box.numel
+    made = []
+    for name in wanted:
+        spec = plan.relation.right[name]
+        own = sorted(pairs[name], key=lambda p: (p.right.first, p.left_copy))
+        pieces = tuple(_piece(p, spec.shape, plan.stored[p.left.tensor], ranks) for p in own)
+        casts = tuple(d.name for d in plan.casts.get(name, ()))
+        made.append(Explained(name, names, None, spec.shape, spec.dtype, casts, pieces, absent[name]))
+    return made
 
 
 def _piece(pair: Pair, shape: tuple[int, ...], stored: Stored, ranks: Mapping[str, str]) -> Piece:

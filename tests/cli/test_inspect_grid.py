@@ -1,4 +1,4 @@
-"""inspect and --dry-run show ranks, stages and who holds which slice, in 80 columns, for any number of ranks."""
+"""inspect and --dry-run show ranks, stages and who holds which slice, briefly for any number of ranks."""
 
 from __future__ import annotations
 

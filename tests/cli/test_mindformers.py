@@ -314,3 +314,26 @@ def test_optimizer_states_without_a_layout_are_cut_like_their_weight(tmp_path: P
     succeeds("convert", tmp_path / "run", tmp_path / "out", "--to", "mindformers", "--format", "safetensors")
     got = load_file(tmp_path / "out" / "checkpoint.safetensors")
     assert {n: t.numpy().tobytes() for n, t in got.items()} == {n: t.tobytes() for n, t in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", ["keep", "float16"])
+def test_tiles_may_end_inside_an_element(tmp_path: Path, dtype: str) -> None:
+    """A ``.ckpt`` aligns nothing, and its tensors are longer than a tile."""
+    from safetensors.numpy import load_file as load
+    from safetensors.numpy import save_file
+
+    big = np.random.default_rng(4).standard_normal((3, 1 << 18)).astype(np.float32)
+    for shift in range(4):
+        folder = tmp_path / str(shift)
+        save_file({"a" * (shift + 1): big}, tmp_path / "in.safetensors", {"format": "ms"})
+        for made, source in (
+            (folder / "ckpt", tmp_path / "in.safetensors"),
+            (folder / "st", folder / "ckpt"),
+        ):
+            container = "ckpt" if made.name == "ckpt" else "safetensors"
+            rounded = ("--dtype", dtype) if container == "ckpt" else ()
+            succeeds("convert", source, made, "--to", "mindformers", "--format", container, *rounded,
+                     "--max-memory", "1MiB")  # fmt: skip
+        (got,) = load(folder / "st" / "checkpoint.safetensors").values()
+        want = big if dtype == "keep" else big.astype(np.float16)
+        assert got.tobytes() == want.tobytes()

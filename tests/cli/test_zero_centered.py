@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from megatron_cases import Case, find_cases, model_of
 from megatron_lora import chunks_of, read_ranks, write_ranks
 from running import loaded, succeeds
 
-Tensor = torch.Tensor
 # The arguments that say so, and cases with norms of every kind: q and k, latent, post norms, enorm and hnorm.
 FLAGS = ("apply_layernorm_1p", "layernorm_zero_centered_gamma")
 CASES = (

@@ -63,8 +63,19 @@ def test_experts_over_tensor_ranks_too() -> None:
 
 
 def test_numbers_of_folders() -> None:
-    names = ["mp_rank_00", "mp_rank_01_002", "mp_rank_12_003_104", "mp_rank_0", "iter_0000001", "mp_rank_00_0"]
-    assert Grid.numbers(names) == {"mp_rank_00": (0,), "mp_rank_01_002": (1, 2), "mp_rank_12_003_104": (12, 3, 104)}
+    names = [
+        "mp_rank_00",
+        "mp_rank_01_002",
+        "mp_rank_12_003_104",
+        "mp_rank_0",
+        "iter_0000001",
+        "mp_rank_00_0",
+    ]
+    assert Grid.numbers(names) == {
+        "mp_rank_00": (0,),
+        "mp_rank_01_002": (1, 2),
+        "mp_rank_12_003_104": (12, 3, 104),
+    }
 
 
 def test_describe_says_what_matters() -> None:

@@ -100,7 +100,9 @@ def test_what_is_placed_is_found(how: dict[str, Any], fold: bool) -> None:
         (Grid(pp=2, vpp=2), 8, dict(counts=(3, 5)), "3, 5"),
     ],
 )
-def test_layers_that_do_not_divide_are_refused(grid: Grid, layers: int, how: dict[str, Any], what: str) -> None:
+def test_layers_that_do_not_divide_are_refused(
+    grid: Grid, layers: int, how: dict[str, Any], what: str
+) -> None:
     with pytest.raises(PlanError, match=what):
         stage_layers(grid, layers, **how)
 
