@@ -37,7 +37,7 @@ def with_replicas(plan: Plan, choice: Choice | None) -> Plan:
     kept, drops = _sampled(relation, once) if chosen == "sample" else ([], [Drop(p.left, _NOT) for p in once])
     if not drops:
         return plan
-    pairs = tuple([*(p for p in relation.pairs if not (p.left_copy and p.left.numel)), *kept])
+    pairs = (*(p for p in relation.pairs if not (p.left_copy and p.left.numel)), *kept)
     made = replace(relation, pairs=pairs, left_only=(*relation.left_only, *drops))
     used = {p.left.tensor for p in pairs}
     dropped = sum(d.box.numel * _itemsize(relation.left, d.box.tensor) for d in drops)

@@ -1,6 +1,6 @@
 """Find and unpack the checkpoints of ``fixtures/megatron``, and read ranks without the package under test.
 
-A case is a folder of ranks beside the model it holds (``hf/``) and, where there are some, that model's logits.
+A case is a folder of ranks beside the model it holds (``hf/``) and, where there are any, its logits.
 ``CKPTCONV_MEGATRON_CASES=DIR[:DIR]`` takes other folders of cases instead.
 """
 

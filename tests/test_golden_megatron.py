@@ -1,4 +1,4 @@
-"""Every Megatron, ModelLink and MindSpeed-LLM checkpoint becomes its true model, and that model its ranks again.
+"""Every Megatron, ModelLink and MindSpeed-LLM checkpoint becomes its true model, and that its ranks again.
 
 ``CKPTCONV_MEGATRON_CASES=DIR[:DIR]`` checks other folders of cases instead.
 """
@@ -45,8 +45,9 @@ def _merge(case: Case, out: Path, *flags: object) -> None:
 def test_every_way_of_naming_and_cutting_is_among_the_cases() -> None:
     names = {str(case) for case in _CASES}
     wanted = (
-        "local", "te", "legacy", "oldv0", "oldv1", "uneven", "accte", "vpp", "te1x", "mtp", "grouped", "leggrouped",
-        "etp1", "mmsplit", "tpext", "noop", "dualpipev", "list", "v131", "pad8", "gemma2", "chatglm3", "baichuan2",
+        "local", "te", "legacy", "oldv0", "oldv1", "uneven", "accte", "vpp", "te1x", "mtp", "grouped",
+        "leggrouped", "etp1", "mmsplit", "tpext", "noop", "dualpipev", "list", "v131", "pad8", "gemma2",
+        "chatglm3", "baichuan2",
         "internlm2", "qwen1", "phi3", "glm45", "tied", "dsv2lite", "seedoss",
     )  # fmt: skip
     assert [w for w in wanted if not any(w in n for n in names)] == []

@@ -59,7 +59,7 @@ def elements(plan: Plan, name: str) -> int:
 @pytest.mark.parametrize("element", [0, 40_000, _COUNT - 1])
 def test_all_find_any_difference(run: Path, tmp_path: Path, element: int) -> None:
     spoil(run, element)
-    with pytest.raises(MismatchError, match="model.norm.weight"):
+    with pytest.raises(MismatchError, match=r"model\.norm\.weight"):
         ckptconv.convert(run, tmp_path / "out", replicas="all")
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
@@ -74,7 +74,7 @@ def test_all_is_the_default_where_copies_are_few(run: Path) -> None:
 @pytest.mark.parametrize("element", [0, 16_383, _COUNT // 2, _COUNT - 16_384, _COUNT - 1])
 def test_a_sample_finds_a_difference_in_its_tiles(run: Path, tmp_path: Path, element: int) -> None:
     spoil(run, element)
-    with pytest.raises(MismatchError, match="model.norm.weight"):
+    with pytest.raises(MismatchError, match=r"model\.norm\.weight"):
         ckptconv.convert(run, tmp_path / "out", replicas="sample")
 
 
@@ -114,7 +114,8 @@ def test_copies_that_outweigh_the_output_are_sampled(run: Path, tmp_path: Path) 
     config: dict[str, Any] = dict(
         model_type="mixtral", vocab_size=64, hidden_size=512, intermediate_size=4, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, head_dim=256, num_local_experts=4,
-        num_experts_per_tok=2, max_position_embeddings=8, rms_norm_eps=1e-6, rope_theta=1e4, hidden_act="silu",
+        num_experts_per_tok=2, max_position_embeddings=8, rms_norm_eps=1e-6, rope_theta=1e4,
+        hidden_act="silu",
     )  # fmt: skip
     model = write_model(tmp_path / "moe", config, tensors_of(config))
     ckptconv.convert(model, tmp_path / "ranks", to="megatron", sizes={"ep": 4}, dialect="core-local")
