@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptconv.api import Model, TensorInfo, convert, open, plan  # noqa: A004
+    from ckptconv.differences import diff
     from ckptconv.engine.options import Report
     from ckptconv.errors import CkptconvError
+    from ckptconv.explaining import explain
     from ckptconv.options import ConvertOptions
+    from ckptconv.roundtrip import verify_roundtrip
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,14 +31,20 @@ __all__ = [
     "TensorInfo",
     "__version__",
     "convert",
+    "diff",
+    "explain",
     "open",
     "plan",
+    "verify_roundtrip",
 ]
 
 _HOMES = {
     "ConvertOptions": "ckptconv.options",
     "CkptconvError": "ckptconv.errors",
     "Report": "ckptconv.engine.options",
+    "diff": "ckptconv.differences",
+    "explain": "ckptconv.explaining",
+    "verify_roundtrip": "ckptconv.roundtrip",
 }
 
 

@@ -36,12 +36,27 @@ def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Not
             f"incomplete (saved with exclude_frozen_parameters?): {some(findings.missing)}"
         )
         notes.append(Note("warning", text))
+    if (text := _without_mtp(family, config, named)) is not None:
+        notes.append(Note("info", text))
     if findings.unexpected:
         text = (
             f"{len(findings.unexpected)} names beyond {family.name} pass through: {some(findings.unexpected)}"
         )
         notes.append(Note("info", text))
     return notes
+
+
+def _without_mtp(family: Family, config: Mapping[str, Any], named: Named) -> str | None:
+    """Say that layers for multi-token prediction are named by the config, but not in the checkpoint."""
+    wanted = family.dims(config).get("mtp", 0)
+    found, _ = family.table(config).named(named.written)
+    held = len({f.layer for f in found if f.layer.startswith("mtp.")})
+    if held >= wanted:
+        return None
+    return (
+        f"config.json names {wanted} layers for multi-token prediction, of which the checkpoint holds {held}; "
+        "the model is written without the others (transformers does not use them)"
+    )
 
 
 def gather_assets(

@@ -36,7 +36,7 @@ _CHATGLM: Config = dict(
 _GEMMA: Config = dict(hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=4, sliding_window=8)
 _GPT: Config = dict(n_embd=16, n_head=4, n_positions=32, layer_norm_epsilon=1e-5)
 
-# The model type, its config without vocabulary, layers and experts, and the dialects that have a place for it.
+# Of a model type the config without vocabulary, layers and experts, and the dialects it fits.
 _CORE = ("core-local", "core-te")
 _ALL = (*_CORE, "modellink", "mindspeed", "mindspeed-te")
 _MODELS: dict[str, tuple[Config, tuple[str, ...]]] = {
@@ -159,7 +159,7 @@ def tensors_of(config: Mapping[str, Any]) -> dict[str, Array]:
     count = 0
     for name, shape, _ in family.expected(config):
         size = int(np.prod(shape))
-        made[name] = (np.arange(count, count + size, dtype=np.float32) / 1024).reshape(shape)
+        made[name] = np.arange(count, count + size, dtype=np.float32).reshape(shape)
         count += size
     return _repeated(made, family.name_of("embed"), family.name_of("head"), config, family.tied(config))
 

@@ -119,7 +119,7 @@ def test_copies_that_outweigh_the_output_are_sampled(run: Path, tmp_path: Path) 
     )  # fmt: skip
     model = write_model(tmp_path / "moe", config, tensors_of(config))
     ckptconv.convert(model, tmp_path / "ranks", to="megatron", sizes={"ep": 4}, dialect="core-local")
-    flags = {"config": str(model), "assets": False}
+    flags: dict[str, Any] = {"config": str(model), "assets": False}
     plan = ckptconv.plan(tmp_path / "ranks", **flags)
     assert any("--replicas all" in text for _, text in plan.notes)
     assert any("by a sample" in why for _, why in steps(plan, "compare"))

@@ -96,6 +96,10 @@ def _verify_roundtrip(
     no_certificate: Annotated[
         bool, typer.Option("--no-certificate", help="Write no ckptconv-verify.json beside the weights.")
     ] = False,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write an HTML page with the outcome.", show_default=False),
+    ] = None,
 ) -> None:
     """Compare a converted model with its source, bit for bit, and certify it.
 
@@ -122,6 +126,10 @@ def _verify_roundtrip(
             listen=listen,
             **fields,
         )
+    if report is not None:
+        from ckptconv.verify.report import verify_report, write_report
+
+        write_report(report, verify_report(found.to_dict()))
     if how.json:
         sys.stdout.write(jsonlib.dumps(found.to_dict(), indent=1) + "\n")
     elif not (how.quiet and found.ok):

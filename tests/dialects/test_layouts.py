@@ -179,11 +179,12 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("dialect", "norm"), [("core-local", "input_layernorm."), ("core-te", "self_attention.linear_qkv.layer_norm_")])
+@pytest.mark.parametrize(
+    ("dialect", "norm"),
+    [("core-local", "input_layernorm."), ("core-te", "self_attention.linear_qkv.layer_norm_")],
+)
 def test_a_rank_of_a_dense_model(dialect: str, norm: str, tmp_path: Path) -> None:
-    tensors, ranks = _split(
-        tmp_path, "qwen2", dialect=dialect, sizes={"tp": 2, "pp": 2}, vocab_divisible=4
-    )
+    tensors, ranks = _split(tmp_path, "qwen2", dialect=dialect, sizes={"tp": 2, "pp": 2}, vocab_divisible=4)
     found = _rank(ranks, "mp_rank_01_001")  # tensor rank 1, the second of two layers
     at = "model.layers.1."
 
@@ -230,7 +231,9 @@ def test_a_rank_of_experts(tmp_path: Path) -> None:
         down = tensors[f"model.layers.0.mlp.experts.{expert}.down_proj.weight"]
         assert np.array_equal(found[f"{stem}linear_fc1.weight"], _gate_up(tensors, expert, half))
         assert np.array_equal(found[f"{stem}linear_fc2.weight"], down[:, half])
-    assert np.array_equal(found["decoder.layers.0.mlp.router.weight"], tensors["model.layers.0.mlp.gate.weight"])
+    assert np.array_equal(
+        found["decoder.layers.0.mlp.router.weight"], tensors["model.layers.0.mlp.gate.weight"]
+    )
 
 
 def test_a_rank_of_whole_experts(tmp_path: Path) -> None:
@@ -240,7 +243,9 @@ def test_a_rank_of_whole_experts(tmp_path: Path) -> None:
     assert sorted(p.name for p in (ranks / "iter_0000001").iterdir()) == ["mp_rank_00_000", "mp_rank_01_001"]
     found = _rank(ranks, "mp_rank_01_001")
     whole = slice(0, 6)
-    assert np.array_equal(found["decoder.layers.0.mlp.experts.linear_fc1.weight1"], _gate_up(tensors, 3, whole))
+    assert np.array_equal(
+        found["decoder.layers.0.mlp.experts.linear_fc1.weight1"], _gate_up(tensors, 3, whole)
+    )
     down = tensors["model.layers.0.mlp.experts.3.down_proj.weight"]
     assert np.array_equal(found["decoder.layers.0.mlp.experts.linear_fc2.weight1"], down)
     q = tensors["model.layers.0.self_attn.q_proj.weight"]
@@ -262,7 +267,12 @@ def test_a_rank_of_experts_in_one_tensor(tmp_path: Path) -> None:
 
 def test_a_rank_of_experts_over_tensor_ranks(tmp_path: Path) -> None:
     tensors, ranks = _split(
-        tmp_path, "qwen3_moe", dialect="mindspeed", sizes={"tp": 2, "ep": 2}, experts="sequential", extend_ep=True
+        tmp_path,
+        "qwen3_moe",
+        dialect="mindspeed",
+        sizes={"tp": 2, "ep": 2},
+        experts="sequential",
+        extend_ep=True,
     )
     found = _rank(ranks, "mp_rank_01_000")  # one expert a rank: expert rank 0, tensor rank 1
     fc1 = found["decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight"]
