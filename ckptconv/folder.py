@@ -36,8 +36,8 @@ def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Not
             f"incomplete (saved with exclude_frozen_parameters?): {some(findings.missing)}"
         )
         notes.append(Note("warning", text))
-    if (text := _without_mtp(family, config, named)) is not None:
-        notes.append(Note("info", text))
+    if (missing := _without_mtp(family, config, named)) is not None:
+        notes.append(Note("info", missing))
     if findings.unexpected:
         text = (
             f"{len(findings.unexpected)} names beyond {family.name} pass through: {some(findings.unexpected)}"
@@ -54,8 +54,8 @@ def _without_mtp(family: Family, config: Mapping[str, Any], named: Named) -> str
     if held >= wanted:
         return None
     return (
-        f"config.json names {wanted} layers for multi-token prediction, of which the checkpoint holds {held}; "
-        "the model is written without the others (transformers does not use them)"
+        f"config.json names {wanted} layers for multi-token prediction, of which the checkpoint "
+        f"holds {held}; the model is written without the others (transformers does not use them)"
     )
 
 
