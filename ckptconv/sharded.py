@@ -60,14 +60,47 @@ def shard(
     grid = _grid(options)
     counts = options.layers_per_stage or None
     stages = stage_layers(grid, dims["layers"], counts=counts, noop=options.noop_layers)
-    divisible = options.vocab_divisible or (128 if dialect.arguments == "megatron" else 1)
-    unit = divisible * grid.tp
+    unit = (options.vocab_divisible or _divisible(dialect)) * grid.tp
     vocab = -(-dims["vocab"] // unit) * unit
     held = dict(slots)
     order = chunk_order(grid)
     if tied and order[0] != order[-1]:
         held["head"] = slots["embed"]
     experts = options.experts or ("grouped" if dialect.name == "core-te" else "sequential")
+    layout = Layout(grid, stages, dialect, experts, options.mla == "split", vocab)
+    args = _alone(layout, options, dims["layers"])
+    if options.assets:
+        args = _arguments(layout, options, slots, config, family, source)
+    return as_laid_out(layout, held, dims, args, source.iteration or 1), None
+
+
+def _alone(layout: Layout, options: ConvertOptions, layers: int) -> dict[str, Any]:
+    """Return the arguments that tell how weights alone are laid out."""
+    grid = layout.grid
+    return {
+        "num_layers": layers + len(options.noop_layers),
+        "tensor_model_parallel_size": grid.tp,
+        "pipeline_model_parallel_size": grid.pp,
+        "virtual_pipeline_model_parallel_size": grid.vpp if grid.vpp > 1 else None,
+        "expert_model_parallel_size": grid.ep,
+        "expert_tensor_parallel_size": grid.etp,
+        "noop_layers": ",".join(map(str, options.noop_layers)) or None,
+        "schedules_method": options.schedule,
+        "moe_tp_extend_ep": options.extend_ep,
+    }
+
+
+def _arguments(
+    layout: Layout,
+    options: ConvertOptions,
+    slots: Mapping[str, Spec],
+    config: Mapping[str, Any],
+    family: Family,
+    source: Checkpoint,
+) -> dict[str, Any]:
+    """Return what ``args`` is to say: the source's arguments, changed to the layout's."""
+    grid, dialect, experts = layout.grid, layout.dialect, layout.experts
+    counts = options.layers_per_stage or None
     arguments = arguments_from(
         config,
         family,
@@ -77,8 +110,8 @@ def shard(
         vpp=grid.vpp if grid.vpp > 1 else None,
         ep=grid.ep,
         etp=grid.etp,
-        divisible=divisible,
-        padded_vocab=vocab,
+        divisible=options.vocab_divisible or _divisible(dialect),
+        padded_vocab=layout.vocab,
         dtype=slots["embed"].dtype,
         implementation="transformer_engine" if dialect.name.endswith("te") else "local",
         experts_form="legacy_grouped" if experts == "legacy-grouped" else experts,
@@ -93,13 +126,17 @@ def shard(
     arguments["use_mcore_models"] = dialect.name != "legacy"
     if counts is not None and dialect.arguments == "megatron":
         arguments["pipeline_model_parallel_layout"] = _pipeline(counts)
-    layout = Layout(grid, stages, dialect, experts, options.mla == "split", vocab)
     if source.table is not None and is_zero_centered(source.arguments, family):
         arguments |= {k: True for k in _ZERO_CENTERED if source.arguments.get(k) is True}
     args = {**_simple(source.arguments), **arguments}
     if args.get("params_dtype") is not None:
         args["params_dtype"] = Global("torch", arguments["params_dtype"])
-    return as_laid_out(layout, held, dims, args, source.iteration or 1), None
+    return args
+
+
+def _divisible(dialect: Dialect) -> int:
+    """Return what the rows of a rank's vocabulary are a multiple of by default."""
+    return 128 if dialect.arguments == "megatron" else 1
 
 
 def _pipeline(counts: Sequence[int]) -> str:
@@ -147,8 +184,14 @@ def _grid(options: ConvertOptions) -> Grid:
     )
 
 
+# MindSpeed's words for a layout, which Megatron's arguments would not overwrite.
+_LAYOUT = ("noop_layers", "num_layer_list", "schedules_method", "mla_mm_split", "moe_tp_extend_ep")
+
+
 def _simple(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str, list, type(None)))}
+    """Return what of a source's arguments a target takes over: simple values that speak of no layout."""
+    simple = (bool, int, float, str, list, type(None))
+    return {k: v for k, v in arguments.items() if isinstance(v, simple) and k not in _LAYOUT}
 
 
 def with_tied_head(relation: Relation, target: Relation) -> Relation:

@@ -100,10 +100,6 @@ def _experts(config: Mapping[str, Any]) -> int:
     return next((config[k] for k in (*_EXPERTS.values(), "n_routed_experts") if k in config), 0)
 
 
-def _groups(config: Mapping[str, Any]) -> int:
-    return next((config[k] for k in ("multi_query_group_num", "num_key_value_heads") if k in config), 4)
-
-
 @st.composite
 def layouts(draw: st.DrawFn, config: Mapping[str, Any] | None = None) -> Drawn:
     """Draw a model (or take one), and a layout a framework could run it in."""
@@ -111,7 +107,7 @@ def layouts(draw: st.DrawFn, config: Mapping[str, Any] | None = None) -> Drawn:
     kind, layers, experts = config["model_type"], _layers(config), _experts(config)
     dialect = draw(st.sampled_from(_MODELS[kind][1]))
     mtp = config.get("num_nextn_predict_layers", 0)
-    tp = draw(st.sampled_from([n for n in (1, 2, 4) if n <= _groups(config)]))
+    tp = draw(st.sampled_from((1, 2, 4)))  # also more ranks than query groups
     options: dict[str, Any] = dict(dialect=dialect, config=None)
     sizes = dict(tp=tp)
     if experts:

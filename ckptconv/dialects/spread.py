@@ -62,6 +62,7 @@ def spread(layout: Layout, slots: Mapping[str, Spec], dims: Dims) -> Spread:
     Raises:
         PlanError: if the dialect has no place for a slot, or a tensor cannot be cut evenly.
     """
+    _heads(layout.grid.tp, slots, dims)
     table = Table(layout.dialect.lines, holds=_holds(layout, slots))
     found, left = table.holding(slots)
     if left:
@@ -90,6 +91,20 @@ def spread(layout: Layout, slots: Mapping[str, Spec], dims: Dims) -> Spread:
     if layout.experts == "legacy-grouped":
         held = {r: {v: _together(t) for v, t in chunks.items()} for r, chunks in held.items()}
     return Spread(whole, held)
+
+
+def _heads(tp: int, slots: Collection[str], dims: Dims) -> None:
+    """Refuse ranks that would not have whole heads; a query group may be cut over ranks.
+
+    Megatron-LM core_v0.16.1, ``megatron/core/transformer/attention.py``, ``Attention.__init__``.
+    """
+    heads, groups = dims.get("heads", tp), dims.get("kv_heads", tp)
+    latent = not any(".attn.k" in s for s in slots)
+    if heads % tp or (not latent and groups % tp and tp % groups):
+        what = f"{heads} attention heads" + ("" if latent else f" in {groups} query groups")
+        raise PlanError(
+            f"{what} cannot be divided over {tp} tensor parallel ranks", hint="choose another --tp"
+        )
 
 
 def _holds(layout: Layout, slots: Collection[str]) -> Holds:

@@ -129,6 +129,8 @@ def test_ranks_laid_out_anew_are_those_of_the_model(both: tuple[Drawn, Drawn]) -
             assert list(direct) == list(anew)
             for key, value in direct.items():
                 assert value is None or torch.equal(anew[key], value), f"{file} {key}"
+        ckptconv.convert(folder / "anew", folder / "back", config=str(model))
+        _assert_same(_whole(folder / "back"), tensors)
 
 
 def _load(path: Path) -> dict[str, Any]:

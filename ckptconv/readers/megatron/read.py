@@ -59,6 +59,12 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
                 if held[rank][v].setdefault(own := own_name(name), spec := _spec(tensor)) is not spec:
                     raise FormatError(f"two tensors are named {own}", where=file.path)
     every = {n: s for chunks in held.values() for tensors in chunks.values() for n, s in tensors.items()}
+    if not every:
+        raise FormatError(
+            f"there is no model in it: the ranks hold {', '.join(map(str, first.root))[:200]}",
+            where=run.data,
+            hint="checkpoints without weights cannot be converted",
+        )
     whose = "mindspeed" if "hf_path" in first.arguments else "megatron"
     dialect = find_dialect(with_implied(every), whose, options.traits)
     graph = GraphBuilder()
