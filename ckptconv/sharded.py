@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ckptconv.architecture import is_zero_centered
 from ckptconv.arguments import arguments_from
@@ -99,7 +99,7 @@ def _arguments(
     source: Checkpoint,
 ) -> dict[str, Any]:
     """Return what ``args`` is to say: the source's arguments, changed to the layout's."""
-    grid, dialect, experts = layout.grid, layout.dialect, layout.experts
+    grid, dialect = layout.grid, layout.dialect
     counts = options.layers_per_stage or None
     arguments = arguments_from(
         config,
@@ -114,7 +114,7 @@ def _arguments(
         padded_vocab=layout.vocab,
         dtype=slots["embed"].dtype,
         implementation="transformer_engine" if dialect.name.endswith("te") else "local",
-        experts_form="legacy_grouped" if experts == "legacy-grouped" else experts,
+        experts_form=_FORMS[layout.experts],
         mtp=len({s.split(".")[1] for s in slots if s.startswith("mtp.")}),
         layers_per_stage=counts if dialect.arguments == "mindspeed" else None,
         noop_layers=options.noop_layers,
@@ -125,7 +125,9 @@ def _arguments(
     arguments["use_legacy_models"] = dialect.name == "legacy"
     arguments["use_mcore_models"] = dialect.name != "legacy"
     if counts is not None and dialect.arguments == "megatron":
-        arguments["pipeline_model_parallel_layout"] = _pipeline(counts)
+        arguments["pipeline_model_parallel_layout"] = _pipeline(
+            [len(layout.stages[chunk]) for chunk in chunk_order(grid)], arguments["mtp_num_layers"] or 0
+        )
     if source.table is not None and is_zero_centered(source.arguments, family):
         arguments |= {k: True for k in _ZERO_CENTERED if source.arguments.get(k) is True}
     args = {**_simple(source.arguments), **arguments}
@@ -134,15 +136,23 @@ def _arguments(
     return args
 
 
+# What `arguments_from` calls the forms of experts.
+_FORMS: Mapping[str, Literal["sequential", "grouped", "legacy_grouped"]] = {
+    "sequential": "sequential",
+    "grouped": "grouped",
+    "legacy-grouped": "legacy_grouped",
+}
+
+
 def _divisible(dialect: Dialect) -> int:
     """Return what the rows of a rank's vocabulary are a multiple of by default."""
     return 128 if dialect.arguments == "megatron" else 1
 
 
-def _pipeline(counts: Sequence[int]) -> str:
-    """Return the layers of each stage as Megatron writes a layout: ``Et*3|t*5L``."""
-    stages = [f"t*{n}" if n else "" for n in counts]
-    return "E" + "|".join(stages) + "L"
+def _pipeline(counts: Sequence[int], mtp: int) -> str:
+    """Return the layers of each chunk as Megatron writes a layout: ``Et*3|t*5mL``."""
+    chunks = [f"t*{n}" if n else "" for n in counts]
+    return "E" + "|".join(chunks) + "m" * mtp + "L"
 
 
 def _like(options: ConvertOptions, dims: Dims) -> tuple[Target, Checkpoint]:

@@ -93,7 +93,7 @@ def models(draw: st.DrawFn) -> Config:
 
 
 def _layers(config: Mapping[str, Any]) -> int:
-    return next(config[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if k in config)
+    return int(next(config[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if k in config))
 
 
 def _experts(config: Mapping[str, Any]) -> int:

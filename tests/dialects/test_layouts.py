@@ -312,3 +312,39 @@ def test_a_rank_of_split_latent_attention(tmp_path: Path) -> None:
     assert np.array_equal(found[f"{at}linear_qk_rope.weight"], q[:, 4:].reshape(4, 10))
     assert np.array_equal(found[f"{at}linear_kv_nope.weight"], kv[:, :4].reshape(8, 6))
     assert np.array_equal(found[f"{at}linear_v.weight"], kv[:, 4:].reshape(6, 6))
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "vpp", "text"),
+    [
+        ("qwen2", (0, 2), 1, "E|t*2L"),
+        ("qwen2", (1, 1), 1, "Et*1|t*1L"),
+        ("qwen2", (1, 0, 1, 0), 2, "Et*1||t*1|L"),
+        ("qwen2", (2, 0), 2, "Et*1||t*1|L"),  # one number a stage: its chunks share them
+        ("deepseek_v3", (1, 1), 1, "Et*1|t*1mL"),
+    ],
+)
+def test_an_uneven_pipeline_is_said_in_the_arguments(
+    kind: str, counts: tuple[int, ...], vpp: int, text: str, tmp_path: Path
+) -> None:
+    config = _CONFIGS[kind] | ({"num_nextn_predict_layers": 1} if "m" in text else {})
+    model = write_model(tmp_path / "model", config, tensors_of(config))
+    sizes = {"pp": 2, "vpp": vpp}
+    ckptconv.convert(model, tmp_path / "run", to="megatron", sizes=sizes, layers_per_stage=counts)
+    path = tmp_path / "run" / "iter_0000001" / "mp_rank_00_000" / "model_optim_rng.pt"
+    args = torch.load(path, weights_only=False)["args"]
+    assert args.pipeline_model_parallel_layout == text
+    ckptconv.convert(tmp_path / "run", tmp_path / "back")
+    _assert_same(_whole(tmp_path / "back"), tensors_of(config))
+
+
+def test_a_layout_of_mindspeed_does_not_outlive_it(tmp_path: Path) -> None:
+    config = _CONFIGS["qwen2"]
+    model = write_model(tmp_path / "model", config, tensors_of(config))
+    ckptconv.convert(
+        model, tmp_path / "fold", to="megatron", dialect="mindspeed", schedule="dualpipev", noop_layers=(0, 1)
+    )
+    ckptconv.convert(tmp_path / "fold", tmp_path / "run", to="megatron", sizes={"tp": 2})
+    assert ckptconv.open(tmp_path / "run").checkpoint.layout == {"tp": 2, "pp": 1}
+    ckptconv.convert(tmp_path / "run", tmp_path / "back")
+    _assert_same(_whole(tmp_path / "back"), tensors_of(config))

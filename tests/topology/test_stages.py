@@ -13,7 +13,7 @@ from ckptconv.topology.stages import parse_layout
 
 def held(grid: Grid, layers: int, **how: Any) -> dict[tuple[int, int], list[int]]:
     """Return the layers of each chunk."""
-    return {tuple(c): list(n.values()) for c, n in stage_layers(grid, layers, **how).items()}
+    return {(c.pp, c.vpp): list(n.values()) for c, n in stage_layers(grid, layers, **how).items()}
 
 
 def test_stages_share_layers_evenly() -> None:
