@@ -19,6 +19,7 @@ from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.readers.torch_dist import FORMAT, common_state, weights_of
+from ckptconv.sharded import simple_arguments
 from ckptconv.slots import Dims
 from ckptconv.storage.dcp import open_dcp
 from ckptconv.storage.namespaces import namespace
@@ -33,7 +34,6 @@ from ckptconv.writers.torch_dist import Saved, as_saved, as_target
 
 __all__ = ["distribute"]
 
-_SIMPLE: Final = (bool, int, float, str, list, type(None))
 # Fields of the options that cut a model, which this format does not.
 _UNUSED: Final = {
     "layers_per_stage": "--layers-per-stage",
@@ -107,9 +107,7 @@ def distribute(
     freq = arguments.get("moe_layer_freq")
     if isinstance(freq, list) and set(freq) == {1}:
         arguments["moe_layer_freq"] = 1  # Megatron's default; of a list it saves layers one by one
-    simple = {
-        k: v for k, v in source.arguments.items() if isinstance(v, (bool, int, float, str, list, type(None)))
-    }
+    simple = simple_arguments(source.arguments)
     args = {
         **simple,
         **arguments,

@@ -25,7 +25,7 @@ from ckptconv.topology import Grid, chunk_order, stage_layers
 from ckptconv.translate import some, to_slots
 from ckptconv.writers.megatron import Target, as_laid_out, like
 
-__all__ = ["as_stored", "follow_through", "retyped", "shard", "with_tied_head"]
+__all__ = ["as_stored", "follow_through", "retyped", "shard", "simple_arguments", "with_tied_head"]
 
 # Arguments that say norms are stored without their 1; norms stay as they are between checkpoints of ranks.
 _ZERO_CENTERED = ("apply_layernorm_1p", "layernorm_zero_centered_gamma", "add_rmsnorm_offset")
@@ -130,7 +130,7 @@ def _arguments(
         )
     if source.table is not None and is_zero_centered(source.arguments, family):
         arguments |= {k: True for k in _ZERO_CENTERED if source.arguments.get(k) is True}
-    args = {**_simple(source.arguments), **arguments}
+    args = {**simple_arguments(source.arguments), **arguments}
     if args.get("params_dtype") is not None:
         args["params_dtype"] = Global("torch", arguments["params_dtype"])
     return args
@@ -198,7 +198,7 @@ def _grid(options: ConvertOptions) -> Grid:
 _LAYOUT = ("noop_layers", "num_layer_list", "schedules_method", "mla_mm_split", "moe_tp_extend_ep")
 
 
-def _simple(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def simple_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a source's arguments a target takes over: simple values that speak of no layout."""
     simple = (bool, int, float, str, list, type(None))
     return {k: v for k, v in arguments.items() if isinstance(v, simple) and k not in _LAYOUT}

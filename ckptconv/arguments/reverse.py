@@ -16,6 +16,13 @@ __all__ = ["ArgumentsDialect", "arguments_from"]
 ArgumentsDialect = Literal["megatron", "mindspeed"]
 
 
+class _Said(dict[str, Any]):
+    """Hold what a config says; what it does not say is an error by name."""
+
+    def __missing__(self, key: str) -> Any:
+        raise PlanError(f"config.json does not say {key}", hint="give a complete --config")
+
+
 def arguments_from(
     config: Config,
     family: Family,
@@ -79,7 +86,7 @@ def arguments_from(
     if dialect == "megatron" and special:
         raise UsageError("this layout exists in MindSpeed-LLM only", hint="write the mindspeed dialect")
     facts = facts_of(config, family)
-    v = {name: fact.value for name, fact in facts.items()}
+    v = _Said({name: fact.value for name, fact in facts.items()})
     lacking = [n for n in ("vocab", "hidden", "layers", "heads", "inner") if v.get(n) is None]
     if lacking:
         raise PlanError(f"config.json does not say {', '.join(lacking)}", hint="give a complete --config")
