@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ckptconv.engine.events import Listener, Started, Stored
 from ckptconv.engine.journal import Journal
+from ckptconv.engine.ledger import Ledger
+from ckptconv.engine.local import run_locally
 from ckptconv.engine.options import Options, Report
 from ckptconv.engine.output import (
     check_space,
@@ -16,7 +18,6 @@ from ckptconv.engine.output import (
     prepare,
     remove_parts,
 )
-from ckptconv.engine.pool import Pool
 from ckptconv.graph.plan import Plan
 from ckptconv.storage.files import SourceFiles
 
@@ -67,10 +68,14 @@ def _run(
     resumed = sum(f.layout.size for f in plan.files if f.name in done)
     check_space(plan, folder, resumed)
     tell(Started(plan.bytes_out, resumed))
-    overflows = Pool(plan, folder, options, sources, journal, tell).run(
-        [f for f in plan.files if f.name not in done]
-    )
+    ledger = Ledger(plan, folder, journal, tell)
+    todo = [i for i, f in enumerate(plan.files) if f.name not in done]
+    try:
+        run_locally(plan, todo, folder, options, sources, ledger)
+    except BaseException:
+        ledger.give_up()
+        raise
     sources.check()
     commit(plan, folder, journal)
     files = {f.name: journal.done[f.name] for f in plan.files}
-    return Report(str(folder), files, plan.bytes_out, resumed, overflows)
+    return Report(str(folder), files, plan.bytes_out, resumed, ledger.overflows)

@@ -1,0 +1,122 @@
+"""Carry out tasks on a few threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptconv.engine.buffers import Buffers
+from ckptconv.engine.fill import Filler, pairs_by_tensor
+from ckptconv.engine.flush import WriteBehind
+from ckptconv.engine.ledger import Ledger
+from ckptconv.engine.options import Options, default_workers, tile_bytes
+from ckptconv.engine.output import interrupted
+from ckptconv.engine.sink import PartFile, create
+from ckptconv.engine.task import Task, carry_out, seal, tasks_of
+from ckptconv.graph.plan import Plan
+from ckptconv.storage.files import SourceFiles
+
+__all__ = ["run_locally"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A file being written."""
+
+    filler: Filler
+    sink: PartFile
+
+
+def run_locally(
+    plan: Plan,
+    files: Sequence[int],
+    folder: Path,
+    options: Options,
+    sources: SourceFiles,
+    ledger: Ledger,
+) -> None:
+    """Write the files of these numbers.
+
+    Raises:
+        InterruptedRunError: on Ctrl-C.
+        Exception: the first that a task raised.
+    """
+    _Threads(plan, folder, options, sources, ledger).run(files)
+
+
+class _Threads:
+    """Hand out blocks to threads, and finish each file when its last block is written."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, options: Options, sources: SourceFiles, ledger: Ledger
+    ) -> None:
+        self._plan, self._folder, self._options = plan, folder, options
+        self._sources, self._ledger = sources, ledger
+        self._pairs = pairs_by_tensor(plan.relation)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._behind = WriteBehind()
+        self._open: dict[int, _Open] = {}
+
+    def run(self, files: Sequence[int]) -> None:
+        tasks = self._tasks(files)
+        count = self._options.workers or default_workers()
+        threads = [threading.Thread(target=self._worker, args=(tasks,), daemon=True) for _ in range(count)]
+        for t in threads:
+            t.start()
+        try:
+            for t in threads:
+                while t.is_alive():
+                    t.join(0.1)
+        except KeyboardInterrupt:
+            self._stop.set()
+            for t in threads:
+                t.join()
+            self._error = interrupted(self._folder)
+        self._behind.close()
+        for one in self._open.values():
+            one.sink.close()
+        if self._error is not None:
+            raise self._error
+
+    def _tasks(self, files: Sequence[int]) -> Iterator[tuple[Task, _Open]]:
+        """Yield the blocks of all files in order, each file opened when its first block is due."""
+        for number in files:
+            file = self._plan.files[number]
+            create(self._folder / (file.name + ".part"), file.layout.size)
+            sink = PartFile(self._folder, file.name, self._behind)
+            one = self._open[number] = _Open(Filler(self._plan, file, self._sources, self._pairs), sink)
+            self._ledger.open(number)
+            for task in tasks_of(number, file.layout.size, 1):
+                yield task, one
+
+    def _worker(self, tasks: Iterator[tuple[Task, _Open]]) -> None:
+        buffers = Buffers()
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    found = next(tasks, None)
+                if found is None:
+                    return
+                self._do(*found, buffers)
+        except BaseException as e:
+            with self._lock:
+                if self._error is None:
+                    self._error = e
+            self._stop.set()
+
+    def _do(self, task: Task, one: _Open, buffers: Buffers) -> None:
+        layout = self._plan.files[task.file].layout
+        tile = tile_bytes(self._options)
+        going = lambda: not self._stop.is_set()  # noqa: E731
+        result = carry_out(task, layout, one.filler, one.sink, buffers, tile=tile, going=going)
+        if result is None or not self._ledger.took(result):
+            return
+        digests = seal(layout, self._ledger.crcs(task.file), one.sink) if layout.needs_crc else None
+        one.sink.finish()
+        with self._lock:
+            del self._open[task.file]
+        self._ledger.whole(task.file, digests)

@@ -1,0 +1,160 @@
+"""Carry out a part of a plan: fill some blocks of one output file, write and digest them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from ckptconv.engine.buffers import Buffers
+from ckptconv.engine.fill import Filler
+from ckptconv.engine.options import DIGEST_BLOCK
+from ckptconv.engine.sink import Sink
+from ckptconv.storage import torchbin
+from ckptconv.storage.base import FileLayout
+
+__all__ = ["Crc", "Result", "Task", "block_count", "carry_out", "seal", "tasks_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Name some blocks of one output file, the unit in which work is handed out.
+
+    Attributes:
+        file: Number of the file in the plan.
+        first: Its first block, each of `DIGEST_BLOCK` bytes.
+        blocks: How many.
+    """
+
+    file: int
+    first: int
+    blocks: int
+
+    def span(self, size: int) -> tuple[int, int]:
+        """Return the first byte, and one past the last, in a file of ``size`` bytes."""
+        lo = self.first * DIGEST_BLOCK
+        return lo, min(lo + self.blocks * DIGEST_BLOCK, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Crc:
+    """The CRC-32 of a run of bytes at byte ``at`` of a file, ``length`` bytes long."""
+
+    at: int
+    value: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Say what a task that is done found.
+
+    Attributes:
+        task: The task.
+        digests: XXH3-64 of each of its blocks; none where sealing changes them.
+        crcs: The sum of each tensor's bytes in its span, by the tensor's number in the layout, where the
+            container records sums.
+        overflows: Values that became infinite in a cast to float16.
+    """
+
+    task: Task
+    digests: tuple[bytes, ...]
+    crcs: Mapping[int, Crc]
+    overflows: int
+
+
+def block_count(size: int) -> int:
+    """Return the number of blocks of a file; an empty one has one block."""
+    return max(1, -(-size // DIGEST_BLOCK))
+
+
+def tasks_of(file: int, size: int, blocks: int) -> Iterator[Task]:
+    """Cut file number ``file``, of ``size`` bytes, into tasks of at most ``blocks`` blocks."""
+    count = block_count(size)
+    for first in range(0, count, blocks):
+        yield Task(file, first, min(blocks, count - first))
+
+
+def carry_out(
+    task: Task,
+    layout: FileLayout,
+    filler: Filler,
+    sink: Sink,
+    buffers: Buffers,
+    *,
+    tile: int,
+    going: Callable[[], bool],
+) -> Result | None:
+    """Fill the task's bytes and write them, in order, at their offsets.
+
+    What is written depends on the plan alone, so that a task may run again, or twice at the same time. Of a
+    container that records sums only the tensors' bytes are written: the rest is known to `seal`.
+
+    Args:
+        task: The task.
+        layout: Its file's layout.
+        filler: Computes that file's bytes.
+        sink: Where they go.
+        buffers: The calling thread's memory.
+        tile: Bytes made at a time; it divides a block.
+        going: Asked before each tile whether to go on.
+
+    Returns:
+        What was found, or None if the task was given up.
+
+    Raises:
+        MismatchError: if a replica differs.
+        FormatError: if a source file ends early.
+        InputChangedError: if a source file is not the one the plan was made from.
+        OSError: if reading or writing fails.
+    """
+    lo, hi = task.span(layout.size)
+    digests: list[bytes] = []
+    crcs: dict[int, Crc] = {}
+    overflows = 0
+    for start in range(lo, max(hi, lo + 1), DIGEST_BLOCK):
+        end, hasher = min(start + DIGEST_BLOCK, hi), xxhash.xxh3_64()
+        for at in range(start, end, tile):
+            if not going():
+                return None
+            data, spans, over = filler.fill(at, min(at + tile, end), buffers)
+            overflows += over
+            view = data.data
+            if not layout.needs_crc:
+                hasher.update(view)
+                sink.write(view, at)
+                continue
+            for tensor, a, b in spans:
+                found = crcs.get(tensor, Crc(at + a, 0, 0))
+                crcs[tensor] = Crc(found.at, zlib.crc32(view[a:b], found.value), found.length + b - a)
+                sink.write(view[a:b], at + a)
+        if not layout.needs_crc:
+            digests.append(hasher.digest())
+    return Result(task, tuple(digests), crcs, overflows)
+
+
+def seal(layout: FileLayout, crcs: Mapping[int, Sequence[Crc]], sink: Sink) -> list[bytes]:
+    """Write what lies between the tensors of a file whose data is complete; return its blocks' digests.
+
+    Args:
+        layout: The layout, of a container that records sums.
+        crcs: The sums of each tensor's parts, by its number; empty tensors have none.
+        sink: Where the file is; it is read back.
+    """
+    sums = [0] * len(layout.tensors)
+    for tensor, parts in crcs.items():
+        for part in sorted(parts, key=lambda c: c.at):
+            sums[tensor] = torchbin.crc32_combine(sums[tensor], part.value, part.length)
+    pieces = dict(layout.fixed) | dict(torchbin.seal(layout, sums))
+    for at, data in pieces.items():
+        sink.write(data, at)
+    digests = []
+    for block in range(block_count(layout.size)):
+        hasher, lo = xxhash.xxh3_64(), block * DIGEST_BLOCK
+        hi = min(lo + DIGEST_BLOCK, layout.size)
+        for at in range(lo, hi, 1 << 20):
+            hasher.update(sink.read(at, min(1 << 20, hi - at)))
+        digests.append(hasher.digest())
+    return digests
