@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,14 @@ from typing import Any
 from ckptconv.api import PathArg, plan
 from ckptconv.architecture import find_architecture
 from ckptconv.dtypes import DType
-from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import DEFAULT_MEMORY, Options
 from ckptconv.errors import UsageError
 from ckptconv.graph import Plan, Relation
 from ckptconv.naming import cast_chains, cast_steps
 from ckptconv.options import ConvertOptions
-from ckptconv.readers.base import Checkpoint, ReadOptions
-from ckptconv.readers.registry import open_checkpoint
+from ckptconv.readers.base import Checkpoint
+from ckptconv.replanning import open_out, open_source, plan_again
 from ckptconv.storage.files import SourceFiles
 from ckptconv.verify import certificate
 from ckptconv.verify.assets import check_assets
@@ -32,9 +30,6 @@ from ckptconv.verify.result import Mismatch, Proof, Result
 
 __all__ = ["verify_plan", "verify_roundtrip"]
 
-_DTYPES = ("float32", "bfloat16", "float16")
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-
 
 def verify_roundtrip(
     source: PathArg,
@@ -42,6 +37,7 @@ def verify_roundtrip(
     options: ConvertOptions | None = None,
     *,
     certify: bool = False,
+    sha256: bool = False,
     logits: bool = False,
     reference: PathArg | None = None,
     workers: int = 0,
@@ -61,6 +57,7 @@ def verify_roundtrip(
         out: What it was converted to, a folder or a file.
         options: The options of the conversion; those of the target are found out from ``out``.
         certify: Write a certificate into ``out`` if nothing differs.
+        sha256: With SHA-256 digests as well as XXH3, which cost nothing.
         logits: Run ``out`` with transformers as well.
         reference: A model whose logits are to be the same.
         workers: Threads; 0 is one a core.
@@ -78,10 +75,12 @@ def verify_roundtrip(
         if logits or reference is not None or certify:
             raise UsageError("--logits, --reference and a certificate need the folder that was written")
         return replace(_source_alone(Path(source), chosen, how, listen), seconds=perf_counter() - begin)
-    there = _open_out(Path(out))
-    made, way = _plan_again(source, there, chosen)
-    result = _compare(made, Path(out), there, way, how, listen, certify=certify, family=chosen)
-    return _finish(result, Path(out), begin, certify=certify, logits=logits, reference=reference)
+    there = open_out(Path(out), chosen)
+    made, way = plan_again(Path(source), there, chosen)
+    result = _compare(made, Path(out), there, way, how, listen, certify=certify, sha256=sha256, family=chosen)
+    return _finish(
+        result, Path(out), begin, certify=certify, sha256=sha256, logits=logits, reference=reference
+    )
 
 
 def verify_plan(
@@ -105,79 +104,12 @@ def verify_plan(
         listen: Called with every event, from any thread.
     """
     begin = perf_counter()
-    there = _open_out(Path(out))
+    there = open_out(Path(out), options)
     way = way_of(made, there)
     if planned(made).keys() - way.right.keys():
-        made, way = _plan_again(source, there, options)
+        made, way = plan_again(Path(source), there, options)
     result = _compare(made, Path(out), there, way, how, listen, certify=True, family=options)
-    return _finish(result, Path(out), begin, certify=True, logits=False, reference=None)
-
-
-def _open_out(path: Path) -> Checkpoint:
-    if (
-        path.is_dir()
-        and not any(path.glob("model*.safetensors"))
-        and not any(path.glob("pytorch_model*.bin"))
-    ):
-        path = next((path / n for n in _ADAPTERS if (path / n).is_file()), path)
-    return open_checkpoint(path, ReadOptions())
-
-
-def _plan_again(source: PathArg, there: Checkpoint, options: ConvertOptions) -> tuple[Plan, Relation]:
-    """Plan the conversion to what an output is; return also how the output relates to that plan."""
-    options = replace(options, to="hf", assets=False, sizes={}, like=None)
-    if there.data.name in _ADAPTERS:
-        options = replace(options, lora="adapter")
-    way = there.relation if there.table is None else _by_slots(source, there, options)
-    made = plan(source, options)
-    if options.dtype != "keep":
-        return made, way
-    wrong = {m.tensor for m in differences(planned(made), way.right) if m.kind == "dtype"}
-    found = Counter(dtype for n in wrong if (dtype := way.right[n].dtype) in _DTYPES)
-    if there.table is None:
-        found = Counter(dict(found.most_common(1)))
-    cast = {d: plan(source, replace(options, dtype=d)) for d in found}  # type: ignore[arg-type]
-    if len(cast) == 1:
-        (whole,) = cast.values()
-        if there.table is None or not differences(planned(whole), way.right):
-            return whole, way
-    return _with_casts(made, {n: cast[d] for n in wrong if (d := way.right[n].dtype) in cast}), way
-
-
-def _with_casts(made: Plan, others: Mapping[str, Plan]) -> Plan:
-    """Return a plan with the types that other plans give some tensors: ranks may hold several."""
-    if not others:
-        return made
-    right = {n: others[n].relation.right[n] if n in others else s for n, s in made.relation.right.items()}
-    casts = {n: c for n, c in made.casts.items() if n not in others}
-    casts |= {n: p.casts[n] for n, p in others.items() if n in p.casts}
-    files = []
-    for file in made.files:
-        tensors = tuple(replace(t, dtype=dtype_named(right[t.name].dtype)) for t in file.layout.tensors)
-        files.append(replace(file, layout=replace(file.layout, tensors=tensors)))
-    return replace(made, relation=replace(made.relation, right=right), casts=casts, files=tuple(files))
-
-
-def _by_slots(source: PathArg, there: Checkpoint, options: ConvertOptions) -> Relation:
-    """Relate an output under a framework's own names to Hugging Face's, as if it were converted itself."""
-    config = options.config
-    if config is None:
-        known = find_architecture(_open_source(Path(source), options), options, needed=False).config
-        config = str(known.folder) if known is not None and known.folder is not None else None
-    back = plan(there.data, ConvertOptions(config=config, family=options.family, assets=False))
-    if back.terms:
-        raise UsageError(
-            f"{there.producer} adds something to {next(iter(back.terms))}: the two cannot be compared",
-            hint="convert it to Hugging Face's format, and verify that",
-        )
-    return back.relation
-
-
-def _open_source(path: Path, options: ConvertOptions) -> Checkpoint:
-    reading = ReadOptions(
-        options.weights, options.tag, iteration=options.iteration, sizes=options.source_sizes
-    )
-    return open_checkpoint(path, reading)
+    return _finish(result, Path(out), begin, certify=True)
 
 
 def _compare(
@@ -189,9 +121,12 @@ def _compare(
     listen: Listener | None,
     *,
     certify: bool,
+    sha256: bool = False,
     family: ConvertOptions,
 ) -> Result:
-    proof, wrong = prove([made.relation, *([way] if there.table is not None else [])], made.casts, made.terms)
+    proof, wrong = prove(
+        [made.relation, *([way] if way is not there.relation else [])], made.casts, made.terms
+    )
     wrong += differences(planned(made), way.right)
     held = hold(made, there, way, {m.tensor for m in wrong if m.kind in ("shape", "dtype")})
     notes = [*made.notes]
@@ -205,6 +140,7 @@ def _compare(
             padding=held.padding,
             names=held.names,
             digests=certify,
+            sha256=sha256,
         )
         wrong += comparer.run()
         sources.check()
@@ -221,7 +157,7 @@ def _compare(
 
 def _source_alone(source: Path, options: ConvertOptions, how: Options, listen: Listener | None) -> Result:
     """Prove the round trip from metadata, then read everything and compare the copies."""
-    checkpoint = _open_source(source, options)
+    checkpoint = open_source(source, options)
     notes: list[tuple[str, str]] = []
     options = replace(options, to="hf", assets=False)
     if checkpoint.table is None or find_architecture(checkpoint, options, needed=False).config is not None:
@@ -288,8 +224,9 @@ def _finish(
     begin: float,
     *,
     certify: bool,
-    logits: bool,
-    reference: PathArg | None,
+    sha256: bool = False,
+    logits: bool = False,
+    reference: PathArg | None = None,
 ) -> Result:
     """Run the model and write the certificate, where that is asked for."""
     folder = out if out.is_dir() else out.parent
@@ -298,5 +235,5 @@ def _finish(
         result = replace(result, logits=ran, mismatches=(*result.mismatches, *wrong))
     result = replace(result, seconds=perf_counter() - begin)
     if certify and result.ok:
-        certificate.write(folder, result)
+        certificate.write(folder, result, sha256=sha256)
     return result

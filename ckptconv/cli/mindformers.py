@@ -10,7 +10,7 @@ import typer
 
 from ckptconv.cli.options import Group
 
-__all__ = ["MINDFORMERS_SOURCE", "MINDFORMERS_TARGET", "MINDSPORE"]
+__all__ = ["MINDFORMERS_SOURCE", "MINDFORMERS_TARGET", "MINDSPORE", "MINDSPORE_VERIFIED"]
 
 _PANEL = "MindSpore and MindFormers"
 
@@ -128,6 +128,23 @@ def _fields(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
 
 
+def _verified(
+    yaml: _Yaml = None,
+    strategy: Annotated[
+        Optional[Path],  # noqa: UP045
+        _strategy("Strategy files: of what was written if that is MindSpore's, else of SRC."),
+    ] = None,
+    source_strategy: Annotated[
+        Optional[Path],  # noqa: UP045
+        _strategy("Strategy files of SRC, if not beside it.", "--source-strategy"),
+    ] = None,
+    qkv_layout: _Qkv = None,
+    mlp_layout: _Mlp = None,
+    check: _Check = False,
+) -> None: ...
+
+
 MINDFORMERS_SOURCE = Group(_source, _fields)
 MINDFORMERS_TARGET = Group(_target, _fields)
 MINDSPORE = Group(_both, _fields)
+MINDSPORE_VERIFIED = Group(_verified, _fields)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ckptconv.cli.layout import READ, SOURCE
+from ckptconv.cli.mindformers import MINDSPORE_VERIFIED
 from ckptconv.cli.options import Source, _flags, _parameters
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _verifying(command: Callable[..., None]) -> Callable[..., None]:
         if n not in ("fields", "how")
     ]
     common = [p for p in _parameters(_flags) if p.name in _DECIDE or p.name in _HOW]
-    groups = {g: _parameters(g.signature) for g in (SOURCE, READ)}
+    groups = {g: _parameters(g.signature) for g in (SOURCE, READ, MINDSPORE_VERIFIED)}
 
     @wraps(command)
     def wrapper(**values: Any) -> None:
@@ -96,6 +97,10 @@ def _verify_roundtrip(
     no_certificate: Annotated[
         bool, typer.Option("--no-certificate", help="Write no ckptconv-verify.json beside the weights.")
     ] = False,
+    sha256: Annotated[
+        bool,
+        typer.Option("--sha256", help="Certify with SHA-256 as well; XXH3 alone takes no time of its own."),
+    ] = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE", help="Write an HTML page with the outcome.", show_default=False),
@@ -114,11 +119,14 @@ def _verify_roundtrip(
     if reference is not None and not logits:
         raise UsageError("--reference compares logits: give --logits with it")
     certify = out is not None and not no_certificate
+    if sha256 and not certify:
+        raise UsageError("--sha256 is of the certificate: name what was written, without --no-certificate")
     with render_verify.follow("comparing" if out else "reading", quiet=how.quiet or how.json) as listen:
         found = verify_roundtrip(
             source,
             out,
             certify=certify,
+            sha256=sha256,
             logits=logits,
             reference=reference,
             workers=how.workers,

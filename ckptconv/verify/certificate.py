@@ -22,7 +22,7 @@ from ckptconv.verify.result import FileDigest, Result
 __all__ = ["NAME", "Checked", "check", "read", "write"]
 
 NAME = "ckptconv-verify.json"
-_VERSION = 1
+_VERSION = 2
 _PIECE = 1 << 20
 
 
@@ -66,12 +66,13 @@ class Checked:
         }
 
 
-def write(folder: Path, result: Result) -> Path:
+def write(folder: Path, result: Result, *, sha256: bool = False) -> Path:
     """Write the certificate of a folder that was compared with its source, and return its path.
 
     Args:
         folder: The output.
         result: What was found; digests in it are not computed again.
+        sha256: Whether files have SHA-256 as well.
 
     Raises:
         OutputError: if it cannot be written.
@@ -80,14 +81,14 @@ def write(folder: Path, result: Result) -> Path:
     files = {}
     for name in _files(folder):
         path = folder / name
-        files[name] = known.get(os.path.realpath(path)) or _digest(path, lambda event: None)
+        files[name] = known.get(os.path.realpath(path)) or _digest(path, lambda event: None, sha256=sha256)
     data = {
         "version": _VERSION,
         "tool": f"ckptconv {__version__}",
         "source": result.source,
         "plan": result.plan,
         "result": {k: v for k, v in result.to_dict().items() if k not in ("out", "source", "plan", "notes")},
-        "files": {n: {"bytes": d.size, "sha256": d.sha256, "xxh3": d.xxh3} for n, d in files.items()},
+        "files": {n: _entry(d) for n, d in files.items()},
     }
     target = folder / NAME
     part = folder / (NAME + ".part")
@@ -133,8 +134,8 @@ def read(folder: Path) -> dict[str, Any]:
         for name, held in data["files"].items():
             if not _is_inside(name) or not (
                 isinstance(held["bytes"], int)
-                and isinstance(held["sha256"], str)
                 and isinstance(held["xxh3"], str)
+                and isinstance(held.get("sha256"), str | None)
             ):
                 raise ValueError(f"entry {name!r}")
         if not all(isinstance(data[key], str) for key in ("tool", "source", "plan")):
@@ -160,7 +161,8 @@ def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Che
     tell = listen or (lambda event: None)
     said = read(folder)
     wanted = {
-        name: FileDigest(held["bytes"], held["sha256"], held["xxh3"]) for name, held in said["files"].items()
+        name: FileDigest(held["bytes"], held["xxh3"], held.get("sha256"))
+        for name, held in said["files"].items()
     }
     wrong: dict[str, str] = {}
     todo = []
@@ -175,10 +177,10 @@ def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Che
     total = sum(wanted[n].size for n in todo)
     tell(Started(total, 0))
     with ThreadPoolExecutor(workers or default_workers()) as pool:
-        found = pool.map(lambda name: (name, _digest(folder / name, tell)), todo)
+        found = pool.map(lambda n: (n, _digest(folder / n, tell, sha256=wanted[n].sha256 is not None)), todo)
         for name, digest in found:
             if digest != wanted[name]:
-                wrong[name] = "has another content than was certified (SHA-256 differs)"
+                wrong[name] = "has another content than was certified"
     extra = tuple(name for name in _files(folder) if name not in wanted)
     order = list(wanted)
     return Checked(
@@ -207,15 +209,21 @@ def _files(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _digest(path: Path, tell: Listener) -> FileDigest:
-    sha256, xxh3, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+def _entry(digest: FileDigest) -> dict[str, Any]:
+    found: dict[str, Any] = {"bytes": digest.size, "xxh3": digest.xxh3}
+    return found if digest.sha256 is None else {**found, "sha256": digest.sha256}
+
+
+def _digest(path: Path, tell: Listener, *, sha256: bool) -> FileDigest:
+    secure, xxh3, size = hashlib.sha256() if sha256 else None, xxhash.xxh3_128(), 0
     buffer = bytearray(_PIECE)
     view = memoryview(buffer)
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
-            sha256.update(view[:count])
+            if secure is not None:
+                secure.update(view[:count])
             xxh3.update(view[:count])
             size += count
             tell(Progress(count))
-    tell(FileDone(path.name, size, sha256.hexdigest()))
-    return FileDigest(size, sha256.hexdigest(), xxh3.hexdigest())
+    tell(FileDone(path.name, size, xxh3.hexdigest()))
+    return FileDigest(size, xxh3.hexdigest(), secure.hexdigest() if secure is not None else None)

@@ -34,7 +34,7 @@ class _Work:
 
     file: OutFile
     filler: Filler
-    sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
+    sha256: hashlib._Hash | None
     xxh3: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
     at: int = 0
 
@@ -51,6 +51,7 @@ class Comparer:
         padding: Elements of the output that stand for nothing.
         names: What to call tensors.
         digests: Whether the output's files are digested on the way.
+        sha256: Whether that is done with SHA-256 as well, which takes longer than reading.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Comparer:
         padding: Mapping[str, tuple[Drop, ...]] | None = None,
         names: Mapping[str, str] | None = None,
         digests: bool = False,
+        sha256: bool = False,
     ) -> None:
         self._plan, self._sources, self._there = plan, sources, there
-        self._tell, self._padding, self._digests = tell, padding or {}, digests
+        self._tell, self._padding = tell, padding or {}
+        self._digests, self._sha256 = digests, sha256
         self._names = names or {}
         self._pairs = pairs_by_tensor(plan.relation)
         self._tile = tile_bytes(Options(options.workers, options.max_memory * 6 // 7))
@@ -109,7 +112,8 @@ class Comparer:
     def _jobs(self) -> Iterator[tuple[_Work, int, int]]:
         """Yield tiles that cut no element, file by file."""
         for file in self._plan.files:
-            work = _Work(file, Filler(self._plan, file, self._sources, self._pairs))
+            filler = Filler(self._plan, file, self._sources, self._pairs)
+            work = _Work(file, filler, hashlib.sha256() if self._sha256 else None)
             offsets = [t.offset for t in file.layout.tensors]
             lo, size = 0, file.layout.size
             while lo < size:
@@ -209,7 +213,8 @@ class Comparer:
             self._turn.wait_for(lambda: work.at == lo or self._stop.is_set())
         if self._stop.is_set():
             return
-        work.sha256.update(data.data)
+        if work.sha256 is not None:
+            work.sha256.update(data.data)
         work.xxh3.update(data.data)
         with self._turn:
             work.at = hi
@@ -219,8 +224,10 @@ class Comparer:
 
     def _digested(self, work: _Work) -> None:
         size = work.file.layout.size
-        self.files[work.file.name] = FileDigest(size, work.sha256.hexdigest(), work.xxh3.hexdigest())
-        self._tell(FileDone(work.file.name, size, work.sha256.hexdigest()))
+        sha256 = work.sha256.hexdigest() if work.sha256 is not None else None
+        digest = FileDigest(size, work.xxh3.hexdigest(), sha256)
+        self.files[work.file.name] = digest
+        self._tell(FileDone(work.file.name, size, digest.xxh3))
 
 
 def _equal(ours: Array, theirs: Array) -> bool:

@@ -67,11 +67,17 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """Hold the size of a file in bytes, and its digests in hexadecimal digits."""
+    """Hold the size of a file in bytes, and its digests in hexadecimal digits.
+
+    Attributes:
+        size: Bytes of the file.
+        xxh3: XXH3-128.
+        sha256: SHA-256; None where it was not asked for.
+    """
 
     size: int
-    sha256: str
     xxh3: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

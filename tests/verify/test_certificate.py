@@ -24,7 +24,7 @@ from running import DEMO
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("certified") / "model"
     ckptconv.convert(DEMO, out, dtype="bfloat16", max_shard_size="40KB")
-    assert verify_roundtrip(DEMO, out, certify=True).ok
+    assert verify_roundtrip(DEMO, out, certify=True, sha256=True).ok
     return out
 
 
@@ -86,10 +86,10 @@ def test_without_a_certificate_it_says_how_to_get_one(tmp_path: Path) -> None:
 
 
 def certificate(files: object) -> str:
-    return json.dumps({"version": 1, "tool": "", "source": "", "plan": "", "files": files})
+    return json.dumps({"version": 2, "tool": "", "source": "", "plan": "", "files": files})
 
 
-DIGEST = {"bytes": 1, "sha256": "", "xxh3": ""}
+DIGEST = {"bytes": 1, "xxh3": ""}
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,15 @@ DIGEST = {"bytes": 1, "sha256": "", "xxh3": ""}
         "not json",
         "[]",
         "{}",
-        '{"version": 2}',
+        '{"version": 1}',
         certificate({"../x": DIGEST}),
         certificate({"/x": DIGEST}),
         certificate({"x": {**DIGEST, "bytes": "1"}}),
+        certificate({"x": {**DIGEST, "sha256": 1}}),
         certificate([]),
         "[" * 100_000,
     ],
-    ids=["text", "list", "empty", "version", "above", "absolute", "size", "files", "deep"],
+    ids=["text", "list", "empty", "version", "above", "absolute", "size", "sha256", "files", "deep"],
 )
 def test_what_is_no_certificate_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text)
@@ -143,3 +144,16 @@ def test_ranks_are_certified_in_their_folders(certified: Path, tmp_path: Path) -
     rank = next(out.glob("*/mp_rank_01/*"))
     rank.unlink()
     assert list(check(out).wrong) == [rank.relative_to(out).as_posix()]
+
+
+def test_sha256_is_for_those_who_ask(certified: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(certified, tmp_path / "out")
+    assert verify_roundtrip(DEMO, out, certify=True).ok
+    entries = json.loads((out / NAME).read_text())["files"].values()
+    assert all(e.keys() == {"bytes", "xxh3"} for e in entries)
+    assert check(out).ok
+    path = next(out.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert list(check(out).wrong) == [path.name]
