@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ckptconv.engine.gather import Array
+from ckptconv.storage.direct import ALIGNMENT
 
 __all__ = ["Buffers"]
 
@@ -16,8 +17,12 @@ class Buffers:
         self._arrays: dict[str, Array] = {}
 
     def take(self, purpose: str, nbytes: int) -> Array:
-        """Return ``nbytes`` bytes of any content; what this purpose took before is reused."""
+        """Return ``nbytes`` bytes of any content; what this purpose took before is reused.
+
+        They start at a multiple of `ALIGNMENT`, so that they can be written past the page cache.
+        """
         found = self._arrays.get(purpose)
         if found is None or found.nbytes < nbytes:
-            found = self._arrays[purpose] = np.empty(nbytes, np.uint8)
+            room = np.empty(nbytes + ALIGNMENT, np.uint8)
+            found = self._arrays[purpose] = room[-room.ctypes.data % ALIGNMENT :][:nbytes]
         return found[:nbytes]

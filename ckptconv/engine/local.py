@@ -115,7 +115,10 @@ class _Threads:
         result = carry_out(task, layout, one.filler, one.sink, buffers, tile=tile, going=going)
         if result is None or not self._ledger.took(result):
             return
-        digests = seal(layout, self._ledger.crcs(task.file), one.sink) if layout.needs_crc else None
+        digests = None
+        if layout.needs_crc:
+            ledger = self._ledger
+            digests = seal(layout, ledger.crcs(task.file), one.sink, ledger.digests(task.file))
         one.sink.finish()
         with self._lock:
             del self._open[task.file]

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.output import remove_empty
+from ckptconv.storage.direct import DirectFile, reserve
 from ckptconv.storage.files import write_at
 
 __all__ = ["PartFile", "Sink", "create"]
@@ -39,7 +40,7 @@ def create(path: Path, size: int) -> None:
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        os.ftruncate(fd, size)
+        reserve(fd, size)
     except OSError as e:
         e.filename = os.fspath(path)
         raise
@@ -60,6 +61,7 @@ class PartFile:
         self._folder, self.path = folder, folder / (name + ".part")
         self._behind = behind
         self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._direct = DirectFile(self.path)
 
     @property
     def size(self) -> int:
@@ -68,12 +70,15 @@ class PartFile:
 
     def write(self, data: memoryview | bytes, at: int) -> None:
         """Put ``data`` at byte ``at``."""
+        view = memoryview(data)
         try:
-            write_at(self._fd, data, at)
+            first, end = self._direct.write(view, at)
+            write_at(self._fd, view[:first], at)
+            write_at(self._fd, view[end:], at + end)
         except OSError as e:
             e.filename = os.fspath(self.path)
             raise
-        if self._behind is not None:
+        if self._behind is not None and end == first:
             self._behind.wrote(os.fspath(self.path), len(data))
 
     def read(self, at: int, count: int) -> bytes:
@@ -100,3 +105,4 @@ class PartFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._direct.close()

@@ -64,7 +64,7 @@ def test_tasks_done_twice_and_at_once_give_the_file(plan: Plan, tmp_path: Path) 
         last = [ledger.took(r) for r in reversed(results[: len(tasks)])]
         assert last == [False, True]
         sink = PartFile(out, name)
-        digests = seal(layout, ledger.crcs(0), sink) if layout.needs_crc else None
+        digests = seal(layout, ledger.crcs(0), sink, ledger.digests(0)) if layout.needs_crc else None
         sink.finish()
         ledger.whole(0, digests)
         assert journal.done == whole.files
