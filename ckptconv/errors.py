@@ -20,6 +20,18 @@ __all__ = [
 ]
 
 
+_MAX_MESSAGE = 10_000
+
+
+def _printable(text: str) -> str:
+    """Cut what is too long to be read, and spell out what a file's names could do to a terminal."""
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[:_MAX_MESSAGE]}... ({len(text):,} characters)"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 class CkptconvError(Exception):
     """Report a failure with its place and the next step to take.
 
@@ -35,6 +47,7 @@ class CkptconvError(Exception):
     def __init__(
         self, message: str, *, where: str | PathLike[str] | None = None, hint: str | None = None
     ) -> None:
+        message = _printable(message)
         super().__init__(message)
         self.message = message
         self.where = None if where is None else fspath(where)

@@ -21,6 +21,7 @@ __all__ = ["NAMES", "TABLE", "Handler"]
 Handler = Callable[[Machine, int], int]
 
 HIGHEST_PROTOCOL: Final = 5
+_SET_COST: Final = 3  # an empty one takes 216 bytes
 NAMES: Final[dict[int, str]] = {}
 
 
@@ -144,7 +145,9 @@ def _memoize(m: Machine, pos: int) -> int:
 @_op(b"p", "PUT")
 def _put(m: Machine, pos: int) -> int:
     text, end = _line(m, pos)
-    m.memo[_int_of(m, text)] = m.stack[-1]
+    index = _int_of(m, text)
+    m.check_key(index)
+    m.memo[index] = m.stack[-1]
     m.charge(1)
     return end
 
@@ -369,7 +372,7 @@ def _empty_dict(m: Machine, pos: int) -> int:
 
 @_op(b"\x8f", "EMPTY_SET")
 def _empty_set(m: Machine, pos: int) -> int:
-    m.charge(1)
+    m.charge(_SET_COST)
     m.stack.append(set())
     return pos
 
@@ -427,7 +430,7 @@ def _dict(m: Machine, pos: int) -> int:
 @_op(b"\x91", "FROZENSET")
 def _frozenset(m: Machine, pos: int) -> int:
     items = m.pop_mark()
-    m.charge(1)
+    m.charge(_SET_COST)
     for item in items:
         m.check_key(item)
     m.stack.append(frozenset(items))

@@ -20,6 +20,9 @@ __all__ = ["FACTORIES", "Global", "Hook", "Limits", "Machine", "Record", "Trunca
 _HASH_BITS: Final = 60
 _COLLISION_COST: Final = 2000
 
+# A record and its empty containers take some 400 bytes, five times a list.
+_RECORD_COST: Final = 5
+
 
 # What a pickle calls to do harm. No checkpoint needs any of it, so such a call says what the file is; every
 # other callable becomes a record. Nothing is run either way. A package counts with all that is inside it, a
@@ -53,8 +56,9 @@ class Limits:
 
     Attributes:
         size: Bytes of the pickle, and so of every string in it.
-        objects: Containers, records, marks and memo entries made, plus elements copied. An empty set costs
-            one input byte and 216 bytes of memory, so the size alone would not bound memory well.
+        objects: Containers, marks and memo entries made, plus elements copied and elements of keys; a set
+            counts three times, a record five times. An empty set costs one input byte and 216 bytes of
+            memory, so the size alone would not bound memory well.
         key_nodes: Elements of a tuple or frozenset used as a key. Shared tuples can unfold exponentially
             when hashed.
         integer: Bytes of one integer.
@@ -186,6 +190,8 @@ class Machine:
             return
         if kind is int:
             self._check_int(key)  # type: ignore[arg-type]
+        elif kind is complex:
+            self.charge(_COLLISION_COST)
         elif kind is tuple or kind is frozenset:
             self._check_nested(key)  # type: ignore[arg-type]
 
@@ -209,6 +215,7 @@ class Machine:
                 salted = True
             else:
                 bits += node.bit_length() if isinstance(node, int) else 64
+        self.charge(seen)
         if bits > _HASH_BITS and not salted:
             self.charge(_COLLISION_COST)
 
@@ -219,7 +226,7 @@ class Machine:
 
     def call(self, func: object, args: object, kwargs: object = None, *, new: bool = False) -> object:
         """Return what calling ``func`` would make: a known value, else a record of the call."""
-        self.charge(1)
+        self.charge(_RECORD_COST)
         if type(args) is not tuple:
             raise FormatError(f"call arguments are a {type(args).__name__}, not a tuple")
         if kwargs is not None and type(kwargs) is not dict:
@@ -316,6 +323,8 @@ def _dict(m: Machine, args: tuple[object, ...]) -> object:
     source = args[0]
     if type(source) in (dict, OrderedDict):
         m.charge(len(source))  # type: ignore[arg-type]
+        for key in source:  # type: ignore[attr-defined]
+            m.check_key(key)
         return dict(source)  # type: ignore[call-overload]
     items = _elements(m, args)
     if items is None:

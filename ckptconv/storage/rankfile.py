@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ckptconv.errors import FormatError
 from ckptconv.storage.base import FileTensor
@@ -13,6 +14,11 @@ from ckptconv.storage.namespaces import plain
 from ckptconv.storage.torchfile import open_torch
 
 __all__ = ["RankFile", "read_rank", "tensor_key"]
+
+_CHUNK: Final = re.compile(r"model([0-9]{0,4})")
+_MAX_LEVELS: Final = 50
+_MAX_DICTS: Final = 1_000_000
+_MAX_NAME: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +51,29 @@ def tensor_key(folder: str, chunk: int, chunks: int, name: str) -> str:
     return f"{folder}:{name}" if chunks == 1 else f"{folder}:model{chunk}.{name}"
 
 
-def tensors_of(model: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, FileTensor]]:
-    """Yield the tensors of a model's (nested) dict by dotted names; ``_extra_state`` is none of them."""
-    for key, value in model.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from tensors_of(value, f"{name}.")
-        elif isinstance(value, FileTensor) and not name.endswith("_extra_state"):
-            yield name, value
+def tensors_of(model: Mapping[str, Any]) -> Iterator[tuple[str, FileTensor]]:
+    """Yield the tensors of a model's (nested) dict by dotted names; ``_extra_state`` is none of them.
+
+    Raises:
+        FormatError: if the dicts hold themselves or one another without end.
+    """
+    # Each level is an iterator, so that tensors come in the order of the file.
+    levels = [("", iter(model.items()))]
+    visits = 0
+    while levels:
+        prefix, items = levels[-1]
+        for key, value in items:
+            name = f"{prefix}{key}"
+            if isinstance(value, Mapping):
+                visits += 1
+                if len(levels) > _MAX_LEVELS or visits > _MAX_DICTS or len(name) > _MAX_NAME:
+                    raise FormatError("the model's dicts are nested without end")
+                levels.append((f"{name}.", iter(value.items())))
+                break
+            if isinstance(value, FileTensor) and not name.endswith("_extra_state"):
+                yield name, value
+        else:
+            levels.pop()
 
 
 def read_rank(path: Path, *, exact: bool = False) -> RankFile:
@@ -69,7 +90,7 @@ def read_rank(path: Path, *, exact: bool = False) -> RankFile:
     if not isinstance(root, dict):
         raise FormatError("no dict of a checkpoint", where=path)
     arguments = plain(root["args"]) if "args" in root else {}
-    names = [k for k in root if k == "model" or (str(k).startswith("model") and str(k)[5:].isdigit())]
+    names = [k for k in root if type(k) is str and _CHUNK.fullmatch(k)]
     chunks = {int(k[5:] or 0): dict(tensors_of(root[k])) for k in sorted(names) if isinstance(root[k], dict)}
     if not chunks or set(chunks) != set(range(len(chunks))):
         raise FormatError(

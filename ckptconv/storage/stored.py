@@ -90,7 +90,10 @@ def from_file_tensor(tensor: FileTensor) -> Stored:
     """
     if tensor.numel == 0 or dense_axes(tensor):
         return Stored(tensor.dtype, tensor.shape, (Extent(0, tensor.path, tensor.offset),))
-    if any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride, strict=True)):
+    # More elements than the storage has bytes for: some are there several times (a list of the runs of one
+    # made to do harm would have no end).
+    repeats = tensor.nbytes > tensor.storage[1]
+    if repeats or any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride, strict=True)):
         raise FormatError(
             f"a tensor of shape {tensor.shape} repeats its elements (stride {tensor.stride}, torch.expand)",
             where=tensor.path,

@@ -14,6 +14,7 @@ from typing import Final, Literal
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError
 from ckptconv.storage import inert
+from ckptconv.storage.nesting import check_nesting
 from ckptconv.storage.picklevm import short
 from ckptconv.storage.statedict import state_dict_of
 from ckptconv.storage.torchtensors import FileStorage, TensorHooks, storage_dtype
@@ -80,10 +81,11 @@ def open_torch(
         window = Window(file, name, offset, length)
         head = window.read(512)
         try:
-            if head.startswith(b"PK\3\4"):
-                return _open_zip(window, exact)
-            if head[:1] == b"\x80":
-                return _open_legacy(window, exact)
+            opener = _open_zip if head.startswith(b"PK\3\4") else _open_legacy if head[:1] == b"\x80" else None
+            if opener is not None:
+                found = opener(window, exact)
+                check_nesting(found.root)
+                return found
         except FormatError as error:
             if error.where is None:
                 raise FormatError(error.message, where=name, hint=error.hint) from error

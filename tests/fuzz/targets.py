@@ -1,0 +1,168 @@
+"""Feed bytes to each parser as a file would: what comes out is a result that holds, or a CkptconvError."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ckptconv.errors import CkptconvError
+from ckptconv.readers.mindspore.strategy import read_strategies
+from ckptconv.storage import inert
+from ckptconv.storage.base import FileTensor
+from ckptconv.storage.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.storage.mindspore import check_crc, open_mindspore
+from ckptconv.storage.rankfile import read_rank
+from ckptconv.storage.safetensors import read_header
+from ckptconv.storage.statedict import state_dict_of
+from ckptconv.storage.stored import Stored, from_file_tensor
+from ckptconv.storage.torchfile import open_torch
+from fuzz.seeds import distributed
+
+__all__ = ["TARGETS", "Target"]
+
+Target = Callable[[bytes], object]
+
+_SHM = Path("/dev/shm")
+_FOLDER = tempfile.TemporaryDirectory(prefix="ckptconv-fuzz-", dir=_SHM if _SHM.is_dir() else None)
+
+
+def _file(name: str, data: bytes) -> Path:
+    """Write the one file that is parsed, over the one before it."""
+    path = Path(_FOLDER.name) / name
+    with open(path, "wb", buffering=0) as file:
+        file.write(data)
+    return path
+
+
+def _inside(extents: Iterable[tuple[int, int]], size: int) -> None:
+    """Assert that located bytes are in the file."""
+    for offset, length in extents:
+        assert offset >= 0 and length >= 0 and (length == 0 or offset + length <= size), (offset, length)
+
+
+def _ranges(stored: Stored) -> list[tuple[int, int]]:
+    return [(offset, n) for _, offset, n in stored.spans(0, stored.numel)]
+
+
+def _reachable(tensor: FileTensor) -> tuple[int, int]:
+    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
+    return tensor.offset, reach * tensor.dtype.itemsize if tensor.numel else 0
+
+
+def _outcome(parse: Callable[[], object]) -> type[CkptconvError] | None:
+    """Return the kind of error a parser raised; any other exception is the finding."""
+    try:
+        parse()
+    except CkptconvError as error:
+        assert error.message and str(error)
+        return type(error)
+    return None
+
+
+def unpickle(data: bytes) -> None:
+    """Read a pickle from memory and from a file, for reading and to be written again."""
+    for exact in (False, True):
+        whole = _outcome(lambda: inert.load(data, exact=exact))
+        file = io.BytesIO(data)
+        assert _outcome(lambda: inert.load_at(file, 0, exact=exact)) is whole
+
+
+def torch_file(data: bytes) -> None:
+    """Open what ``torch.save`` writes, find its weights, open it as a rank's file."""
+    path = _file("model.pt", data)
+
+    def weights() -> None:
+        tensors, _ = state_dict_of(open_torch(path).root, str(path))
+        for tensor in tensors.values():
+            _inside([_reachable(tensor)], len(data))
+            _outcome(lambda t=tensor: _inside(_ranges(from_file_tensor(t)), len(data)))  # type: ignore[misc]
+
+    _outcome(weights)
+    _outcome(lambda: read_rank(path, exact=True))
+
+
+def protobuf(data: bytes) -> None:
+    """Open a MindSpore ``.ckpt``, and the same bytes as a strategy file."""
+    path = _file("model.ckpt", data)
+
+    def tensors() -> None:
+        for stored in open_mindspore(path).tensors.values():
+            assert stored.shape == () or prod(stored.shape) == stored.numel
+            _inside(_ranges(stored), len(data))
+
+    if _outcome(tensors) is None and len(data) < 1 << 20:
+        _outcome(lambda: check_crc(path))
+    _outcome(lambda: read_strategies([path]))
+    _outcome(lambda: read_strategies([_file("strategy.json", data)]))
+
+
+def safetensors(data: bytes) -> None:
+    """Read a header; what is accepted, the safetensors library accepts, and it sees the same tensors."""
+    path = _file("model.safetensors", data)
+
+    def header() -> None:
+        tensors, metadata = read_header(path)
+        for tensor in tensors.values():
+            _inside([(tensor.offset, tensor.nbytes)], len(data))
+        _same_as_library(path, tensors, metadata)
+
+    _outcome(header)
+    _outcome(lambda: open_mindspore(path))
+
+
+def _same_as_library(path: Path, tensors: dict[str, FileTensor], metadata: dict[str, str]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        assert set(file.keys()) == set(tensors)
+        assert (file.metadata() or {}) == metadata
+        raw = path.read_bytes()
+        for name, tensor in tensors.items():
+            part = file.get_slice(name)
+            assert tuple(part.get_shape()) == tensor.shape
+            if tensor.dtype.name in ("float32", "int64", "uint8", "float16") and tensor.numel:
+                found = file.get_tensor(name)
+                mine = np.frombuffer(raw, np.uint8, tensor.nbytes, tensor.offset)
+                assert np.array_equal(found.reshape(-1).view(np.uint8), mine)
+
+
+def dcp(data: bytes) -> None:
+    """Read the metadata of a distributed checkpoint, locate its tensors, read its objects."""
+    path = _file(METADATA, data)
+    records = path.with_name("__0_0.distcp")
+    if not records.exists():
+        records.write_bytes(distributed()[1])
+    size = records.stat().st_size
+
+    def folder() -> None:
+        found = open_dcp(path.parent)
+        for entry in found.objects.values():
+            assert ".." not in entry.file.split("/") and not os.path.isabs(entry.file)
+        for name, tensor in found.tensors.items():
+            for chunk in tensor.chunks:
+                assert len(chunk.sizes) == len(chunk.offsets) == len(tensor.shape)
+                assert chunk.entry is None or ".." not in chunk.entry.file.split("/")
+            _outcome(lambda n=name: _located(found, n, size))  # type: ignore[misc]
+        for name in found.objects:
+            _outcome(lambda n=name: found.read_object(n))  # type: ignore[misc]
+
+    _outcome(folder)
+
+
+def _located(folder: DcpFolder, name: str, size: int) -> None:
+    _inside([(t.offset, t.nbytes) for t in folder.locate([name])[name] if t is not None], size)
+
+
+TARGETS: dict[str, Target] = {
+    "unpickler": unpickle,
+    "torch": torch_file,
+    "protobuf": protobuf,
+    "safetensors": safetensors,
+    "dcp": dcp,
+}
