@@ -186,7 +186,7 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
     from ckptconv.api import plan
     from ckptconv.cli import render
     from ckptconv.engine.options import Options
-    from ckptconv.engine.run import run
+    from ckptconv.engine.run import forget, run
     from ckptconv.errors import UsageError
     from ckptconv.options import ConvertOptions
     from ckptconv.writers.huggingface import parse_size
@@ -219,12 +219,19 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
         _print_json(made.to_dict()) if flags.json else render.plan(made, how)
         return
     with render.watch(made, quiet=flags.quiet or flags.json) as watch:
-        report = run(made, out, how, watch.listen)
+        report = run(made, out, how, watch.listen, keep_journal=flags.verify)
     if not flags.json and not flags.quiet:
         render.done(made, report, watch.seconds)
     more = {}
     if flags.verify:
-        more["verify"] = after(made, source, out, options, how, json=flags.json, quiet=flags.quiet)
+        try:
+            more["verify"] = after(made, source, out, options, how, json=flags.json, quiet=flags.quiet)
+        except KeyboardInterrupt:
+            raise  # --resume verifies what is written
+        except BaseException:
+            forget(out)
+            raise
+        forget(out)
     if flags.json:
         _print_json({**render.result(made, report, watch.seconds), **more})
 

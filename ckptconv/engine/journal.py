@@ -11,10 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from ckptconv.errors import OutputError
+from ckptconv.storage.unfinished import JOURNAL
 
 __all__ = ["JOURNAL", "Entries", "Journal", "read_entries"]
-
-JOURNAL = ".ckptconv-journal"
 
 
 @dataclass(slots=True)
@@ -117,6 +116,10 @@ class Journal:
         """Record that all files are whole and get their final names from now on."""
         self._entries.naming = True
         self._write({"naming": True})
+
+    def named_all(self) -> None:
+        """Record that all files have their final names, where the journal stays until they are verified."""
+        self._write({"named": True})
 
     def remove(self) -> None:
         """Delete the journal; the run is over."""

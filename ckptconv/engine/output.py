@@ -103,7 +103,12 @@ def _others(plan: Plan, folder: Path, earlier: Entries | None, digest: str) -> l
         if earlier.plan == digest and earlier.naming:
             names = [*(f.name for f in plan.files), *(a.name for a in plan.assets)]
             ours.update(Path(n).parts[0] for n in names)
-    return sorted(p.name for p in folder.iterdir() if p.name not in ours)
+    return sorted(p.name for p in folder.iterdir() if p.name not in ours and not _is_bare(p))
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a path is a folder without a file in it, as a run leaves one that was stopped early."""
+    return path.is_dir() and not path.is_symlink() and not any(names for _, _, names in os.walk(path))
 
 
 _PARTS = ("*.part", "*/*.part", "*/*/*.part")
@@ -171,8 +176,10 @@ def commit(plan: Plan, folder: Path, journal: Journal) -> None:
     if journal.overwrite:
         # Ranks of another layout in the folder of an iteration that is written anew.
         ranks = {f"{Path(n).parts[0]}/mp_rank_*/*.pt" for n in names if len(Path(n).parts) > 2}
-        ranks |= {f"{Path(n).parts[0]}/*.distcp" for n in names if n.endswith(".distcp") and "/" in n}
-        for path in [p for pattern in (*_STALE, *sorted(ranks)) for p in folder.glob(pattern)]:
+        parents = sorted({n.rpartition("/")[0] for n in names if n.endswith(".distcp")})
+        chunks = [f"{parent}/{n}".lstrip("/") for parent in parents for n in (".metadata", "*.distcp")]
+        stale = (*_STALE, *sorted(ranks), *chunks)
+        for path in [p for pattern in stale for p in folder.glob(pattern)]:
             # One that an earlier run has named already is of the new model.
             name = path.relative_to(folder).as_posix()
             if name not in names or (folder / (name + ".part")).exists():

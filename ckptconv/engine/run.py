@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptconv.engine.events import Listener, Started, Stored
-from ckptconv.engine.journal import Journal
+from ckptconv.engine.journal import JOURNAL, Journal
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.local import run_locally
 from ckptconv.engine.options import Options, Report
@@ -21,11 +21,21 @@ from ckptconv.engine.output import (
 from ckptconv.graph.plan import Plan
 from ckptconv.storage.files import SourceFiles
 
-__all__ = ["run"]
+__all__ = ["forget", "run"]
 
 
-def run(plan: Plan, folder: Path, options: Options, listen: Listener | None = None) -> Report:
+def run(
+    plan: Plan,
+    folder: Path,
+    options: Options,
+    listen: Listener | None = None,
+    *,
+    keep_journal: bool = False,
+) -> Report:
     """Write the plan's files into ``folder``.
+
+    With ``keep_journal`` the journal stays, for `forget` to remove, so that what comes after the run (a
+    verification) can be interrupted and resumed as well.
 
     Every file is written as ``NAME.part``, synced, and renamed only when all are whole, replicas have proved
     equal and no input has changed; ``config.json`` and the index come last.
@@ -50,13 +60,21 @@ def run(plan: Plan, folder: Path, options: Options, listen: Listener | None = No
                 if not journal.done:
                     journal.remove()
                 raise
-            journal.remove()
+            if keep_journal:
+                journal.named_all()
+            else:
+                journal.remove()
     except KeyboardInterrupt as e:
         raise interrupted(folder) from e
     except OSError as e:
         raise explain(e, folder) from e
     tell(Stored(str(folder)))
     return report
+
+
+def forget(folder: Path) -> None:
+    """Remove the journal that a run has kept: all is done."""
+    (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def _run(

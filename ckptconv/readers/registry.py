@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptconv.errors import FormatError
 from ckptconv.readers.base import Checkpoint, Reader, ReadOptions
 from ckptconv.readers.wrappers import unwrap
+from ckptconv.storage.unfinished import refuse_unfinished
 
 __all__ = ["open_checkpoint", "readers"]
 
@@ -43,6 +44,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     """
     if not path.exists():
         raise FormatError("no such file or folder", where=path, hint="check the path")
+    refuse_unfinished(path)
     for reader in readers():
         if reader.recognise(path):
             return unwrap(_open(reader, path, options))

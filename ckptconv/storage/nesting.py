@@ -1,15 +1,15 @@
 """Refuse a loaded value that a walker would not get to the end of.
 
-A pickle of a few hundred bytes can make a dict that holds itself, or forty lists that each hold the one before
-twice, which unfold to 2**40. Whoever walks, prints or compares what a file holds goes through it as a tree, so
-that it is one, of about the size of the file, is checked here for all of them.
+A pickle of a few hundred bytes can make a dict that holds itself, or forty lists that each hold the one
+before twice, which unfold to 2**40. Whoever walks, prints or compares what a file holds goes through it as a
+tree, so that it is one, of about the size of the file, is checked here for all of them.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from ckptconv.errors import FormatError
 from ckptconv.storage.picklevm import Record
@@ -27,8 +27,8 @@ def check_nesting(root: object) -> None:
     """Go once through all containers of a value; those inside a record are taken by themselves.
 
     Raises:
-        FormatError: if one holds itself, is nested more than 200 levels deep, or unfolds to more than a million
-            elements and eight times what is really there.
+        FormatError: if one holds itself, is nested more than 200 levels deep, or unfolds to more than a
+            million elements and eight times what is really there.
     """
     roots = [root]
     records: set[int] = set()
@@ -44,8 +44,8 @@ def check_nesting(root: object) -> None:
             seen += _walk(top, sizes, roots, seen)
 
 
-def _children(value: object) -> Iterator[object]:
-    return iter(value.values() if type(value) in _MAPPINGS else value)  # type: ignore[attr-defined, call-overload, no-any-return]
+def _children(value: Any) -> Iterator[object]:
+    return iter(value.values() if type(value) in _MAPPINGS else value)
 
 
 def _walk(top: object, sizes: dict[int, int], roots: list[object], before: int) -> int:

@@ -81,7 +81,9 @@ def open_torch(
         window = Window(file, name, offset, length)
         head = window.read(512)
         try:
-            opener = _open_zip if head.startswith(b"PK\3\4") else _open_legacy if head[:1] == b"\x80" else None
+            opener = (
+                _open_zip if head.startswith(b"PK\3\4") else _open_legacy if head[:1] == b"\x80" else None
+            )
             if opener is not None:
                 found = opener(window, exact)
                 check_nesting(found.root)

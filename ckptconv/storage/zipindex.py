@@ -95,7 +95,7 @@ class ZipIndex:
         window = self._window
         tail_at = max(0, window.size - _END.size - _MAX_COMMENT)
         tail = window.read_at(tail_at, window.size - tail_at)
-        at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+        at = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
         if at < 0:
             self._fail("the archive has no directory at its end; it was cut off")
         _, disk, first_disk, here, count, size, start, comment = _END.unpack_from(tail, at)

@@ -6,6 +6,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def _reachable(tensor: FileTensor) -> tuple[int, int]:
     return tensor.offset, reach * tensor.dtype.itemsize if tensor.numel else 0
 
 
+def _runs(tensor: FileTensor, size: int) -> None:
+    _inside(_ranges(from_file_tensor(tensor)), size)
+
+
 def _outcome(parse: Callable[[], object]) -> type[CkptconvError] | None:
     """Return the kind of error a parser raised; any other exception is the finding."""
     try:
@@ -68,9 +73,8 @@ def _outcome(parse: Callable[[], object]) -> type[CkptconvError] | None:
 def unpickle(data: bytes) -> None:
     """Read a pickle from memory and from a file, for reading and to be written again."""
     for exact in (False, True):
-        whole = _outcome(lambda: inert.load(data, exact=exact))
-        file = io.BytesIO(data)
-        assert _outcome(lambda: inert.load_at(file, 0, exact=exact)) is whole
+        whole = _outcome(partial(inert.load, data, exact=exact))
+        assert _outcome(partial(inert.load_at, io.BytesIO(data), 0, exact=exact)) is whole
 
 
 def torch_file(data: bytes) -> None:
@@ -81,7 +85,7 @@ def torch_file(data: bytes) -> None:
         tensors, _ = state_dict_of(open_torch(path).root, str(path))
         for tensor in tensors.values():
             _inside([_reachable(tensor)], len(data))
-            _outcome(lambda t=tensor: _inside(_ranges(from_file_tensor(t)), len(data)))  # type: ignore[misc]
+            _outcome(partial(_runs, tensor, len(data)))
 
     _outcome(weights)
     _outcome(lambda: read_rank(path, exact=True))
@@ -148,9 +152,9 @@ def dcp(data: bytes) -> None:
             for chunk in tensor.chunks:
                 assert len(chunk.sizes) == len(chunk.offsets) == len(tensor.shape)
                 assert chunk.entry is None or ".." not in chunk.entry.file.split("/")
-            _outcome(lambda n=name: _located(found, n, size))  # type: ignore[misc]
+            _outcome(partial(_located, found, name, size))
         for name in found.objects:
-            _outcome(lambda n=name: found.read_object(n))  # type: ignore[misc]
+            _outcome(partial(found.read_object, name))
 
     _outcome(folder)
 
