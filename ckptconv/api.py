@@ -18,7 +18,7 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import Listener
 from ckptconv.engine.fill import Filler, pairs_by_tensor
-from ckptconv.engine.options import Options, Report
+from ckptconv.engine.options import Engine, Options, Report
 from ckptconv.engine.run import run
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.folder import compare, gather_assets
@@ -291,6 +291,8 @@ def convert(
     max_memory: str | int = "64MiB",
     resume: bool = False,
     overwrite: bool = False,
+    engine: Engine = "local",
+    address: str | None = None,
     listen: Listener | None = None,
     **fields: Any,
 ) -> Report:
@@ -299,10 +301,12 @@ def convert(
     Args:
         source: The checkpoint.
         out: The output folder; new or empty unless ``overwrite`` or ``resume``.
-        workers: Threads; 0 is one a core.
-        max_memory: The most all buffers together may take.
+        workers: Threads, or tasks at a time on a cluster; 0 is one a core.
+        max_memory: The most all buffers together may take; on a cluster, those of one task.
         resume: Go on with an interrupted run.
         overwrite: Replace the model in ``out``.
+        engine: ``local``, or ``ray`` for a Ray cluster.
+        address: The cluster's: ``auto``, ``HOST:PORT``, ``ray://HOST:PORT``, or ``local`` to start one here.
         listen: Called with every event of the run, from any thread.
         **fields: Fields of `ConvertOptions`.
 
@@ -310,7 +314,7 @@ def convert(
         CkptconvError: as `plan` does, or if reading or writing fails; ``out`` then holds no model.
     """
     memory = max_memory if isinstance(max_memory, int) else parse_size(max_memory)
-    options = Options(workers=workers, max_memory=memory, resume=resume, overwrite=overwrite)
+    options = Options(workers, memory, resume, overwrite, engine, address)
     return run(plan(source, **fields), Path(out), options, listen)
 
 

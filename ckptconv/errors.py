@@ -10,6 +10,7 @@ from typing import ClassVar
 
 __all__ = [
     "CkptconvError",
+    "ClusterError",
     "FormatError",
     "InputChangedError",
     "InterruptedRunError",
@@ -72,6 +73,10 @@ class FormatError(CkptconvError):
 
 class OutputError(CkptconvError):
     """The output cannot be written: folder in use, disk full, no permission."""
+
+
+class ClusterError(CkptconvError):
+    """A cluster cannot carry out a conversion: not there, nodes lost, or a node that sees other files."""
 
 
 class InputChangedError(CkptconvError):

@@ -213,7 +213,14 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
         copy_code=flags.copy_code,
         **fields,
     )
-    how = Options(flags.workers, parse_size(flags.max_memory), flags.resume, flags.overwrite)
+    how = Options(
+        flags.workers,
+        parse_size(flags.max_memory),
+        flags.resume,
+        flags.overwrite,
+        flags.engine.value,
+        flags.address,
+    )
     made = plan(source, options)
     if flags.dry_run:
         _print_json(made.to_dict()) if flags.json else render.plan(made, how)

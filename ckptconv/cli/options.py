@@ -46,6 +46,13 @@ class WeightsChoice(str, Enum):
     model = "model"
 
 
+class EngineChoice(str, Enum):
+    """What ``--engine`` takes."""
+
+    local = "local"
+    ray = "ray"
+
+
 Source = Annotated[
     Path,
     typer.Argument(
@@ -81,6 +88,8 @@ class Flags:
     overwrite: bool
     workers: int
     max_memory: str
+    engine: EngineChoice
+    address: str | None
     json: bool
     quiet: bool
     verify: bool
@@ -214,11 +223,37 @@ def _flags(
         bool, typer.Option("--overwrite", help="Replace the model in OUT.", rich_help_panel=_HOW)
     ] = False,
     workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Threads; 0 is one a core.", rich_help_panel=_HOW)
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Threads, or tasks at a time on a cluster; 0 is one a core.",
+            rich_help_panel=_HOW,
+        ),
     ] = 0,
     max_memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Most memory all buffers together take.", rich_help_panel=_HOW)
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Most memory all buffers together take; on a cluster, those of one task.",
+            rich_help_panel=_HOW,
+        ),
     ] = "64MiB",
+    engine: Annotated[
+        EngineChoice,
+        typer.Option(
+            help="Who does the work: threads of this process, or a Ray cluster.", rich_help_panel=_HOW
+        ),
+    ] = EngineChoice.local,
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="ADDRESS",
+            help="The Ray cluster: auto (the default), HOST:PORT, ray://HOST:PORT, or local to start one.",
+            rich_help_panel=_HOW,
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the plan or the result as JSON.", rich_help_panel=_HOW)
     ] = False,

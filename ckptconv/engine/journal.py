@@ -13,7 +13,7 @@ from typing import Any
 from ckptconv.errors import OutputError
 from ckptconv.storage.unfinished import JOURNAL
 
-__all__ = ["JOURNAL", "Entries", "Journal", "read_entries"]
+__all__ = ["JOURNAL", "Entries", "Journal", "marks", "read_entries"]
 
 
 @dataclass(slots=True)
@@ -45,6 +45,15 @@ def read_entries(folder: Path) -> Entries | None:
             return _parse(file.read())
     except FileNotFoundError:
         return None
+
+
+def marks(folder: Path, run: str) -> bool:
+    """Tell whether a folder is the one that the run of this name writes into. Takes no lock."""
+    try:
+        text = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(_entry(line).get("run") == run for line in text.splitlines())
 
 
 class Journal:
@@ -111,6 +120,10 @@ class Journal:
         """Record that a file is whole and on disk under its temporary name."""
         self.done[name] = digest
         self._write({"file": name, "digest": digest})
+
+    def mark(self, run: str) -> None:
+        """Record the name of this run, by which other machines know the folder: see `marks`."""
+        self._write({"run": run})
 
     def name_all(self) -> None:
         """Record that all files are whole and get their final names from now on."""

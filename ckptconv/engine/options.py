@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ckptconv.errors import UsageError
 
 __all__ = [
     "DEFAULT_MEMORY",
     "DIGEST_BLOCK",
+    "Engine",
     "Options",
     "Report",
     "default_workers",
@@ -20,6 +24,8 @@ DIGEST_BLOCK = 4 << 20
 
 DEFAULT_MEMORY = 64 << 20
 
+Engine = Literal["local", "ray"]
+
 # A thread's tile, its source before a cast, and the scratch of a strided read and of a cast.
 _BUFFERS = 6
 
@@ -29,16 +35,32 @@ class Options:
     """Say how to run a plan.
 
     Attributes:
-        workers: Threads that read, cast and write.
-        max_memory: Bytes all buffers together may take.
+        workers: Threads that read, cast and write; on a cluster, tasks at a time. 0 is one a core.
+        max_memory: Bytes all buffers together may take; on a cluster, those of each task.
         resume: Go on with what an interrupted run of the same plan finished.
         overwrite: Replace a model that is in the output folder.
+        engine: Who carries out the tasks: threads of this process, or a Ray cluster.
+        address: Of the cluster: ``auto`` (the default) for the one this machine belongs to, ``HOST:PORT``,
+            ``ray://HOST:PORT``, or ``local`` to start one for the run.
     """
 
     workers: int = 0
     max_memory: int = DEFAULT_MEMORY
     resume: bool = False
     overwrite: bool = False
+    engine: Engine = "local"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            UsageError: if the engine is unknown, or an address is given without a cluster.
+        """
+        if self.engine not in get_args(Engine):
+            raise UsageError(f"there is no engine {self.engine!r}", hint="engines: local, ray")
+        if self.address is not None and self.engine != "ray":
+            raise UsageError("--address is that of a Ray cluster", hint="give --engine ray as well")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from ckptconv.engine.events import Listener, Started, Stored
@@ -18,6 +19,7 @@ from ckptconv.engine.output import (
     prepare,
     remove_parts,
 )
+from ckptconv.errors import UsageError
 from ckptconv.graph.plan import Plan
 from ckptconv.storage.files import SourceFiles
 
@@ -43,10 +45,13 @@ def run(
     Raises:
         OutputError: if the folder is in use, not empty, or full.
         MismatchError: if replicas differ.
+        ClusterError: if a cluster was asked for, and cannot do it.
         InputChangedError: if a source file changed meanwhile.
         InterruptedRunError: on Ctrl-C; what is whole is kept for ``resume``.
     """
     tell = listen or (lambda event: None)
+    if options.engine == "ray" and find_spec("ray") is None:
+        raise UsageError("Ray is not installed", hint="pip install 'ckptconv[ray]'")
     digest = plan.digest()
     try:
         prepare(plan, folder, options, digest)
@@ -89,7 +94,12 @@ def _run(
     ledger = Ledger(plan, folder, journal, tell)
     todo = [i for i, f in enumerate(plan.files) if f.name not in done]
     try:
-        run_locally(plan, todo, folder, options, sources, ledger)
+        if options.engine == "ray":
+            from ckptconv.engine.ray import run_on_ray
+
+            run_on_ray(plan, todo, folder, options, journal, ledger)
+        else:
+            run_locally(plan, todo, folder, options, sources, ledger)
     except BaseException:
         ledger.give_up()
         raise

@@ -60,6 +60,10 @@ class SourceFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; nothing may be reading them."""
         with self._lock:
             for fd, _ in self._open.values():
                 os.close(fd)

@@ -1,0 +1,236 @@
+"""Carry out tasks in a process that has no plan but what it is sent: a file's part of it, as plain data."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckptconv import __version__
+from ckptconv.engine.buffers import Buffers
+from ckptconv.engine.fill import Filler, pairs_by_tensor
+from ckptconv.engine.flush import WriteBehind
+from ckptconv.engine.journal import marks
+from ckptconv.engine.options import Options, tile_bytes
+from ckptconv.engine.output import explain
+from ckptconv.engine.sink import PartFile
+from ckptconv.engine.task import Crc, Result, Task, carry_out, seal
+from ckptconv.errors import CkptconvError, ClusterError
+from ckptconv.graph import Pair, Plan, Relation
+from ckptconv.graph.terms import operands
+from ckptconv.storage.files import FileStamp, SourceFiles
+from ckptconv.storage.stored import Extent, Stored
+
+__all__ = ["Failure", "Job", "Seal", "Sealed", "part_of", "work"]
+
+# A file that another node has just made or marked may take a moment to be seen.
+_PATIENCE = (0.1, 0.4, 1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Say to a worker what every task of a run has in common.
+
+    Attributes:
+        run: A name no other run has; the journal in the output folder bears it.
+        folder: The output folder, absolute.
+        max_memory: Bytes the buffers of one worker may take.
+        version: ckptconv's version; another one may fill or digest in another way.
+    """
+
+    run: str
+    folder: str
+    max_memory: int
+    version: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The last task of a file whose container records sums: see `ckptconv.engine.task.seal`."""
+
+    file: int
+    crcs: Mapping[int, Sequence[Crc]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Say that a file is sealed and on disk, and give its blocks' digests."""
+
+    file: int
+    digests: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error of a task, as it was raised, and the node it was raised on."""
+
+    error: BaseException
+    node: str
+
+
+def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
+    """Return what is needed to write one file of a plan, with absolute paths.
+
+    Args:
+        plan: The plan.
+        file: The file's number.
+        pairs: The plan's pairs by tensor, from `pairs_by_tensor`.
+    """
+    out = plan.files[file]
+    names = [t.name for t in out.layout.tensors]
+    terms = {n: plan.terms[n] for n in names if n in plan.terms}
+    names += operands(terms)
+    chosen = tuple([p for n in names for p in pairs.get(n, ())])
+    keys = {p.left.tensor for p in chosen}
+    relation = Relation(
+        {k: plan.relation.left[k] for k in keys}, {n: plan.relation.right[n] for n in names}, chosen
+    )
+    stored = {k: _absolute(plan.stored[k]) for k in keys}
+    paths = {e.path for s in stored.values() for e in s.extents}
+    inputs = [replace(i, path=os.path.abspath(i.path)) for i in plan.inputs]
+    return Plan(
+        source=plan.source,
+        producer=plan.producer,
+        relation=relation,
+        stored=stored,
+        casts={n: plan.casts[n] for n in names if n in plan.casts},
+        files=(out,),
+        inputs=tuple([i for i in inputs if i.path in paths]),
+        terms=terms,
+    )
+
+
+def _absolute(stored: Stored) -> Stored:
+    if all(os.path.isabs(e.path) for e in stored.extents):
+        return stored
+    extents = [Extent(e.start, os.path.abspath(e.path), e.offset) for e in stored.extents]
+    return replace(stored, extents=tuple(extents))
+
+
+def work(job: Job, fetch: Callable[[], Plan], task: Task | Seal) -> Result | Sealed | Failure:
+    """Carry out one task in this process; what was loaded for it is kept for the next.
+
+    Args:
+        job: The run.
+        fetch: Returns the part of the plan; called unless it is here already.
+        task: The task.
+
+    Returns:
+        What was found, or the error that a user is to see. Others are raised.
+    """
+    node = socket.gethostname()
+    try:
+        _check_job(job, node)
+        loaded = _loaded(job, fetch, task.file)
+        return _carry_out(job, loaded, task, node)
+    except CkptconvError as e:
+        return Failure(e, node)
+    except OSError as e:
+        return Failure(explain(e, Path(job.folder)), node)
+    except MemoryError:
+        return Failure(ClusterError(f"out of memory on node {node}", hint="lower --max-memory"), node)
+
+
+def _carry_out(job: Job, loaded: _Loaded, task: Task | Seal, node: str) -> Result | Sealed:
+    layout, name = loaded.part.files[0].layout, loaded.part.files[0].name
+    sink = _open_sink(job, name, layout.size, loaded.behind, node)
+    try:
+        if isinstance(task, Seal):
+            digests = seal(layout, task.crcs, sink)
+            sink.finish()
+            return Sealed(task.file, digests)
+        tile = tile_bytes(Options(workers=1, max_memory=job.max_memory))
+        result = carry_out(task, layout, loaded.filler, sink, loaded.buffers, tile=tile, going=lambda: True)
+        sink.finish()  # another node cannot sync what this one has written
+    finally:
+        sink.close()
+    assert result is not None
+    return result
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """What this process keeps between the tasks of a file."""
+
+    part: Plan
+    sources: SourceFiles
+    filler: Filler
+    buffers: Buffers
+    behind: WriteBehind
+
+
+# A worker process carries out one task at a time. Tasks of two files alternate where one ends.
+_KEPT = 2
+_kept: OrderedDict[tuple[str, int], _Loaded] = OrderedDict()
+_common: list[tuple[Buffers, WriteBehind]] = []
+_seen: set[tuple[str, str]] = set()
+
+
+def _loaded(job: Job, fetch: Callable[[], Plan], file: int) -> _Loaded:
+    key = (job.run, file)
+    if (found := _kept.get(key)) is not None:
+        _kept.move_to_end(key)
+        return found
+    if not _common:
+        _common.append((Buffers(), WriteBehind()))
+    while len(_kept) >= _KEPT:
+        _kept.popitem(last=False)[1].sources.close()
+    part = fetch()
+    sources = SourceFiles(part.inputs)
+    filler = Filler(part, part.files[0], sources, pairs_by_tensor(part.relation))
+    _kept[key] = made = _Loaded(part, sources, filler, *_common[0])
+    return made
+
+
+def _check_job(job: Job, node: str) -> None:
+    """Refuse to work for a run of another version, or into a folder that is not the run's."""
+    if job.version != __version__:
+        raise ClusterError(
+            f"node {node} has ckptconv {__version__}, and this run is of {job.version}",
+            hint="install the same version on all nodes",
+        )
+    if (job.run, job.folder) in _seen:
+        return
+    if not _soon(lambda: marks(Path(job.folder), job.run)):
+        raise _unshared(f"node {node} does not see the output folder of this run", job.folder)
+    _seen.add((job.run, job.folder))
+
+
+def _open_sink(job: Job, name: str, size: int, behind: WriteBehind, node: str) -> PartFile:
+    path = Path(job.folder, name + ".part")
+    if not _soon(lambda: path.is_file() and path.stat().st_size == size):
+        raise _unshared(f"node {node} does not see the file that was made for it to write", path)
+    return PartFile(Path(job.folder), name, behind)
+
+
+def _soon(true: Callable[[], bool]) -> bool:
+    for pause in _PATIENCE:
+        if true():
+            return True
+        time.sleep(pause)
+    return true()
+
+
+def _unshared(message: str, where: str | Path) -> ClusterError:
+    return ClusterError(message, where=where, hint=SHARED)
+
+
+SHARED = "use folders on a file system that all nodes share, mounted at the same path"
+
+
+def unshared_input(failure: Failure, inputs: Iterable[FileStamp]) -> BaseException:
+    """Return a failure's error, or one that says that its node sees other files than this one does."""
+    error = failure.error
+    for known in inputs:
+        if isinstance(error, CkptconvError) and error.where == os.path.abspath(known.path):
+            try:
+                now = os.stat(known.path)
+            except OSError:
+                return error
+            if (now.st_size, now.st_mtime_ns) == (known.size, known.mtime_ns):
+                return _unshared(f"node {failure.node} does not see this file as it is here", error.where)
+    return error

@@ -1,0 +1,194 @@
+"""Carry out tasks on a Ray cluster; the journal and the files' names stay with the asking process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ckptconv.engine.fill import pairs_by_tensor
+from ckptconv.engine.journal import Journal
+from ckptconv.engine.ledger import Ledger
+from ckptconv.engine.options import DIGEST_BLOCK, Options
+from ckptconv.engine.output import interrupted
+from ckptconv.engine.part import Failure, Job, Seal, Sealed, part_of, unshared_input, work
+from ckptconv.engine.sink import create
+from ckptconv.engine.task import Result, Task, tasks_of
+from ckptconv.errors import ClusterError, InputChangedError
+from ckptconv.graph.plan import Plan
+
+# Read when ray is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+__all__ = ["run_on_ray"]
+
+# Ray runs a task again when its process or node dies; one that kills its worker each time must end.
+_RETRIES = 10
+
+# A task starts in milliseconds; it is long enough not to notice, and short enough to lose.
+_SHORTEST, _LONGEST = (32 << 20) // DIGEST_BLOCK, (256 << 20) // DIGEST_BLOCK
+
+_STOPPING = 10.0  # seconds tasks get to notice that they are cancelled
+
+
+def run_on_ray(
+    plan: Plan, files: Sequence[int], folder: Path, options: Options, journal: Journal, ledger: Ledger
+) -> None:
+    """Write the files of these numbers.
+
+    Raises:
+        ClusterError: if there is no cluster, a node sees other files, or a task was lost too often.
+        InterruptedRunError: on Ctrl-C.
+        Exception: the first that a task raised.
+    """
+    run = secrets.token_hex(8)
+    journal.mark(run)
+    with _connected(options):
+        job = Job(run, os.path.abspath(folder), options.max_memory)
+        _Cluster(plan, folder, options, job, ledger).run(files)
+
+
+@contextmanager
+def _connected(options: Options) -> Iterator[None]:
+    """Connect to a cluster for as long as the run lasts, unless the caller has connected already."""
+    if ray.is_initialized():
+        yield
+        return
+    address = options.address or "auto"
+    more: dict[str, Any] = {}
+    if address == "local":
+        more = {"include_dashboard": False, "num_cpus": options.workers or None}
+    # Ray takes SIGTERM to end in its own way; a conversion ends as it does without Ray.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **more)
+    except (ConnectionError, RuntimeError, ValueError, ImportError, RayError) as e:
+        raise ClusterError(
+            f"cannot connect to a Ray cluster: {str(e).strip().splitlines()[0]}",
+            where=address,
+            hint="start one with 'ray start --head', give its --address, or try --address local",
+        ) from e
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _work(job: Job, part: list[Any], task: Task | Seal) -> Result | Sealed | Failure:
+    """Run on a worker. The part comes inside a list, so that Ray does not load it for every task."""
+    return work(job, lambda: ray.get(part[0]), task)
+
+
+class _Cluster:
+    """Keep so many tasks under way, and finish each file when its last task is done."""
+
+    def __init__(self, plan: Plan, folder: Path, options: Options, job: Job, ledger: Ledger) -> None:
+        self._plan, self._folder, self._options = plan, folder, options
+        self._job, self._ledger = job, ledger
+        self._pairs = pairs_by_tensor(plan.relation)
+        self._parts: dict[int, Any] = {}
+        self._under_way: dict[Any, int] = {}  # reference -> file
+        # Spread: copying is bound by the nodes' networks, so none should get many tasks first.
+        self._remote = ray.remote(
+            num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD", retry_exceptions=False
+        )(_work)
+
+    def run(self, files: Sequence[int]) -> None:
+        tasks = self._tasks(files)
+        try:
+            more = True
+            while more or self._under_way:
+                while more and len(self._under_way) < self._limit():
+                    if (task := next(tasks, None)) is None:
+                        more = False
+                    else:
+                        self._submit(task)
+                ready, _ = (
+                    ray.wait(list(self._under_way), num_returns=1, timeout=1) if self._under_way else ([], [])
+                )
+                for ref in ready:
+                    self._take(ref)
+        except KeyboardInterrupt:
+            self._cancel()
+            raise interrupted(self._folder) from None
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _limit(self) -> int:
+        """Return how many tasks may be under way: by default two a core, so that none waits for the next."""
+        return self._options.workers or max(2, 2 * _cpus())
+
+    def _tasks(self, files: Sequence[int]) -> Iterator[Task]:
+        """Yield the tasks of all files in order, each file created when its first task is due."""
+        total = sum(self._plan.files[f].layout.size for f in files)
+        share = total // DIGEST_BLOCK // (8 * (self._options.workers or max(1, _cpus())))
+        blocks = max(_SHORTEST, min(_LONGEST, share))
+        for number in files:
+            file = self._plan.files[number]
+            create(self._folder / (file.name + ".part"), file.layout.size)
+            self._ledger.open(number)
+            self._parts[number] = ray.put(part_of(self._plan, number, self._pairs))
+            yield from tasks_of(number, file.layout.size, blocks)
+
+    def _submit(self, task: Task | Seal) -> None:
+        ref = self._remote.remote(self._job, [self._parts[task.file]], task)
+        self._under_way[ref] = task.file
+
+    def _take(self, ref: Any) -> None:
+        file = self._under_way.pop(ref)
+        found = self._result(ref)
+        if isinstance(found, Sealed):
+            self._whole(file, found.digests)
+        elif self._ledger.took(found):
+            if self._plan.files[file].layout.needs_crc:
+                self._submit(Seal(file, self._ledger.crcs(file)))
+            else:
+                self._whole(file, None)
+
+    def _whole(self, file: int, digests: list[bytes] | None) -> None:
+        del self._parts[file]
+        self._ledger.whole(file, digests)
+
+    def _result(self, ref: Any) -> Result | Sealed:
+        try:
+            found: Result | Sealed | Failure = ray.get(ref)
+        except RayTaskError as e:
+            if isinstance(e.cause, ImportError):
+                raise ClusterError(
+                    f"a node cannot run ckptconv: {e.cause}", hint="install ckptconv[ray] on all nodes"
+                ) from e
+            raise e.cause or e from e
+        except RayError as e:
+            raise ClusterError(
+                f"a task was lost {_RETRIES + 1} times, or the cluster was: {str(e).strip().splitlines()[0]}",
+                where=self._folder,
+                hint="see to the nodes, then run again with --resume",
+            ) from e
+        if not isinstance(found, Failure):
+            return found
+        if isinstance(found.error, InputChangedError):
+            raise unshared_input(found, self._plan.inputs)
+        raise found.error
+
+    def _cancel(self) -> None:
+        with suppress(Exception, KeyboardInterrupt):
+            for ref in self._under_way:
+                ray.cancel(ref, force=False)
+            ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=_STOPPING)
+
+
+def _cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 0))

@@ -1,0 +1,329 @@
+"""A Ray cluster writes what threads write; nodes, workers and the process that asks may die in the middle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ckptconv as api
+import ray_workers
+from ckptconv.engine import ray as engine
+from ckptconv.engine.events import Event, FileDone, Progress, Started, Stored
+from ckptconv.engine.journal import JOURNAL
+from ckptconv.engine.options import Options
+from ckptconv.engine.run import run
+from ckptconv.errors import ClusterError, InputChangedError, MismatchError, OutputError
+from ckptconv.graph import Box, Pair
+from running import ROOT, contents, final_names, succeeds
+
+ray: Any = pytest.importorskip("ray")
+
+TENSORS, ELEMENTS, FILES = 12, 1 << 20, 6
+FIELDS: dict[str, Any] = dict(to="hf", assets=False, max_shard_size="9MB")
+FLAGS = ("--to", "hf", "--no-assets", "--max-shard-size", "9MB")
+
+
+class Cluster:
+    """A head without cores, two nodes of one core, and the folder by which tests rule their workers."""
+
+    def __init__(self, control: Path) -> None:
+        from ray.cluster_utils import Cluster as Nodes
+
+        self.control = control
+        self.calm()
+        few = {"object_store_memory": 80 << 20, "include_dashboard": False}
+        self.nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **few})
+        self.address = self.nodes.address
+        self.add()
+        self.add()
+
+    def add(self) -> Any:
+        return self.nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+
+    def calm(self, slow: float = 0.0) -> None:
+        """Let workers do as they should, but each task ``slow`` seconds later."""
+        for path in self.control.iterdir():
+            path.unlink()
+        (self.control / "slow").write_text(str(slow))
+        (self.control / "attempts").touch()
+
+    def attempts(self) -> list[tuple[str, str]]:
+        """Return the node and the task of every attempt so far."""
+        lines = (self.control / "attempts").read_text().splitlines()
+        return [(node, rest) for node, _, rest in (line.partition(" ") for line in lines)]
+
+    def again(self) -> Counter[str]:
+        """Count the tasks that were begun more than once."""
+        return Counter({task: n - 1 for task, n in Counter(t for _, t in self.attempts()).items() if n > 1})
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    control = tmp_path_factory.mktemp("control")
+    tests, before = Path(ray_workers.__file__).parent, dict(os.environ)
+    # What the nodes, and so their workers, are started with.
+    os.environ[ray_workers.CONTROL] = str(control)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(tests), before.get("PYTHONPATH", "")])
+    made = Cluster(control)
+    yield made
+    made.nodes.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def cluster(nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The cluster, connected to; files are cut into tasks of two blocks."""
+    nodes.calm()
+    hook = {"worker_process_setup_hook": "ray_workers.setup"}
+    ray.init(nodes.address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=hook)
+    monkeypatch.setattr(engine, "_SHORTEST", 2)
+    yield nodes
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict of 50 MB, every tensor unlike the others."""
+    path = tmp_path_factory.mktemp("big") / "model.pt"
+    base = torch.arange(ELEMENTS, dtype=torch.float32)
+    torch.save({f"layer.{i:02d}.weight": base + i for i in range(TENSORS)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(big: Path) -> dict[str, bytes]:
+    """What threads write."""
+    api.convert(big, big.parent / "whole", **FIELDS)
+    return contents(big.parent / "whole")
+
+
+@pytest.mark.parametrize("more", [{}, {"format": "bin"}, {"dtype": "bfloat16"}], ids=str)
+def test_writes_what_threads_write(cluster: Cluster, big: Path, tmp_path: Path, more: dict[str, str]) -> None:
+    events: list[Event] = []
+    there = api.convert(big, tmp_path / "ray", engine="ray", listen=events.append, **FIELDS, **more)
+    here = api.convert(big, tmp_path / "local", **FIELDS, **more)
+    assert replace(there, folder=here.folder) == here
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    attempts = cluster.attempts()
+    assert len({node for node, _ in attempts}) == 2
+    assert len(attempts) == len(set(attempts)) > len(here.files)
+    assert isinstance(events[0], Started) and isinstance(events[-1], Stored)
+    assert sum(e.count for e in events if isinstance(e, Progress)) == here.bytes_out
+    assert {e.name: e.digest for e in events if isinstance(e, FileDone)} == here.files
+
+
+def test_a_relative_path_is_the_drivers(
+    cluster: Cluster, big: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").symlink_to(big.parent)
+    monkeypatch.chdir(tmp_path)
+    api.convert(Path("source", big.name), "out", engine="ray", workers=1, **FIELDS)
+    assert contents(tmp_path / "out") == whole
+
+
+def _kill_node(cluster: Cluster, node: Any) -> None:
+    cluster.nodes.remove_node(node, allow_graceful=False)
+
+
+def _kill_raylet(cluster: Cluster, node: Any) -> None:
+    """Kill what runs a node, which Ray is left to notice; its workers die with it."""
+    from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+
+    for process in node.all_processes[PROCESS_TYPE_RAYLET]:
+        os.kill(process.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [_kill_node, _kill_raylet])
+def test_a_node_that_is_lost_costs_its_tasks_only(
+    cluster: Cluster,
+    big: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    kill: Callable[[Cluster, Any], None],
+) -> None:
+    doomed = cluster.add()
+    cluster.calm(slow=0.3)
+    lost: list[str] = []
+
+    def listen(event: Event) -> None:
+        """Strike while the node has a task, which is 0.3 s long and has just begun."""
+        if isinstance(event, Progress) and not lost:
+            while not any(node == doomed.node_id for node, _ in cluster.attempts()):
+                time.sleep(0.01)
+            lost.extend(task for node, task in cluster.attempts() if node == doomed.node_id)
+            kill(cluster, doomed)
+
+    report = api.convert(big, tmp_path / "out", engine="ray", listen=listen, **FIELDS)
+    assert contents(tmp_path / "out") == whole
+    assert report.bytes_out == sum(len(b) for n, b in whole.items() if n.endswith(".safetensors"))
+    again = cluster.again()
+    assert set(again) <= {task for node, task in cluster.attempts() if node == doomed.node_id}
+    assert len(again) <= 1
+    assert lost
+
+
+def test_a_worker_that_is_killed_costs_its_task_only(
+    cluster: Cluster, big: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    (cluster.control / "die once").touch()
+    api.convert(big, tmp_path / "out", engine="ray", **FIELDS)
+    assert contents(tmp_path / "out") == whole
+    assert list(cluster.again().values()) == [1]
+
+
+def test_a_task_that_kills_every_worker_ends_the_run_which_resumes(
+    cluster: Cluster,
+    big: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "_RETRIES", 1)
+    out = tmp_path / "out"
+
+    def listen(event: Event) -> None:
+        if isinstance(event, FileDone):
+            (cluster.control / "deadly").touch()
+
+    with pytest.raises(ClusterError, match="2 times") as caught:
+        api.convert(big, out, engine="ray", listen=listen, **FIELDS)
+    assert "--resume" in str(caught.value)
+    assert final_names(out) == []
+    done = [p.name for p in out.glob("*.part")]
+    assert 0 < len(done) < FILES
+    report = api.convert(big, out, resume=True, **FIELDS)  # on threads
+    assert report.resumed == sum(len(whole[name.removesuffix(".part")]) for name in done)
+    assert contents(out) == whole
+
+
+def test_an_error_of_a_task_is_that_of_a_thread(cluster: Cluster, big: Path, tmp_path: Path) -> None:
+    plan = api.plan(big, **FIELDS)
+    third = next(p.left for p in plan.relation.pairs if p.right.tensor == "layer.03.weight")
+    copy = Pair(third, Box.whole("layer.07.weight", (ELEMENTS,)), left_copy=True)
+    plan = replace(plan, relation=replace(plan.relation, pairs=(*plan.relation.pairs, copy)))
+    errors = []
+    for options in (Options(workers=1), Options(workers=1, engine="ray")):
+        with pytest.raises(MismatchError, match=r"layer\.07\.weight\[0\]") as caught:
+            run(plan, tmp_path / "out", replace(options, overwrite=True))
+        errors.append(caught.value)
+        assert final_names(tmp_path / "out") == []
+    assert str(errors[0]) == str(errors[1]) and errors[1].exit_code == 3
+
+
+def test_a_source_that_changed_is_refused_by_the_workers(cluster: Cluster, tmp_path: Path) -> None:
+    source = tmp_path / "model.pt"
+    torch.save({"w": torch.ones(5)}, source)
+    plan = api.plan(source, **FIELDS)
+    os.utime(source, ns=(1, 1))
+    with pytest.raises(InputChangedError, match="changed") as caught:
+        run(plan, tmp_path / "out", Options(engine="ray"))
+    assert caught.value.where == str(source)
+    assert len(cluster.attempts()) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_part_that_cannot_be_written_is_an_output_error(
+    cluster: Cluster, big: Path, tmp_path: Path
+) -> None:
+    out, gone = tmp_path / "out", []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Progress) and not gone:
+            gone.append(shutil.move(out, tmp_path / "moved"))
+
+    with pytest.raises((ClusterError, OutputError)):
+        api.convert(big, out, engine="ray", workers=1, listen=listen, **FIELDS)
+
+
+_DRIVER = """
+import logging, ray, sys
+ray.init(sys.argv.pop(1), log_to_driver=False, logging_level=logging.CRITICAL,
+         runtime_env={"worker_process_setup_hook": "ray_workers.setup"})
+from ckptconv.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "then"), [(signal.SIGINT, "local"), (signal.SIGKILL, "ray")], ids=["interrupted", "killed"]
+)
+def test_a_driver_that_ends_is_resumed_by_either_engine(
+    nodes: Cluster, big: Path, whole: dict[str, bytes], tmp_path: Path, how: signal.Signals, then: str
+) -> None:
+    nodes.calm(slow=0.4)
+    out = tmp_path / "out"
+    words = ["convert", str(big), str(out), *FLAGS, "--engine", "ray"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, nodes.address, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while process.poll() is None and not _done(out):
+        time.sleep(0.01)
+    process.send_signal(how)
+    stdout, stderr = process.communicate(timeout=60)
+    if how is signal.SIGINT:
+        assert process.returncode == 130 and b"--resume" in stderr and b"Traceback" not in stderr
+        assert len(list(out.glob("*.part"))) == _done(out)
+    else:
+        assert process.returncode == -how
+    assert stdout == b"" and final_names(out) == []
+    assert 0 < _done(out) < FILES
+    nodes.calm()
+    more = ["--engine", "ray", "--address", nodes.address] if then == "ray" else []
+    result = succeeds("convert", big, out, *FLAGS, *more, "--resume", "--json")
+    report = json.loads(result.out)
+    assert 0 < report["resumed_bytes"] < report["bytes"]
+    assert contents(out) == whole
+
+
+def _done(out: Path) -> int:
+    try:
+        return (out / JOURNAL).read_text().count('"file"')
+    except FileNotFoundError:
+        return 0
+
+
+def test_the_command_line_prints_nothing_of_rays(
+    nodes: Cluster, big: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    nodes.calm()
+    words = ["convert", str(big), str(tmp_path / "out"), *FLAGS]
+    process = subprocess.run(
+        [sys.executable, "-m", "ckptconv", *words, "--engine", "ray", "--address", nodes.address, "--verify"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("done")
+    assert "ray" not in process.stderr.lower() and "INFO" not in process.stderr
+    found = contents(tmp_path / "out")
+    assert "ckptconv-verify.json" in found
+    assert {n: b for n, b in found.items() if n in whole} == whole
+
+
+def test_no_cluster_is_an_error_that_says_how_to_start_one(tmp_path: Path) -> None:
+    source = tmp_path / "model.pt"
+    torch.save({"w": torch.ones(5)}, source)
+    with pytest.raises(ClusterError, match="cannot connect") as caught:
+        api.convert(source, tmp_path / "out", engine="ray", address="127.0.0.1:1", **FIELDS)
+    assert "ray start --head" in str(caught.value) and caught.value.exit_code == 1
+    assert list((tmp_path / "out").iterdir()) == []
