@@ -21,7 +21,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
 DEMO_RUN := fixtures/demo-run/checkpoint-2
 DEMO_OUT := demo-out
 
-.PHONY: help demo test lint format bench test-frameworks clean
+.PHONY: help demo test test-ray lint format bench test-frameworks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ demo: $(READY)  ## convert a small ZeRO-3 run, load the model and generate a few
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
+
+test-ray: $(READY)  ## run a Ray cluster on this machine, and kill its nodes
+	$(BIN)/python -m pytest -q -m ray tests/engine/test_ray.py
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import typer
 from ckptconv.cli import compare
 from ckptconv.cli.layout import READ, SOURCE, STATED, TARGET
 from ckptconv.cli.mindformers import MINDFORMERS_SOURCE, MINDFORMERS_TARGET, MINDSPORE
-from ckptconv.cli.options import Flags, Source, Target, WeightsChoice, converting
+from ckptconv.cli.options import EngineChoice, Flags, Source, Target, WeightsChoice, converting
 from ckptconv.cli.verify import after, register
 
 __all__ = ["app"]
@@ -231,8 +231,9 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
         render.done(made, report, watch.seconds)
     more = {}
     if flags.verify:
+        here = how if flags.engine is EngineChoice.local else Options(0, how.max_memory)
         try:
-            more["verify"] = after(made, source, out, options, how, json=flags.json, quiet=flags.quiet)
+            more["verify"] = after(made, source, out, options, here, json=flags.json, quiet=flags.quiet)
         except KeyboardInterrupt:
             raise  # --resume verifies what is written
         except BaseException:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-__all__ = ["Flags", "Group", "Source", "Target", "WeightsChoice", "converting"]
+__all__ = ["EngineChoice", "Flags", "Group", "Source", "Target", "WeightsChoice", "converting"]
 
 
 class DTypeChoice(str, Enum):

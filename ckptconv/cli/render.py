@@ -217,9 +217,13 @@ def plan(made: Plan, options: Options) -> None:
     tensors = sum(len(f.layout.tensors) for f in made.files)
     console.print()
     memory = size(_BASE_MEMORY + peak_memory(options))
+    if options.engine == "ray":
+        who = f"on a Ray cluster, at most {size(options.max_memory)} of buffers a task"
+    else:
+        who = f"{plural(workers, 'thread')}, peak memory about {memory}"
     console.print(
         f"{plural(tensors, 'tensor')}, {size(made.bytes_out)} in {plural(len(made.files), 'file')}; "
-        f"{plural(workers, 'thread')}, peak memory about {memory}; plan {made.digest()[:12]}"
+        f"{who}; plan {made.digest()[:12]}"
     )
     notes(made.notes)
 

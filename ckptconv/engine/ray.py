@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,8 +24,9 @@ from ckptconv.engine.task import Result, Task, tasks_of
 from ckptconv.errors import ClusterError, InputChangedError
 from ckptconv.graph.plan import Plan
 
-# Read when ray is imported.
+# Read when ray is imported. The second keeps what it says of lost nodes, at length, off stdout.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -36,6 +38,7 @@ _RETRIES = 10
 # A task starts in milliseconds; it is long enough not to notice, and short enough to lose.
 _SHORTEST, _LONGEST = (32 << 20) // DIGEST_BLOCK, (256 << 20) // DIGEST_BLOCK
 
+_CONNECTING = 10.0  # seconds for a connection to the head
 _STOPPING = 10.0  # seconds tasks get to notice that they are cancelled
 
 
@@ -63,6 +66,7 @@ def _connected(options: Options) -> Iterator[None]:
         yield
         return
     address = options.address or "auto"
+    _check_address(address)
     more: dict[str, Any] = {}
     if address == "local":
         more = {"include_dashboard": False, "num_cpus": options.workers or None}
@@ -72,11 +76,7 @@ def _connected(options: Options) -> Iterator[None]:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **more)
     except (ConnectionError, RuntimeError, ValueError, ImportError, RayError) as e:
-        raise ClusterError(
-            f"cannot connect to a Ray cluster: {str(e).strip().splitlines()[0]}",
-            where=address,
-            hint="start one with 'ray start --head', give its --address, or try --address local",
-        ) from e
+        raise _unreachable(address, e) from e
     finally:
         if main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
@@ -84,6 +84,25 @@ def _connected(options: Options) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Try a HOST:PORT before Ray does, which goes on trying for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTING).close()
+    except OSError as e:
+        raise _unreachable(address, e) from e
+
+
+def _unreachable(address: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"cannot connect to a Ray cluster: {str(error).strip().splitlines()[0]}",
+        where=address,
+        hint="start one with 'ray start --head', give its --address, or try --address local",
+    )
 
 
 def _work(job: Job, part: list[Any], task: Task | Seal) -> Result | Sealed | Failure:

@@ -31,6 +31,7 @@ from ckptconv.graph import Box, Pair
 from running import ROOT, contents, final_names, succeeds
 
 ray: Any = pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
 
 TENSORS, ELEMENTS, FILES = 12, 1 << 20, 6
 FIELDS: dict[str, Any] = dict(to="hf", assets=False, max_shard_size="9MB")
@@ -46,7 +47,12 @@ class Cluster:
         self.control = control
         self.calm()
         few = {"object_store_memory": 80 << 20, "include_dashboard": False}
-        self.nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **few})
+        # A node that is lost is noticed in 3 s.
+        checks = {"initial_delay_ms": 0, "period_ms": 500, "failure_threshold": 6}
+        system = {f"health_check_{k}": v for k, v in checks.items()}
+        self.nodes = Nodes(
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": system, **few}
+        )
         self.address = self.nodes.address
         self.add()
         self.add()
@@ -155,6 +161,7 @@ def test_a_node_that_is_lost_costs_its_tasks_only(
     whole: dict[str, bytes],
     tmp_path: Path,
     kill: Callable[[Cluster, Any], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     doomed = cluster.add()
     cluster.calm(slow=0.3)
@@ -175,6 +182,7 @@ def test_a_node_that_is_lost_costs_its_tasks_only(
     assert set(again) <= {task for node, task in cluster.attempts() if node == doomed.node_id}
     assert len(again) <= 1
     assert lost
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_worker_that_is_killed_costs_its_task_only(
