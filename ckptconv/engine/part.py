@@ -54,6 +54,7 @@ class Seal:
 
     file: int
     crcs: Mapping[int, Sequence[Crc]]
+    digests: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ def _carry_out(job: Job, loaded: _Loaded, task: Task | Seal, node: str) -> Resul
     sink = _open_sink(job, name, layout.size, loaded.behind, node)
     try:
         if isinstance(task, Seal):
-            digests = seal(layout, task.crcs, sink)
+            digests = seal(layout, task.crcs, sink, task.digests)
             sink.finish()
             return Sealed(task.file, digests)
         tile = tile_bytes(Options(workers=1, max_memory=job.max_memory))

@@ -173,7 +173,7 @@ class _Cluster:
             self._whole(file, found.digests)
         elif self._ledger.took(found):
             if self._plan.files[file].layout.needs_crc:
-                self._submit(Seal(file, self._ledger.crcs(file)))
+                self._submit(Seal(file, self._ledger.crcs(file), self._ledger.digests(file)))
             else:
                 self._whole(file, None)
 
