@@ -94,7 +94,7 @@ def _run(
     ledger = Ledger(plan, folder, journal, tell)
     todo = [i for i, f in enumerate(plan.files) if f.name not in done]
     try:
-        if options.engine == "ray":
+        if todo and options.engine == "ray":
             from ckptconv.engine.ray import run_on_ray
 
             run_on_ray(plan, todo, folder, options, journal, ledger)
