@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ from ckptconv.replicas import with_replicas
 from ckptconv.sharded import as_stored, follow_through, retyped, shard, with_tied_head
 from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.files import SourceFiles
+from ckptconv.storage.places import place
 from ckptconv.translate import to_slots, without
 from ckptconv.writers.dcp import layout_dcp
 from ckptconv.writers.huggingface import Container, layout_weights, parse_size
@@ -152,7 +152,7 @@ def open(  # noqa: A001  (the API's name)
         FormatError: if it is damaged or not a checkpoint.
         PlanError: if parts are missing or disagree.
     """
-    checkpoint = open_checkpoint(Path(path), ReadOptions(weights, tag))
+    checkpoint = open_checkpoint(place(path), ReadOptions(weights, tag))
     return Model(
         checkpoint, checkpoint.relation, cast_chains(checkpoint, checkpoint.relation, checkpoint.via)
     )
@@ -170,7 +170,7 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
         PlanError: if a tensor is unmapped, uncovered, doubled or of another shape than the config asks for.
     """
     chosen = _checked(replace(options or ConvertOptions(), **fields))
-    checkpoint = understood(open_checkpoint(Path(source), _reading(chosen)), chosen)
+    checkpoint = understood(open_checkpoint(place(source), _reading(chosen)), chosen)
     return with_replicas(_plan(checkpoint, chosen), chosen.replicas)
 
 
@@ -315,7 +315,7 @@ def convert(
     """
     memory = max_memory if isinstance(max_memory, int) else parse_size(max_memory)
     options = Options(workers, memory, resume, overwrite, engine, address)
-    return run(plan(source, **fields), Path(out), options, listen)
+    return run(plan(source, **fields), place(out), options, listen)
 
 
 def _left_out(checkpoint: Checkpoint) -> list[Step]:

@@ -21,6 +21,7 @@ from ckptconv.peft import prepare
 from ckptconv.readers.base import Checkpoint, ReadOptions, Weights
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.slots import Entry
+from ckptconv.storage.places import place
 from ckptconv.verify.diff import compare
 from ckptconv.verify.outcome import Diff, Same
 
@@ -150,7 +151,7 @@ def diff(
     if not (atol >= 0 and rtol >= 0):
         raise UsageError("a tolerance is a number from 0 on", hint="give --atol and --rtol such as 1e-6")
     options = ConvertOptions(config=config, family=family, vocab_size=vocab_size, drop=tuple(drop))
-    one, two = (_open(Path(p), weights) for p in (a, b))
+    one, two = (_open(place(p), weights) for p in (a, b))
     left, right, notes = _together(one, two, options)
     same, only_a, only_b = _match(left, right)
     if tensors:

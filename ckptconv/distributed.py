@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from ckptconv.arguments import arguments_from
@@ -24,6 +23,7 @@ from ckptconv.slots import Dims
 from ckptconv.storage.dcp import open_dcp
 from ckptconv.storage.namespaces import namespace
 from ckptconv.storage.picklevm import Global
+from ckptconv.storage.places import place
 from ckptconv.storage.stored import Stored
 from ckptconv.topology import Grid, stage_layers
 from ckptconv.translate import some, to_slots
@@ -125,7 +125,7 @@ def distribute(
 
 def _like(options: ConvertOptions, dims: Dims) -> tuple[Target, Checkpoint]:
     """Lay slots out under the keys, with the dtypes and arguments of an existing checkpoint."""
-    path = Path(str(options.like))
+    path = place(options.like or "")
     model = open_checkpoint(path, ReadOptions())
     if model.format != FORMAT or model.table is None:
         raise UsageError(f"--like: {path} is no torch_dist checkpoint", hint="name one, or leave --like out")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from ckptconv.api import PathArg
 from ckptconv.differences import View, as_opened, under_hf_names
@@ -15,6 +14,7 @@ from ckptconv.graph import Spec
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, ReadOptions, Weights
 from ckptconv.readers.registry import open_checkpoint
+from ckptconv.storage.places import place
 from ckptconv.verify.explain import Explained
 from ckptconv.verify.explain import explain as explain_plan
 from ckptconv.verify.overview import rank_paths
@@ -68,7 +68,7 @@ def explain(
     Raises:
         UsageError: if there is no such tensor; near names are in the hint.
     """
-    checkpoint = open_checkpoint(Path(path), ReadOptions(weights, tag))
+    checkpoint = open_checkpoint(place(path), ReadOptions(weights, tag))
     options = ConvertOptions(config=config, family=family, vocab_size=vocab_size)
     known = _names(checkpoint, options)
     for names, view in known.views.items():

@@ -18,6 +18,7 @@ from ckptconv.lora import Prepared
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, Note, ReadOptions
 from ckptconv.readers.registry import open_checkpoint
+from ckptconv.storage.places import place
 from ckptconv.translate import some
 
 __all__ = ["prepare_ranks"]
@@ -56,7 +57,7 @@ def prepare_ranks(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
             raise UsageError(
                 "--adapter: the checkpoint holds LoRA adapters itself", hint="merge those with --lora merge"
             )
-        trained = _open(Path(options.adapter).expanduser(), checkpoint, options)
+        trained = _open(place(options.adapter).expanduser(), checkpoint, options)
         checkpoint = _beside(checkpoint, trained)
         found = _find(checkpoint, options)
     if not found:

@@ -35,6 +35,7 @@ from ckptconv.readers.registry import open_checkpoint
 from ckptconv.sharded import as_stored, retyped
 from ckptconv.storage import mindspore, mindspore_out, safetensors
 from ckptconv.storage.base import FileLayout
+from ckptconv.storage.places import place
 from ckptconv.storage.stored import Stored
 from ckptconv.topology_mindspore import Cut, cut, slice_box
 from ckptconv.translate import from_slots, some, without
@@ -87,7 +88,7 @@ def understood(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
     style = find_style(checkpoint.tensors)
     if style is None or keeps_names(checkpoint, options):
         return checkpoint
-    path, run = _find_run(checkpoint, options.yaml)
+    path, run = _find_run(checkpoint, place(options.yaml) if options.yaml is not None else None)
     flags = _layouts(options) if options.to != "mindformers" else {}
     words, notes = _settled(style, checkpoint.tensors, run, flags)
     buffers = [n for n in checkpoint.tensors if style.is_ignored(n)]
@@ -269,7 +270,7 @@ def lay_out(
 
 
 def _like(options: ConvertOptions) -> _Chosen:
-    path = Path(str(options.like))
+    path = place(options.like or "")
     model = open_checkpoint(path, ReadOptions())
     style = find_style(model.tensors) if model.producer == "mindspore" else None
     if style is None:

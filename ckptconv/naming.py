@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +23,7 @@ from ckptconv.graph.terms import Terms, operands
 from ckptconv.lora import alone, follow, refuse_tied, term_steps
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint
+from ckptconv.storage.places import place
 from ckptconv.translate import from_slots, some, to_slots
 
 __all__ = ["Named", "cast_chains", "cast_steps", "name_tensors", "some"]
@@ -81,7 +81,7 @@ def name_tensors(
     passing: set[str] = set()
     adapter: AssetFile | None = None
     if options.drop or options.rename is not None:
-        rules = parse_renames(Path(options.rename).read_text(encoding="utf-8")) if options.rename else []
+        rules = parse_renames(place(options.rename).read_text(encoding="utf-8")) if options.rename else []
         dropped = {n for n in (*aliases, *unresolved) if any(fnmatchcase(n, d) for d in options.drop)}
         names, renamed = names_relation(relation.right, options.drop, rules, others=dropped)
         steps += [Step("drop", d.box.tensor, d.reason) for d in names.left_only]

@@ -18,6 +18,7 @@ from ckptconv.readers.base import Checkpoint, GraphBuilder, Note
 from ckptconv.readers.torch_file import named_tensors
 from ckptconv.storage import safetensors
 from ckptconv.storage.base import FileTensor
+from ckptconv.storage.places import place
 from ckptconv.storage.statedict import state_dict_of
 from ckptconv.storage.torchfile import open_torch
 
@@ -82,7 +83,7 @@ def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
     if checkpoint.table is not None:
         return prepare_ranks(checkpoint, options)
     if options.adapter is not None:
-        checkpoint, config = _with_adapter(checkpoint, Path(options.adapter).expanduser())
+        checkpoint, config = _with_adapter(checkpoint, place(options.adapter).expanduser())
     else:
         config = read_config(*dict.fromkeys((checkpoint.root, _folder(checkpoint))))
     found = _find(checkpoint, options.drop)

@@ -20,6 +20,7 @@ from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint
 from ckptconv.replanning import open_out, open_source, plan_again
 from ckptconv.storage.files import SourceFiles
+from ckptconv.storage.places import place
 from ckptconv.verify import certificate
 from ckptconv.verify.assets import check_assets
 from ckptconv.verify.compare import Comparer
@@ -74,12 +75,14 @@ def verify_roundtrip(
     if out is None:
         if logits or reference is not None or certify:
             raise UsageError("--logits, --reference and a certificate need the folder that was written")
-        return replace(_source_alone(Path(source), chosen, how, listen), seconds=perf_counter() - begin)
-    there = open_out(Path(out), chosen)
-    made, way = plan_again(Path(source), there, chosen)
-    result = _compare(made, Path(out), there, way, how, listen, certify=certify, sha256=sha256, family=chosen)
+        return replace(_source_alone(place(source), chosen, how, listen), seconds=perf_counter() - begin)
+    there = open_out(place(out), chosen)
+    made, way = plan_again(place(source), there, chosen)
+    result = _compare(
+        made, place(out), there, way, how, listen, certify=certify, sha256=sha256, family=chosen
+    )
     return _finish(
-        result, Path(out), begin, certify=certify, sha256=sha256, logits=logits, reference=reference
+        result, place(out), begin, certify=certify, sha256=sha256, logits=logits, reference=reference
     )
 
 
@@ -104,12 +107,12 @@ def verify_plan(
         listen: Called with every event, from any thread.
     """
     begin = perf_counter()
-    there = open_out(Path(out), options)
+    there = open_out(place(out), options)
     way = way_of(made, there)
     if planned(made).keys() - way.right.keys():
-        made, way = plan_again(Path(source), there, options)
-    result = _compare(made, Path(out), there, way, how, listen, certify=True, family=options)
-    return _finish(result, Path(out), begin, certify=True)
+        made, way = plan_again(place(source), there, options)
+    result = _compare(made, place(out), there, way, how, listen, certify=True, family=options)
+    return _finish(result, place(out), begin, certify=True)
 
 
 def _compare(
@@ -231,7 +234,7 @@ def _finish(
     """Run the model and write the certificate, where that is asked for."""
     folder = out if out.is_dir() else out.parent
     if logits or reference is not None:
-        ran, wrong = run_model(folder, None if reference is None else Path(reference))
+        ran, wrong = run_model(folder, None if reference is None else place(reference))
         result = replace(result, logits=ran, mismatches=(*result.mismatches, *wrong))
     result = replace(result, seconds=perf_counter() - begin)
     if certify and result.ok:

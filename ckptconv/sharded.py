@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from ckptconv.architecture import is_zero_centered
@@ -21,6 +20,7 @@ from ckptconv.readers.base import Checkpoint, ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.slots import Dims
 from ckptconv.storage.picklevm import Global
+from ckptconv.storage.places import place
 from ckptconv.topology import Grid, chunk_order, stage_layers
 from ckptconv.translate import some, to_slots
 from ckptconv.writers.megatron import Target, as_laid_out, like
@@ -156,7 +156,7 @@ def _pipeline(counts: Sequence[int], mtp: int) -> str:
 
 
 def _like(options: ConvertOptions, dims: Dims) -> tuple[Target, Checkpoint]:
-    path = Path(str(options.like))
+    path = place(options.like or "")
     model = open_checkpoint(path, ReadOptions())
     if model.table is None or not model.ranks:
         raise UsageError(f"--like: {path} is no checkpoint of ranks", hint="name a Megatron or MindSpeed run")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptconv.errors import CkptconvError, UsageError
+from ckptconv.storage.places import is_remote, place
 
 __all__ = ["CONFIG", "GENERATION_CONFIG", "TOKENIZER_FILES", "find_assets", "tokenizer_files"]
 
@@ -56,7 +57,7 @@ def find_assets(
             if any(p.is_file() for pattern in patterns for p in folder.glob(pattern)):
                 return folder, str(folder)
         return None, ""
-    path = Path(given).expanduser()
+    path = place(given).expanduser()
     if path.is_file():
         if flag == "--config" and path.name != CONFIG:
             raise UsageError(
@@ -65,7 +66,7 @@ def find_assets(
         return path.parent, str(path.parent)
     if path.is_dir():
         return path, str(path)
-    if given.count("/") > 1 or given.startswith((".", "/", "~")):
+    if given.count("/") > 1 or given.startswith((".", "/", "~")) or is_remote(given):
         raise UsageError(
             f"{flag}: no such folder: {given}", hint="give a folder or a hub id such as org/model"
         )

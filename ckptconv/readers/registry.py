@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptconv.errors import FormatError
 from ckptconv.readers.base import Checkpoint, Reader, ReadOptions
 from ckptconv.readers.wrappers import unwrap
+from ckptconv.storage.places import forget
 from ckptconv.storage.unfinished import refuse_unfinished
 
 __all__ = ["open_checkpoint", "readers"]
@@ -42,6 +43,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     Raises:
         FormatError: if nothing is there, or no reader recognises it.
     """
+    forget()
     if not path.exists():
         raise FormatError("no such file or folder", where=path, hint="check the path")
     refuse_unfinished(path)

@@ -11,6 +11,7 @@ from ckptconv.casts import cast
 from ckptconv.dtypes import numpy_dtype
 from ckptconv.errors import FormatError
 from ckptconv.storage.base import FileTensor
+from ckptconv.storage.places import open_binary
 from ckptconv.storage.stored import Stored, from_file_tensor
 
 __all__ = ["Sampler"]
@@ -46,7 +47,7 @@ class Sampler:
     def _bytes(self, path: str, offset: int, count: int) -> bytes:
         key = (path, offset, count)
         if key not in self._seen:
-            with open(path, "rb") as f:
+            with open_binary(path) as f:
                 f.seek(offset)
                 self._seen[key] = f.read(count)
             if len(self._seen[key]) != count:

@@ -21,6 +21,7 @@ from ckptconv.storage import inert
 from ckptconv.storage.base import FileTensor
 from ckptconv.storage.dcprecord import RecordReader
 from ckptconv.storage.picklevm import Global, Record, short
+from ckptconv.storage.places import place
 from ckptconv.storage.torchfile import open_torch
 
 __all__ = ["METADATA", "Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp"]
@@ -152,7 +153,7 @@ def open_dcp(folder: str | os.PathLike[str]) -> DcpFolder:
             transformed (compressed), files outside the folder.
         PlanError: if a chunk has no record, or lies outside its tensor.
     """
-    base = Path(folder)
+    base = place(folder)
     path = base / METADATA
     if not path.is_file():
         raise FormatError("no .metadata in this folder", where=base, hint="copy it; it is written last")

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
-from typing import Final
+from typing import BinaryIO, Final
 
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.storage.base import FileTensor
+from ckptconv.storage.places import open_binary
 from ckptconv.storage.torchfile import open_torch
 
 __all__ = ["RecordReader"]
@@ -60,7 +61,7 @@ class RecordReader:
         self._folder = folder
         self._file = ""
         self._path = ""
-        self._fd = -1
+        self._open: BinaryIO | None = None
         self._size = 0
         self._templates: dict[tuple[int, DType, tuple[int, ...]], _Template] = {}
 
@@ -70,8 +71,7 @@ class RecordReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        self._close()
 
     def tensor(
         self, name: str, file: str, offset: int, length: int, dtype: DType, shape: tuple[int, ...]
@@ -129,28 +129,36 @@ class RecordReader:
             return
         path = self._folder / file
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            opened = open_binary(path)
         except FileNotFoundError as e:
             raise PlanError(
                 f"the file {file} is missing; {name} lies in it",
                 where=self._folder,
                 hint="copy the *.distcp files of every rank",
             ) from e
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._file, self._path = fd, file, str(path)
-        self._size = os.fstat(fd).st_size
+        self._close()
+        self._open, self._file, self._path = opened, file, str(path)
+        self._size = opened.seek(0, os.SEEK_END)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+
+    def _read(self, count: int, offset: int) -> bytes:
+        assert self._open is not None
+        self._open.seek(offset)
+        return self._open.read(count)
 
     def _matches(self, template: _Template, offset: int, length: int) -> bool:
-        if os.pread(self._fd, len(template.head), offset) != template.head:
+        if self._read(len(template.head), offset) != template.head:
             return False
-        tail = os.pread(self._fd, length - template.start, offset + template.start)
+        tail = self._read(length - template.start, offset + template.start)
         return len(tail) == len(template.tail) and _without(tail, template.sums) == template.tail
 
     def _learn(self, tensor: FileTensor, offset: int, length: int) -> None:
         """Keep the layout of a record, if all that opening it read lies before its data and after."""
         begin = tensor.storage[0] - offset
-        edge = os.pread(self._fd, min(length, _MAX_EDGE), offset + length - min(length, _MAX_EDGE))
+        edge = self._read(min(length, _MAX_EDGE), offset + length - min(length, _MAX_EDGE))
         end = len(edge) - _END.size
         if begin > _MAX_EDGE or end < 0 or edge[end : end + 4] != b"PK\5\6":
             return
@@ -175,7 +183,7 @@ class RecordReader:
         if len(self._templates) >= _MAX_TEMPLATES:
             self._templates.clear()
         self._templates[length, tensor.dtype, tensor.shape] = _Template(
-            os.pread(self._fd, begin, offset),
+            self._read(begin, offset),
             start,
             _without(tail, tuple(sums)),
             tuple(sums),

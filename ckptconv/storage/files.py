@@ -9,8 +9,13 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ckptconv.errors import FormatError, InputChangedError
+from ckptconv.storage.places import forget, is_remote, place
+
+if TYPE_CHECKING:
+    from ckptconv.storage.remoteread import RemoteReader
 
 __all__ = ["FileStamp", "SourceFiles", "stamp", "write_at"]
 
@@ -27,7 +32,10 @@ _PIECE = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """Identify the state of a source file: size in bytes and modification time in ns."""
+    """Identify the state of a source file: size in bytes and modification time in ns.
+
+    Of a file behind a URL the time is a number made of what its server tells of its version, its ETag mostly.
+    """
 
     path: str
     size: int
@@ -36,7 +44,7 @@ class FileStamp:
 
 def stamp(path: str | os.PathLike[str]) -> FileStamp:
     """Take the stamp of a file as it is now."""
-    st = os.stat(path)
+    st = place(path).stat() if is_remote(path) else os.stat(path)
     return FileStamp(os.fspath(path), st.st_size, st.st_mtime_ns)
 
 
@@ -46,13 +54,16 @@ class SourceFiles:
     Args:
         stamps: The files a plan was made from. A file that has changed since is refused when it is opened,
             and once more by :meth:`check`.
+        memory: Most bytes that are read ahead from behind URLs.
     """
 
-    def __init__(self, stamps: Iterable[FileStamp]) -> None:
+    def __init__(self, stamps: Iterable[FileStamp], memory: int = 32 << 20) -> None:
         self._stamps = {s.path: s for s in stamps}
         self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
         self._windows: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
+        self._remote: RemoteReader | None = None
+        self.memory = memory
 
     def __enter__(self) -> SourceFiles:
         return self
@@ -68,6 +79,9 @@ class SourceFiles:
             for fd, _ in self._open.values():
                 os.close(fd)
             self._open.clear()
+            if self._remote is not None:
+                self._remote.close()
+                self._remote = None
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` (bytes) from byte ``offset`` of ``path``.
@@ -77,6 +91,11 @@ class SourceFiles:
             InputChangedError: if the file is not the one the plan was made from.
         """
         want = len(buffer)
+        if is_remote(path):
+            done = self._behind().read(path, offset, buffer)
+            if done < want:
+                raise self._cut(path, offset + done, want - done)
+            return
         if want <= _SHORT:
             index, at = divmod(offset, _WINDOW)
             found = self._window(path, index)[at : at + want]
@@ -87,11 +106,25 @@ class SourceFiles:
         if done < want:
             if (known := self._stamps.get(path)) is not None:
                 self._compare(known, os.stat(path))
-            raise FormatError(
-                f"the file ends at byte {offset + done}, {want - done} bytes early",
-                where=path,
-                hint="the file is cut off; copy it again",
-            )
+            raise self._cut(path, offset + done, want - done)
+
+    @staticmethod
+    def _cut(path: str, end: int, missing: int) -> FormatError:
+        return FormatError(
+            f"the file ends at byte {end}, {missing} bytes early",
+            where=path,
+            hint="the file is cut off; copy it again",
+        )
+
+    def _behind(self) -> RemoteReader:
+        """Return what reads from behind URLs."""
+        with self._lock:
+            if self._remote is None:
+                from ckptconv.storage.remoteread import RemoteReader
+
+                sizes = {s.path: s.size for s in self._stamps.values() if is_remote(s.path)}
+                self._remote = RemoteReader(sizes, self.memory)
+            return self._remote
 
     def _window(self, path: str, index: int) -> bytes:
         """Return the ``index``-th window of a file; shorter where the file ends."""
@@ -130,9 +163,10 @@ class SourceFiles:
         Raises:
             InputChangedError: if one has.
         """
+        forget()
         for known in self._stamps.values():
             try:
-                now = os.stat(known.path)
+                now = place(known.path).stat() if is_remote(known.path) else os.stat(known.path)
             except FileNotFoundError as e:
                 raise _gone(known.path) from e
             self._compare(known, now)

@@ -23,6 +23,7 @@ from zlib import crc32
 from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError
 from ckptconv.storage.picklevm import short
+from ckptconv.storage.places import open_binary
 from ckptconv.storage.protobuf import Field, Walker, signed
 from ckptconv.storage.safetensors import read_header
 from ckptconv.storage.stored import Extent, Stored, from_file_tensor
@@ -74,7 +75,7 @@ def is_mindspore(path: str | PathLike[str]) -> bool:
     try:
         if name.endswith(".safetensors"):
             return read_header(name)[1].get("format") == "ms"
-        with open(name, "rb") as file:
+        with open_binary(name) as file:
             head = file.read(16)
     except (FormatError, OSError):
         return False
@@ -94,7 +95,7 @@ def open_mindspore(path: str | PathLike[str]) -> MindSporeFile:
     name = fspath(path)
     if name.endswith(".safetensors"):
         return _safetensors(name)
-    with open(name, "rb", buffering=0) as file:
+    with open_binary(name) as file:
         return _ckpt(file, name)
 
 
@@ -111,7 +112,7 @@ def check_crc(path: str | PathLike[str]) -> bool:
     if found.crc is None:
         return False
     crc = 0
-    with open(found.path, "rb", buffering=0) as file:
+    with open_binary(found.path) as file:
         window = Window(file, found.path)
         if found.container == "ckpt":
             crc = _stream(window, 0, window.size - _TRAILER_SIZE, crc)

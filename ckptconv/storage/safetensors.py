@@ -16,6 +16,7 @@ from ckptconv.dtypes import BY_SAFETENSORS, DType
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.storage.base import FileLayout, FileTensor, Placed, contiguous_stride
 from ckptconv.storage.picklevm import short
+from ckptconv.storage.places import open_binary
 from ckptconv.storage.window import Window
 
 __all__ = ["layout", "read_header"]
@@ -41,7 +42,7 @@ def read_header(path: str | PathLike[str]) -> tuple[dict[str, FileTensor], dict[
             header's, duplicate names, an unknown dtype.
     """
     name = fspath(path)
-    with open(name, "rb", buffering=0) as file:
+    with open_binary(name) as file:
         window = Window(file, name)
         length = int.from_bytes(window.read(8), "little")
         if window.size < 8 or length > min(_MAX_HEADER, window.size - 8):

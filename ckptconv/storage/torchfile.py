@@ -16,6 +16,7 @@ from ckptconv.errors import FormatError
 from ckptconv.storage import inert
 from ckptconv.storage.nesting import check_nesting
 from ckptconv.storage.picklevm import short
+from ckptconv.storage.places import open_binary
 from ckptconv.storage.statedict import state_dict_of
 from ckptconv.storage.torchtensors import FileStorage, TensorHooks, storage_dtype
 from ckptconv.storage.window import Window
@@ -77,7 +78,7 @@ def open_torch(
         FormatError: if it is no torch file, damaged, hostile, or of a kind that cannot be read.
     """
     name = fspath(path)
-    with open(name, "rb", buffering=0) as file:
+    with open_binary(name) as file:
         window = Window(file, name, offset, length)
         head = window.read(512)
         try:

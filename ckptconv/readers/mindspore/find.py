@@ -17,6 +17,7 @@ from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.readers.base import Note
 from ckptconv.readers.mindspore.strategy import find_strategies
 from ckptconv.storage.mindspore import is_mindspore
+from ckptconv.storage.places import open_binary
 
 __all__ = ["NAME_MAP", "Found", "Step", "find", "looks_like_mindspore"]
 
@@ -154,7 +155,7 @@ def _iteration(path: Path, iterations: Sequence[tuple[int, Path]], tag: str | No
     if tag is not None:
         wanted, source = tag.removeprefix("iteration_"), "--tag"
     elif (path / _TRACKER).is_file():
-        with open(path / _TRACKER, "rb") as file:
+        with open_binary(path / _TRACKER) as file:
             wanted, source = file.read(64).decode(errors="replace").strip(), _TRACKER
     else:
         wanted, source = str(iterations[-1][0]), ""

@@ -26,6 +26,7 @@ from typing import Any
 
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.storage.picklevm import short
+from ckptconv.storage.places import open_binary, place
 from ckptconv.storage.protobuf import Field, Walker, signed
 from ckptconv.topology_mindspore import DeviceLayout
 
@@ -61,6 +62,7 @@ def find_strategies(data: Path, given: Path | None) -> list[Path]:
         UsageError: if what was given holds none, or several merged files are there.
     """
     if given is not None:
+        given = place(given)
         if not given.exists():
             raise UsageError("no such file or folder", where=given, hint="check --strategy")
         found = [given] if given.is_file() else _strategies_in(given, any_name=True)
@@ -144,7 +146,7 @@ _Items = tuple[int, list[tuple[str, DeviceLayout]]]
 def _protobuf(path: Path) -> _Items:
     stage: int | None = None
     layouts: list[tuple[str, DeviceLayout]] = []
-    with open(path, "rb", buffering=0) as file:
+    with open_binary(path) as file:
         walker = Walker(file, str(path))
         for f in walker.fields(0, walker.size):
             if f.number == 2 and f.value is None:
