@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,11 @@ __all__ = ["cast", "cast_chain", "is_exact"]
 _BLOCK = 1 << 16  # elements; source, result and mask of a block stay in the second-level cache
 
 _FLOAT32 = BY_NAME["float32"]
+
+# From so many elements on, a type of 16 bits or less is cast by looking its values up, where converting each
+# takes a branch or more; to widen bfloat16 takes none.
+_LOOK_UP = 1 << 17
+_WIDENED = ("bfloat16", "float32")
 
 Array = npt.NDArray[Any]
 
@@ -64,12 +70,16 @@ def cast(values: Array, source: DType, target: DType, out: Array | None = None) 
         return out
     if source.kind != "float" or target.kind != "float":
         raise ValueError(f"{source} to {target} is not a cast between floating-point types")
+    if out is None:
+        out = np.empty(values.shape, numpy_dtype(target))
+    names = (source.name, target.name)
+    if values.size >= _LOOK_UP and source.itemsize <= 2 and target.itemsize <= 4 and names != _WIDENED:
+        _look_up(values, source, target, out)
+        return out
     via = values
     if (source.name == "float64" and target.itemsize < 4) or (source.itemsize < 4 and target.itemsize < 4):
         via = cast(values, source, _FLOAT32)  # torch rounds through float32 here, and so twice
         source = _FLOAT32
-    if out is None:
-        out = np.empty(via.shape, numpy_dtype(target))
     with np.errstate(all="ignore"):
         for lo in range(0, via.size, _BLOCK):
             block, result = via[lo : lo + _BLOCK], out[lo : lo + _BLOCK]
@@ -80,6 +90,20 @@ def cast(values: Array, source: DType, target: DType, out: Array | None = None) 
                     bits = result.view(np.uint16)
                     bits[nan] = 0xFFFF if target.name == "bfloat16" else bits[nan] | 0x0200
     return out
+
+
+def _look_up(values: Array, source: DType, target: DType, out: Array) -> None:
+    codes, found = values.view(f"u{source.itemsize}"), out.view(f"u{target.itemsize}")
+    table = _table(source, target)
+    for lo in range(0, codes.size, _BLOCK):
+        np.take(table, codes[lo : lo + _BLOCK], out=found[lo : lo + _BLOCK], mode="clip")
+
+
+@cache
+def _table(source: DType, target: DType) -> Array:
+    """Return the bits in ``target`` of every bit pattern of ``source``."""
+    codes = np.arange(1 << 8 * source.itemsize).astype(f"u{source.itemsize}")
+    return cast(codes.view(numpy_dtype(source)), source, target).view(f"u{target.itemsize}")
 
 
 def cast_chain(values: Array, dtypes: Sequence[DType], out: Array) -> None:

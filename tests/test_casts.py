@@ -45,6 +45,16 @@ def test_every_value_of_the_small_types(source: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", [*SMALL[:2], *WIDE])
+@pytest.mark.parametrize("source", SMALL)
+def test_many_values_of_the_small_types(source: str, target: str) -> None:
+    """So many that they are looked up, and that the last block is a part of one."""
+    values = _all(source)
+    indices = torch.randint(0, len(values), (300_001,), generator=torch.Generator().manual_seed(2))
+    bits = values.view(_BITS[values.itemsize])
+    _check(bits[indices].view(values.dtype), target)
+
+
+@pytest.mark.parametrize("target", [*SMALL[:2], *WIDE])
 @pytest.mark.parametrize("source", WIDE)
 def test_random_bits(source: str, target: str) -> None:
     generator = torch.Generator().manual_seed(1)
