@@ -218,6 +218,7 @@ def _result(
         mismatches=tuple(wrong),
         notes=tuple(dict.fromkeys(notes)),
         files=comparer.files,
+        names=tuple(planned(made) if made.files else made.relation.right),
     )
 
 

@@ -76,7 +76,7 @@ def _diff(
     tolerances; an element type alone does not count.
     """
     from ckptconv.cli import render_compare
-    from ckptconv.cli.render_verify import follow
+    from ckptconv.cli.render_verify import describe, follow
     from ckptconv.differences import diff
     from ckptconv.verify.report import diff_report, write_report
     from ckptconv.writers.huggingface import parse_size
@@ -98,7 +98,8 @@ def _diff(
             listen=listen,
         )
     if report is not None:
-        write_report(report, diff_report(found.to_dict()))
+        sides = (describe(p, weights=weights.value if weights else None) for p in (a, b))
+        write_report(report, diff_report(found.to_dict(), *sides))
     if json:
         _print_json(found.to_dict(everything=every))
     elif not quiet:

@@ -6,17 +6,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptconv.cli import render
 from ckptconv.cli.render import _err, _out, _table, escape, notes, plural, size
 from ckptconv.engine.events import Event, Listener, Progress, Started
+from ckptconv.errors import CkptconvError
 from ckptconv.verify.certificate import NAME, Checked
 from ckptconv.verify.result import Mismatch, Result
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["checked", "follow", "result"]
+__all__ = ["checked", "describe", "follow", "result"]
 
 _SHOWN = 20
 
@@ -48,6 +51,16 @@ def follow(what: str, *, quiet: bool) -> Iterator[Listener]:
                 bar.advance(task, event.count)
 
         yield listen
+
+
+def describe(path: Path, **choice: Any) -> dict[str, Any] | None:
+    """Return what ``inspect --json`` prints, for a report; None if that takes flags it does not have."""
+    import ckptconv
+
+    try:
+        return render.describe(ckptconv.open(path, **choice), None)
+    except CkptconvError:
+        return None
 
 
 def result(found: Result, *, certified: bool) -> None:

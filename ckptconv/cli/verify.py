@@ -137,7 +137,9 @@ def _verify_roundtrip(
     if report is not None:
         from ckptconv.verify.report import verify_report, write_report
 
-        write_report(report, verify_report(found.to_dict()))
+        there = render_verify.describe(out) if out is not None else None
+        here = render_verify.describe(source, weights=fields["weights"], tag=fields["tag"])
+        write_report(report, verify_report(found.to_dict(), found.names, here, there))
     if how.json:
         sys.stdout.write(jsonlib.dumps(found.to_dict(), indent=1) + "\n")
     elif not (how.quiet and found.ok):

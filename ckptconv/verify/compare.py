@@ -34,6 +34,7 @@ class _Work:
 
     file: OutFile
     filler: Filler
+    digests: bool
     sha256: hashlib._Hash | None
     xxh3: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
     at: int = 0
@@ -111,13 +112,16 @@ class Comparer:
 
     def _jobs(self) -> Iterator[tuple[_Work, int, int]]:
         """Yield tiles that cut no element, file by file."""
+        begun: set[str] = set()
         for file in self._plan.files:
+            digests = self._digests and file.name not in begun
+            begun.add(file.name)
             filler = Filler(self._plan, file, self._sources, self._pairs)
-            work = _Work(file, filler, hashlib.sha256() if self._sha256 else None)
+            work = _Work(file, filler, digests, hashlib.sha256() if self._sha256 else None)
             offsets = [t.offset for t in file.layout.tensors]
             lo, size = 0, file.layout.size
             while lo < size:
-                if not self._digests and (gap := _gap(offsets, file, lo)):
+                if not digests and (gap := _gap(offsets, file, lo)):
                     self._tell(Progress(gap))
                     lo += gap
                     continue
@@ -128,7 +132,7 @@ class Comparer:
                         hi -= (hi - tensor.offset) % tensor.dtype.itemsize
                 yield work, lo, hi
                 lo = hi
-            if size == 0 and self._digests:
+            if size == 0 and digests:
                 self._digested(work)
 
     def _worker(self, jobs: Iterator[tuple[_Work, int, int]]) -> None:
@@ -155,7 +159,7 @@ class Comparer:
         if self._there is not None:
             theirs = buffers.take("theirs", hi - lo)
             self._there.read_into(work.file.name, lo, theirs.data)
-            if self._digests:
+            if work.digests:
                 self._digest(work, lo, hi, theirs)
         try:
             ours, spans, _ = work.filler.fill(lo, hi, buffers)
@@ -204,6 +208,7 @@ class Comparer:
                 tuple(int(i) for i in np.unravel_index(first, tensor.shape or (1,)))[: len(tensor.shape)],
                 source=self._finder.source_of(tensor.name, first),
                 output=Place(tensor.name, work.file.name, tensor.offset + first * tensor.dtype.itemsize),
+                of=self._names.get(tensor.name, ""),
             ),
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
@@ -193,12 +192,25 @@ def _files(
             by_path[path].append(Placed(name, dtype_named(spec.dtype), spec.shape, byte))
     files = []
     for stamp in out.files:
-        tensors = sorted(by_path[stamp.path], key=lambda t: t.offset)
-        for one, two in pairwise(tensors):
-            if one.offset + one.nbytes > two.offset:
-                raise FormatError(f"{one.name} and {two.name} share bytes", where=stamp.path)
-        files.append(OutFile(stamp.path, "bin", FileLayout(stamp.size, (), tuple(tensors))))
+        for tensors in _apart(sorted(by_path[stamp.path], key=lambda t: t.offset), stamp.path):
+            files.append(OutFile(stamp.path, "bin", FileLayout(stamp.size, (), tuple(tensors))))
     return tuple(files)
+
+
+def _apart(tensors: Sequence[Placed], path: str) -> list[list[Placed]]:
+    """Part tensors that are stored once for several names: each name has to be what is stored."""
+    layers: list[list[Placed]] = [[]]
+    last: list[Placed] = []
+    for tensor in tensors:
+        if not last or last[0].offset + last[0].nbytes <= tensor.offset:
+            last = []
+        elif (last[0].offset, last[0].nbytes) != (tensor.offset, tensor.nbytes):
+            raise FormatError(f"{last[0].name} and {tensor.name} share bytes", where=path)
+        if len(layers) == len(last):
+            layers.append([])
+        layers[len(last)].append(tensor)
+        last.append(tensor)
+    return layers
 
 
 def _with(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.graph import Spec
+from ckptconv.graph import Pair, Spec
 from ckptconv.readers.base import Checkpoint
 from ckptconv.slots.entry import numbers
 from ckptconv.storage.stored import Stored
@@ -37,7 +37,7 @@ def overview(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "holders": holders(checkpoint),
         "stages": {stage: list(layers) for stage, layers in checkpoint.stages.items()},
-        "kinds": kinds(checkpoint.relation.right),
+        "kinds": kinds(checkpoint.relation.right, checkpoint.relation.pairs),
     }
 
 
@@ -112,13 +112,27 @@ def kind_of(name: str) -> tuple[int | None, str]:
     return int(match[1]), numbers(name[match.end() :])[0].replace(".#.", ".*.")
 
 
-def kinds(tensors: Mapping[str, Spec]) -> list[dict[str, Any]]:
-    """Sum up tensors by kind, the largest first."""
+def kinds(tensors: Mapping[str, Spec], pairs: Iterable[Pair] = ()) -> list[dict[str, Any]]:
+    """Sum up tensors by kind, the largest first.
+
+    Args:
+        tensors: The tensors.
+        pairs: Where they are from: the stored tensors that make them up (``pieces``), and repeat them
+            (``copies``), are counted.
+    """
     found: dict[str, dict[str, Any]] = {}
+    held: dict[str, tuple[set[str], set[str]]] = {}
+    for pair in pairs:
+        if pair.left.numel:
+            held.setdefault(pair.right.tensor, (set(), set()))[pair.left_copy].add(pair.left.tensor)
     for name, spec in tensors.items():
         layer, kind = kind_of(name)
-        one = found.setdefault(kind, {"kind": kind, "tensors": 0, "bytes": 0, "layered": layer is not None})
+        new = {"kind": kind, "tensors": 0, "bytes": 0, "pieces": 0, "copies": 0, "layered": layer is not None}
+        one = found.setdefault(kind, new)
         one["tensors"] += 1
+        pieces, copies = held.get(name, ((), ()))
+        one["pieces"] += len(pieces)
+        one["copies"] += len(copies)
         one["bytes"] += spec.numel * dtype_named(spec.dtype).itemsize
     return sorted(found.values(), key=lambda k: -k["bytes"])
 

@@ -169,6 +169,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
 .n,th.n{text-align:right;white-space:nowrap}
 .sortable td:first-child{min-width:19em}.sortable td:has(.bar){width:34%;vertical-align:middle}
+td.where{min-width:17em}
 thead th{position:sticky;top:0;background:var(--card);z-index:1;white-space:nowrap}
 th button{all:unset;cursor:pointer;color:var(--dim);font-weight:600;font-size:13px}
 th button:focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:3px}
@@ -189,18 +190,23 @@ position:static;text-align:right}
 .map tbody th{position:sticky;left:0;background:var(--card);text-align:left}
 .map td{min-width:22px;height:22px;border-radius:4px;text-align:center;vertical-align:middle;
 background:var(--none)}
-.map td.h{background:color-mix(in oklab,var(--hot) calc(var(--h)*1%),var(--cold))}
+.map td.h{--h:0;background:color-mix(in oklab,var(--hot) calc(var(--h)*1%),var(--cold))}
 .map td.w{background:color-mix(in oklab,var(--cell) calc(var(--h)*1%),var(--none))}
 .map td.w{padding:4px 8px}.map td.on{color:var(--card)}
-.map.tiny td.w,.map.tiny tbody td{min-width:11px;width:11px;height:18px;padding:0;border-radius:2px}
-.map.tiny thead th{min-width:0}
-.map.tiny{border-spacing:1px 2px}
+.map tbody th code{white-space:nowrap;overflow-wrap:normal}
+.map.tiny td.w,.map.tiny tbody td{min-width:18px;height:18px;padding:0;border-radius:2px}
+.map.small tbody td{min-width:11px;height:16px;border-radius:2px;font-size:10px;line-height:1}
+.map.tiny thead th,.map.small thead th{min-width:0;max-width:11px;overflow:visible;text-align:left}
+.map.tiny thead th{max-width:18px}
+.map thead th[scope=row]{text-align:left;max-width:none}
+.map.tiny,.map.small{border-spacing:1px 2px}
 .map td.mark{background:none;border:1px dashed var(--bad);color:var(--bad);font-weight:600}
 .legend{display:flex;flex-wrap:wrap;gap:6px 18px;align-items:center;color:var(--dim);font-size:13px;
 margin:12px 0 0}
 .legend i{display:inline-block;width:14px;height:14px;border-radius:3px;vertical-align:-2px;
 margin-right:6px;background:var(--none)}
 .legend .ramp{width:90px;background:linear-gradient(90deg in oklab,var(--cold),var(--hot))}
+.legend .bytes{background:linear-gradient(90deg in oklab,var(--none),var(--cell))}
 .legend .dash{background:none;border:1px dashed var(--bad)}
 svg{display:block;max-width:100%;height:auto}
 svg text{fill:var(--dim);font-size:12px;font-family:inherit}svg rect.l{fill:var(--bar)}

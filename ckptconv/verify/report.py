@@ -10,13 +10,13 @@ from typing import Any
 
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import OutputError
-from ckptconv.verify.charts import grid, heat, kinds, relative_of, shape_text, stages
+from ckptconv.verify.charts import heat, relative_of, shape_text, wrong
 from ckptconv.verify.page import Cell, code, facts, number, page, section, size, table, text, tiles
+from ckptconv.verify.sections import ROWS, is_ranked, more, parts_of
 
 __all__ = ["diff_report", "inspect_report", "verify_report", "write_report"]
 
 Data = Mapping[str, Any]
-_ROWS = 3000  # a table's most rows; browsers sort that many at once
 
 
 def write_report(path: Path, content: str) -> None:
@@ -60,7 +60,7 @@ def inspect_report(data: Data) -> str:
             ("parameters", _short(data["parameters"]), ""),
             (f"tensors ({dtypes})", f"{sum(data['dtypes'].values()):,}", ""),
             ("of weights", size(data["bytes"]), ""),
-            ("ranks" if _ranked(data) else "files", f"{len(data['holders']):,}", ""),
+            ("ranks" if is_ranked(data) else "files", f"{len(data['holders']):,}", ""),
         ]
     )
     tensors = sorted(data["tensors"], key=lambda t: -_nbytes(t))
@@ -71,33 +71,35 @@ def inspect_report(data: Data) -> str:
             Cell(text(t["dtype"])),
             Cell(size(_nbytes(t)), _nbytes(t), right=True),
         )
-        for t in tensors[:_ROWS]
+        for t in tensors[:ROWS]
     ]
     parts = [
-        section("Who holds what", grid(data["holders"]) if _ranked(data) else _files(data["holders"])),
-        section("Layers by stage", stages(data["stages"])),
-        section("Sizes by kind of tensor", kinds(data["kinds"])),
+        *parts_of(data),
         section(
             "Tensors",
-            table(("name", "shape", "dtype", "size"), rows, label="tensors", more=_more(len(tensors))),
+            table(("name", "shape", "dtype", "size"), rows, label="tensors", more=more(len(tensors))),
         ),
         _notes(data["notes"]),
     ]
     return page(f"Checkpoint {Path(data['root']).name}", lead, parts)
 
 
-def diff_report(data: Data) -> str:
+def diff_report(data: Data, a: Data | None = None, b: Data | None = None) -> str:
     """Return the page of a comparison.
 
     Args:
         data: What `verify.outcome.Diff.to_dict` returns.
+        a: What ``inspect --json`` prints of the one.
+        b: What it prints of the other.
     """
     counts = data["counts"]
     lead = facts(
         [
             ("A", code(data["a"])),
             ("B", code(data["b"])),
-            ("tolerance", text(f"|a - b| <= {data['atol']:g} + {data['rtol']:g} * |b|")),
+            ("A is", _summary(a)),
+            ("B is", _summary(b)),
+            ("tolerance", text(_tolerance(data))),
             ("compared", text(f"{size(data['bytes'])} in {data['seconds']:.3g} s")),
         ]
     )
@@ -115,14 +117,12 @@ def diff_report(data: Data) -> str:
     unequal = [t for t in data["tensors"] if t["verdict"] != "equal" or t["dtype"] != t["dtype_b"]]
     alone = [(side, t) for side in ("A", "B") for t in data[f"only_{side.lower()}"]]
     heads = ("tensor", "outcome", "relative", "largest", "mean", "differing", "where", "A, B there")
-    shown = unequal[:_ROWS]
+    shown = unequal[:ROWS]
     parts = [
         section("Where they differ", heat(data), note="Relative difference of each tensor, layer by layer."),
         section(
             "Tensors that differ",
-            table(
-                heads, [_differing(t) for t in shown], label="tensors that differ", more=_more(len(unequal))
-            )
+            table(heads, [_differing(t) for t in shown], label="tensors that differ", more=more(len(unequal)))
             if unequal
             else "",
             note="Relative: norm of the difference over the norm of B's values.",
@@ -133,30 +133,39 @@ def diff_report(data: Data) -> str:
                 ("tensor", "side", "shape", "dtype"),
                 [
                     (Cell(code(t["name"])), Cell(side), Cell(shape_text(t["shape"])), Cell(text(t["dtype"])))
-                    for side, t in alone[:_ROWS]
+                    for side, t in alone[:ROWS]
                 ],
                 label="tensors of one side",
-                more=_more(len(alone)),
+                more=more(len(alone)),
             )
             if alone
             else "",
         ),
         _notes(data["notes"]),
+        *(parts_of(a, "A") if a is not None else []),
+        *(parts_of(b, "B") if b is not None else []),
     ]
     return page("Equal" if data["ok"] else "Differences", lead, parts)
 
 
-def verify_report(data: Data) -> str:
+def verify_report(
+    data: Data, names: Sequence[str] = (), source: Data | None = None, output: Data | None = None
+) -> str:
     """Return the page of a verification.
 
     Args:
         data: What `verify.result.Result.to_dict` returns.
+        names: All tensors that were compared.
+        source: What ``inspect --json`` prints of the source.
+        output: What it prints of the output.
     """
     proof, found = data["proof"], data["mismatches"]
     lead = facts(
         [
             ("source", code(data["source"])),
             ("output", code(data["out"]) if data["out"] else ""),
+            ("source is", _summary(source)),
+            ("output is", _summary(output)),
             ("plan", code(data["plan"])),
             ("casts", text("; ".join(data["casts"]))),
             ("time", text(f"{data['seconds']:.3g} s")),
@@ -172,19 +181,22 @@ def verify_report(data: Data) -> str:
     )
     rows = [
         (
-            Cell(code(m["tensor"])),
+            Cell(code(m["tensor"]) + (f'<br><span class="dim">{code(m["of"])}</span>' if m["of"] else "")),
             Cell(text(m["kind"]), kind="bad"),
             Cell(text(m["text"])),
             Cell(_index(m["index"])),
-            Cell(f"{m['count']:,}", m["count"], right=True),
+            Cell(f"{m['count']:,}" if m["count"] else "", m["count"], right=True),
             Cell(number(m["largest"]), _sortable(m["largest"]), right=True),
             Cell(
                 "<br>".join(
-                    _place(m[side], word) for side, word in (("output", "in"), ("source", "from")) if m[side]
-                )
+                    _place(m[side], word, m["tensor"])
+                    for side, word in (("output", "in"), ("source", "from"))
+                    if m[side]
+                ),
+                kind="where",
             ),
         )
-        for m in found[:_ROWS]
+        for m in found[:ROWS]
     ]
     heads = ("tensor", "kind", "what", "first", "elements", "largest", "where")
     yes = {True: '<span class="good">yes</span>', False: '<span class="bad">no</span>'}
@@ -201,29 +213,16 @@ def verify_report(data: Data) -> str:
                 ]
             ),
         ),
+        section("Tensors compared", wrong(names, found)),
         section(
-            "What differs", table(heads, rows, label="mismatches", more=_more(len(found))) if found else ""
+            "What differs", table(heads, rows, label="mismatches", more=more(len(found))) if found else ""
         ),
         section("Logits", _logits(data["logits"])),
         _notes(data["notes"]),
+        *(parts_of(source, "Source") if source is not None else []),
+        *(parts_of(output, "Output") if output is not None else []),
     ]
     return page("Verified" if data["ok"] else "Not equal to the source", lead, parts)
-
-
-def _ranked(data: Data) -> bool:
-    return bool(data["holders"]) and all("pp" in h for h in data["holders"])
-
-
-def _files(holders: Sequence[Data]) -> str:
-    rows = [
-        (
-            Cell(code(h["name"])),
-            Cell(f"{h['tensors']:,}", h["tensors"], right=True),
-            Cell(size(h["bytes"]), h["bytes"], right=True),
-        )
-        for h in sorted(holders, key=lambda h: -h["bytes"])[:_ROWS]
-    ]
-    return table(("file", "tensors", "size"), rows, label="files", more=_more(len(holders))) if rows else ""
 
 
 def _differing(t: Data) -> tuple[Cell, ...]:
@@ -242,13 +241,32 @@ def _differing(t: Data) -> tuple[Cell, ...]:
     return (
         name,
         Cell(text(outcome), kind=kind),
-        Cell(number(t["relative"]), relative_of(t), right=True),
+        Cell(
+            "unbounded" if t["unbounded"] and not t["relative"] else number(t["relative"]),
+            relative_of(t),
+            right=True,
+        ),
         Cell(number(t["largest"]), _sortable(t["largest"]), right=True),
         Cell(number(t["mean"]), _sortable(t["mean"]), right=True),
         Cell(f"{t['differing']:,} ({share:.3g}%)", t["differing"], right=True),
         Cell(_index(t["index"])),
         Cell(", ".join(number(v) for v in t["values"] or ())),
     )
+
+
+def _summary(data: Data | None) -> str:
+    """Say in a line what a checkpoint is."""
+    if data is None:
+        return ""
+    layout = " ".join(f"{k} {v}" for k, v in data["layout"].items())
+    said = [data["producer"], data["format"], layout, f"{_short(data['parameters'])} parameters"]
+    return text(", ".join(filter(None, said)))
+
+
+def _tolerance(data: Data) -> str:
+    if not data["atol"] and not data["rtol"]:
+        return "none: values are equal or differ (NaN equals NaN, 0.0 equals -0.0)"
+    return f"|a - b| <= {data['atol']:g} + {data['rtol']:g} * |b|"
 
 
 def _notes(found: Iterable[Data]) -> str:
@@ -264,8 +282,10 @@ def _logits(data: Data | None) -> str:
     return facts((k, text(v)) for k, v in data.items() if v is not None)
 
 
-def _place(place: Data, word: str) -> str:
-    return f"{word} {code(place['file'])} at byte {place['byte']:,} ({code(place['tensor'])})"
+def _place(place: Data, word: str, tensor: str) -> str:
+    """Say where an element lies, and of which stored tensor it is, unless that is ``tensor``."""
+    stored = "" if place["tensor"] == tensor else f" ({code(place['tensor'])})"
+    return f"{word} {code(place['file'])} at byte {place['byte']:,}{stored}"
 
 
 def _index(index: Sequence[int] | None) -> str:
@@ -281,10 +301,6 @@ def _sortable(value: float | str | None) -> float:
 
 def _nbytes(tensor: Data) -> int:
     return prod(tensor["shape"]) * dtype_named(tensor["dtype"]).itemsize
-
-
-def _more(count: int) -> str:
-    return f"... and {count - _ROWS:,} more; --json lists all" if count > _ROWS else ""
 
 
 def _short(count: float) -> str:

@@ -34,6 +34,7 @@ class Mismatch:
         largest: The largest absolute difference of two finite values among them; None if there is none.
         source: Where that first element is from.
         output: Where it lies in the output; of copies, where the one that differs lies.
+        of: The model's tensors it is part of, where ``tensor`` is the name of a part of a file.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Mismatch:
     largest: float | None = None
     source: Place | None = None
     output: Place | None = None
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Result:
         files: Digests of the output's weight files, where they were asked for.
         logits: How the model ran, where that was asked for.
         seconds: How long all took.
+        names: The tensors of the plan.
     """
 
     source: str
@@ -132,6 +135,7 @@ class Result:
     files: Mapping[str, FileDigest] = field(default_factory=dict)
     logits: Logits | None = None
     seconds: float = 0.0
+    names: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -168,6 +172,7 @@ def _mismatch(found: Mismatch) -> dict[str, Any]:
     return {
         "kind": found.kind,
         "tensor": found.tensor,
+        "of": found.of,
         "text": found.text,
         "index": None if found.index is None else list(found.index),
         "count": found.count,

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import ckptconv
 from ckptconv.cli import render
 from ckptconv.differences import diff
 from ckptconv.roundtrip import verify_roundtrip
+from ckptconv.verify.charts import grid
 from ckptconv.verify.report import diff_report, inspect_report, verify_report, write_report
 from megatron_cases import Case
 from running import DEMO, fails, succeeds
@@ -106,8 +107,8 @@ def test_differences_are_a_map_of_layers_and_kinds(tmp_path: Path) -> None:
     result = run_command("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--report", out)
     assert result.code == 3
     page = sound(out.read_text(encoding="utf-8"))
-    heats = [a["style"] for t, a in page.tags if t == "td" and a.get("class") == "h"]
-    assert len(heats) == 7 and sum(style != "--h:0" for style in heats) == 1
+    heats = [a.get("style") for t, a in page.tags if t == "td" and a.get("class") == "h"]
+    assert len(heats) == 7 and sum(style is not None for style in heats) == 1
     marks = [a["title"] for t, a in page.tags if t == "td" and a.get("class") == "mark"]
     assert sorted(m.rpartition(": ")[2] for m in marks if m) == [
         "4 x 4 in A, 2 x 4 in B",
@@ -128,6 +129,55 @@ def test_a_verification(tmp_path: Path) -> None:
     assert "Not equal to the source" in bad.text and bad.count("td", "bad") == 1
 
 
+def test_a_verification_shows_both_sides_and_where_they_differ(tmp_path: Path) -> None:
+    source = LLAMA.run
+    ckptconv.convert(source, tmp_path / "out", config=str(LLAMA.hf))
+    weights = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 4] += 1
+    tensors["model.layers.9.extra"] = torch.ones(2)
+    save_file(tensors, weights, {"format": "pt"})
+    page = tmp_path / "page.html"
+    assert run_command("verify-roundtrip", source, tmp_path / "out", "--report", page).code == 3
+    found = sound(page.read_text(encoding="utf-8"))
+    assert {"Source: who holds what", "Source: layers by stage", "Output: who holds what"} <= set(found.text)
+    heats = [a for t, a in found.tags if t == "td" and a.get("class") == "h" and a.get("style")]
+    assert len(heats) == 1 and str(heats[0]["title"]).startswith("model.layers.2.mlp.up_proj.weight: 1 of")
+    (mark,) = [a["title"] for t, a in found.tags if t == "td" and a.get("class") == "mark"]
+    assert str(mark).startswith("model.layers.9.extra")
+
+
+def rank(tp: int, pp: int, ep: int) -> dict[str, Any]:
+    name = f"mp_rank_{tp:02d}_{pp:03d}_{ep:03d}"
+    return {
+        "name": name,
+        "path": name,
+        "bytes": 100 + pp,
+        "tensors": 3,
+        "copies": 7,
+        "tp": tp,
+        "pp": pp,
+        "ep": ep,
+    }
+
+
+def test_the_grid_of_very_many_ranks_is_put_together() -> None:
+    ranks = [rank(tp, pp, ep) for pp in range(16) for ep in range(32) for tp in range(8)]
+    content = grid(ranks)
+    page = Page(content)
+    assert page.count("td", "w") == 16 * 32 and "a cell is 8 ranks" in content
+    tips = [a["title"] for t, a in page.tags if t == "td" and "title" in a]
+    assert tips[0] == "ep 0: 8 ranks, 100 B each" and len(content) < 200_000
+    few = Page(grid(ranks[:8]))
+    assert few.count("td", "w") == 8 and any(t.startswith("mp_rank_07_000_000") for t in tips_of(few))
+    only_tp = grid([rank(tp, 0, 0) for tp in range(100)])
+    assert Page(only_tp).count("td", "w") == 34 and "tp 0-2: 3 ranks" in only_tp
+
+
+def tips_of(page: Page) -> list[str]:
+    return [str(a["title"]) for t, a in page.tags if t == "td" and "title" in a]
+
+
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     save_file({HOSTILE: torch.ones(2), "w": torch.ones(2)}, tmp_path / "a.safetensors")
     save_file(
@@ -138,6 +188,12 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     found["notes"].append({"level": "warning", "text": HOSTILE})
     for content in (
         diff_report(found),
+        diff_report(
+            found, *[render.describe(ckptconv.open(tmp_path / f"{n}.safetensors"), None) for n in "ab"]
+        ),
+        verify_report(
+            verify_roundtrip(tmp_path / "a.safetensors", tmp_path / "b.safetensors").to_dict(), [HOSTILE]
+        ),
         inspect_report(render.describe(ckptconv.open(tmp_path / "a.safetensors"), None)),
     ):
         page = sound(content)

@@ -248,9 +248,10 @@ def _check_rounding(
         box = boxes[0]
         stored = reading.graph.stored[box.tensor]
         if not reading.sampler.rounds_to(stored, box.offset, tensor, count=64):
+            path, byte, _ = next(stored.spans(box.offset, box.offset + 1))
             raise PlanError(
                 f"the fp32 master of {name} does not round to its 16-bit weights",
-                where=reading.run.tag,
+                where=f"{path} from byte {byte} on, and {tensor.path}",
                 hint="optimizer and model states are of different saves; copy one whole save, or take the "
                 "16-bit weights (--weights model)",
             )
