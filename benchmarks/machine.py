@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -14,18 +15,22 @@ from pathlib import Path
 __all__ = ["describe", "file_system"]
 
 _PACKAGES = ("numpy", "safetensors", "torch")
-_DEEPSPEED = (
-    "import platform; from importlib.metadata import version as v; "
-    "print(f\"deepspeed {v('deepspeed')}, torch {v('torch')}, Python {platform.python_version()}\")"
+_TOOLS = {
+    "deepspeed-python": ("DeepSpeed's tool", "deepspeed", "torch"),
+    "mindspore-python": ("MindSpore", "mindspore", "numpy"),
+}
+_VERSIONS = (
+    "import platform, sys; from importlib.metadata import version as v; "
+    "print(', '.join([*(f'{p} {v(p)}' for p in sys.argv[1:]), f'Python {platform.python_version()}']))"
 )
 
 
-def describe(work: Path, deepspeed_python: str | None) -> dict[str, str]:
+def describe(work: Path, pythons: Mapping[str, str]) -> dict[str, str]:
     """Return facts by name, in the order they are shown.
 
     Args:
         work: The folder that is read from and written to.
-        deepspeed_python: The interpreter DeepSpeed's tool runs with.
+        pythons: Interpreters of the other tools.
     """
     python = platform.python_version()
     facts = {
@@ -37,8 +42,8 @@ def describe(work: Path, deepspeed_python: str | None) -> dict[str, str]:
         "ckptconv": _asked(sys.executable, "import ckptconv; print(ckptconv.__version__)"),
         "versions": ", ".join([f"Python {python}", *(f"{p} {version(p)}" for p in _PACKAGES)]),
     }
-    if deepspeed_python:
-        facts["DeepSpeed's tool"] = _asked(deepspeed_python, _DEEPSPEED)
+    for interpreter, (label, *packages) in _TOOLS.items():
+        facts[label] = _asked(pythons[interpreter], _VERSIONS, *packages) or "not installed"
     return facts
 
 
@@ -57,8 +62,12 @@ def _processor() -> str:
     return found[1] if found else platform.machine()
 
 
-def _asked(python: str, code: str) -> str:
+def _asked(python: str, code: str, *arguments: str) -> str:
     root = Path(__file__).resolve().parent.parent
-    return subprocess.run(
-        [python, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    try:
+        done = subprocess.run(
+            [python, "-c", code, *arguments], cwd=root, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()

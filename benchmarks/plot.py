@@ -1,28 +1,24 @@
-"""Draw the comparison as a small SVG."""
+"""Draw the comparisons as small SVGs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from measure import Usage
+from cases import CASES, Case
+from results import Results
+from runner import BASELINE, TWO
+from targets import ratios
 
-__all__ = ["draw"]
+__all__ = ["available", "draw_ratios", "draw_tools"]
 
-_OURS, _THEIRS = "#1f6feb", "#8c959f"
+_OURS, _THEIRS, _LINE = "#1f6feb", "#8c959f", "#cf222e"
 
 
-def draw(path: Path, results: Mapping[str, Mapping[str, Sequence[Usage]]]) -> bool:
-    """Draw bars of wall time and peak memory, one row of panels per checkpoint.
-
-    Args:
-        path: The SVG to write.
-        results: Runs by program, by checkpoint.
-
-    Returns:
-        Whether matplotlib was there to draw it.
-    """
+def available() -> bool:
+    """Return whether matplotlib is there."""
     try:
         import matplotlib
     except ImportError:
@@ -32,43 +28,87 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Sequence[Usage]]]) -> bo
     matplotlib.rcParams.update(
         {"svg.fonttype": "none", "svg.hashsalt": "ckptconv", "font.family": "sans-serif", "font.size": 9}
     )
+    return True
+
+
+def draw_ratios(path: Path, found: Sequence[Results]) -> None:
+    """Draw wall time over that of ``cp`` and ``sync``, a panel a size, with the targets as lines."""
     from matplotlib import pyplot
 
-    figure, rows = pyplot.subplots(
-        len(results), 2, figsize=(9, 0.7 + 1.9 * len(results)), squeeze=False, sharey="row"
+    cases = [c for c in CASES if c.limit is not None and any(c.name in r.cases for r in found)]
+    figure, panels = pyplot.subplots(
+        1, len(found), figsize=(1 + 4 * len(found), 0.9 + 0.3 * len(cases)), squeeze=False, sharey=True
     )
-    for (title, runs), (left, right) in zip(results.items(), rows, strict=True):
-        names = list(runs)
-        walls = [[u.wall for u in runs[n]] for n in names]
-        peaks = [[u.rss / 1e6 for u in runs[n]] for n in names]
-        _bars(left, names, walls, f"{title}: seconds", "{:.2g} s")
-        _bars(right, names, peaks, "peak memory, MB", "{:.0f} MB")
+    for axes, results in zip(panels[0], found, strict=True):
+        for row, case in enumerate(cases):
+            values = (
+                ratios(results.cases[case.name], "warm", TWO, BASELINE) if case.name in results.cases else []
+            )
+            if values:
+                _bar(axes, row, values, "{:.2f}", _OURS)
+            axes.plot([case.limit] * 2, [row - 0.4, row + 0.4], color=_LINE, lw=1.2)
+        axes.set_yticks(range(len(cases)), [c.name for c in cases])
+        title = f"{results.label()}: time / cp + sync, 2 workers; red: target"
+        _finish(axes, title)
+    _save(figure, path)
+
+
+def draw_tools(path: Path, results: Results) -> bool:
+    """Draw wall time and peak memory of ours and of the other tools, logarithmic; False if none ran."""
+    from matplotlib import pyplot
+
+    cases = [c for c in CASES if c.tools and c.name in results.cases and _runs(results, c, c.tools[0].name)]
+    if not cases:
+        return False
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 0.9 + 0.5 * len(cases)), sharey=True)
+    for row, case in enumerate(cases):
+        for shift, name, color in ((-0.2, TWO, _OURS), (0.2, case.tools[0].name, _THEIRS)):
+            usages = _runs(results, case, name)
+            _bar(left, row + shift, sorted(u.wall for u in usages), "{:.2g} s", color, 0.36)
+            _bar(right, row + shift, sorted(u.rss / 1e6 for u in usages), "{:.0f} MB", color, 0.36)
+    names = [f"{c.name}\nor {c.tools[0].name}" for c in cases]
+    left.set_yticks(range(len(cases)), names, fontsize=7)
+    for axes, what in ((left, "seconds"), (right, "peak RSS, MB")):
+        axes.set_xscale("log")
+        axes.margins(x=0.25)
+        _finish(axes, f"{results.label()}: {what}; blue: ckptconv, 2 workers")
+    _save(figure, path)
+    return True
+
+
+def _runs(results: Results, case: Case, name: str) -> Sequence[Any]:
+    return results.cases[case.name].runs.get("warm", {}).get(name, ())
+
+
+def _bar(
+    axes: Any, row: float, values: Sequence[float], label: str, color: str, height: float = 0.62
+) -> None:
+    middle = median(values)
+    spread = [[middle - values[0]], [values[-1] - middle]]
+    axes.barh(row, middle, xerr=spread, color=color, height=height, error_kw={"lw": 0.8, "capsize": 2})
+    axes.annotate(
+        label.format(middle),
+        (values[-1], row),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+    )
+
+
+def _finish(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+    axes.invert_yaxis() if not axes.yaxis_inverted() else None
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
     pyplot.close(figure)
     text = path.read_text(encoding="utf-8")
     path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", encoding="utf-8")
-    return True
-
-
-def _bars(axes: object, names: list[str], values: list[list[float]], title: str, label: str) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
-    middles = [median(v) for v in values]
-    spread = [
-        [m - min(v) for m, v in zip(middles, values, strict=True)],
-        [max(v) - m for m, v in zip(middles, values, strict=True)],
-    ]
-    colors = [_OURS if n.startswith("ckptconv") else _THEIRS for n in names]
-    axes.barh(names, middles, xerr=spread, color=colors, height=0.62, error_kw={"lw": 0.8, "capsize": 2})
-    for row, (middle, v) in enumerate(zip(middles, values, strict=True)):
-        axes.annotate(
-            label.format(middle), (max(v), row), xytext=(5, 0), textcoords="offset points", va="center"
-        )
-    axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
-    axes.set_xlim(0, 1.25 * max(max(v) for v in values))
-    axes.invert_yaxis() if not axes.yaxis_inverted() else None
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)

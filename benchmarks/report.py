@@ -2,97 +2,202 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from cases import CASES, Case
 from measure import Usage
+from results import Results
+from runner import BASELINE, COPY, ONE, READ, TWO, Outcome
+from targets import judge, ratios, table
 
-__all__ = ["Block", "by_pairs", "headline", "markdown", "splice"]
+__all__ = ["headline", "markdown", "megatron", "splice"]
 
-Runs = Mapping[str, Sequence[Usage]]
+_SETTINGS = {
+    "warm": "",
+    "cold": ", page cache empty",
+    "tmpfs": ", written to memory",
+    "budget": "",
+}
+_COLUMNS = (
+    "conversion", "out, GB", "2 workers, s", "1 worker, s", "`cp` + `sync`, s", "times `cp` + `sync`",
+    "other tool, s", "times ours", "peak RSS, MB", "other's, MB",
+)  # fmt: skip
+_OURS = (TWO, ONE, COPY, BASELINE, READ)
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One comparison.
+def markdown(found: Sequence[Results], plots: Sequence[tuple[str, str]]) -> str:
+    """Return the whole of the results.
 
-    Attributes:
-        title: Its heading.
-        text: What was done.
-        runs: Every repetition of every program; the n-th of one is the neighbour of the n-th of another.
-        comparisons: Sentences about pairs.
+    Args:
+        found: Results, the largest size last.
+        plots: Captions and paths of images.
     """
-
-    title: str
-    text: str
-    runs: Runs
-    comparisons: tuple[str, ...] = ()
-
-
-def by_pairs(runs: Runs, first: str, second: str, *, difference: bool = False) -> str | None:
-    """Compare neighbours: wall times' ratio, or their difference in seconds; None if one did not run."""
-    if not (runs.get(first) and runs.get(second)):
-        return None
-    pairs = list(zip(runs[first], runs[second], strict=True))
-    if difference:
-        found = sorted(a.wall - b.wall for a, b in pairs)
-        return (
-            f"`{first}` less `{second}`: {median(found):+.2f} s, from {found[0]:+.2f} to {found[-1]:+.2f} s"
+    machine = found[-1].machine
+    lines = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in machine.items())]
+    for results in found:
+        loads = [o.load for o in results.cases.values()]
+        times = _repeats(results)
+        lines.append(
+            f"| {results.label()} | {times}; load average {min(loads):.1f} to {max(loads):.1f} before a case |"
         )
-    found = sorted(a.wall / b.wall for a, b in pairs)
-    return (
-        f"`{first}` takes {median(found):.1f} times as long as `{second}`, {found[0]:.1f} to {found[-1]:.1f}"
-    )
-
-
-def markdown(machine: Mapping[str, str], blocks: Sequence[Block], plot: str | None) -> str:
-    """Return the whole of the results."""
-    lines = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in machine.items()), ""]
-    if plot:
-        lines += [f"![Wall time and peak memory of each program]({plot})", ""]
-    for block in blocks:
-        lines += [f"### {block.title}", "", block.text, "", *_table(block.runs), ""]
-        lines += [f"- {sentence}" for sentence in block.comparisons]
-        lines += [""] if block.comparisons else []
+    lines += ["", *(f"![{caption}]({path})\n" for caption, path in plots)]
+    lines += ["### Targets", "", f"At {found[-1].label()}.", "", *table(judge(found[-1])), ""]
+    for results in reversed(found):
+        lines += [f"### Overview, {results.label()}", "", *_overview(results), ""]
+    lines += ["### All numbers", ""]
+    for case in CASES:
+        lines += _detail(case, found)
     return "\n".join(lines)
 
 
-def _table(runs: Runs) -> list[str]:
-    lines = [
-        "| program | wall, s | processor, s | peak RSS, MB | anonymous, MB |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, usages in runs.items():
-        cells = (
-            _range(usages, lambda u: u.wall, 2),
-            _range(usages, lambda u: u.cpu, 2),
-            _range(usages, lambda u: u.rss / 1e6, 0),
-            _range(usages, lambda u: u.anon / 1e6, 0),
-        )
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return lines
+def _repeats(results: Results) -> str:
+    counts = {len(r) for o in results.cases.values() for n, r in o.runs.get("warm", {}).items() if n == TWO}
+    return f"measured {results.machine['date']}, {' or '.join(map(str, sorted(counts)))} repetitions"
+
+
+def _overview(results: Results) -> Iterator[str]:
+    yield f"| {' | '.join(_COLUMNS)} |"
+    yield "|---" + "|---:" * (len(_COLUMNS) - 1) + "|"
+    for case in CASES:
+        outcome = results.cases.get(case.name)
+        if outcome is None or case.against == "nothing":
+            continue
+        runs = outcome.runs.get("warm", {})
+        base = BASELINE if case.against == "copy" else READ
+        tool = case.tools[0].name if case.tools and case.tools[0].name in runs else None
+        cells = [
+            f"{outcome.bytes_out / 1e9:.2f}" if outcome.bytes_out else "",
+            *(_median(runs.get(name), lambda u: u.wall, 2) for name in (TWO, ONE, base)),
+            _ratio(ratios(outcome, "warm", TWO, base), 2),
+            _median(runs.get(tool), lambda u: u.wall, 1) if tool else "",
+            _ratio(ratios(outcome, "warm", tool, TWO), 1) if tool else "",
+            _peak(runs.get(TWO)),
+            _peak(runs.get(tool)) if tool else "",
+        ]
+        yield f"| {case.title} | " + " | ".join(cells) + " |"
+
+
+def _detail(case: Case, found: Sequence[Results]) -> Iterator[str]:
+    outcomes = [(r, r.cases[case.name]) for r in found if case.name in r.cases]
+    if not outcomes:
+        return
+    yield f"#### {case.title}"
+    yield ""
+    if case.note:
+        yield case.note
+        yield ""
+    yield f"    ckptconv {_shown(case.command)}"
+    yield ""
+    yield "| size | program | wall, s | processor, s | peak RSS, MB | anonymous, MB |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for results, outcome in outcomes:
+        for setting, suffix in _SETTINGS.items():
+            for name, usages in _ordered(outcome.runs.get(setting, {})):
+                yield f"| {results.label()} | {name}{suffix} | " + " | ".join(_cells(usages)) + " |"
+        for name, reason in outcome.problems.items():
+            yield f"| {results.label()} | {name} | not measured: {_escaped(reason)} | | | |"
+    yield ""
+    for results, outcome in outcomes:
+        sentences = [*_sentences(case, outcome), *outcome.checks]
+        yield from (f"- {results.label()}: {s}" for s in sentences)
+    yield ""
+
+
+def _sentences(case: Case, outcome: Outcome) -> Iterator[str]:
+    if outcome.bytes_in and case.against != "nothing":
+        out = f", {outcome.bytes_out / 1e9:.2f} GB out" if outcome.bytes_out else ""
+        yield f"{outcome.bytes_in / 1e9:.2f} GB of files in (holes not counted){out}"
+    for setting, suffix in _SETTINGS.items():
+        base = BASELINE if case.against == "copy" else READ
+        for first, second in ((TWO, base), *((tool.name, TWO) for tool in case.tools), (ONE, TWO)):
+            if times := ratios(outcome, setting, first, second):
+                yield f"{first} takes {_ratio(times, 2)} times as long as {second}{suffix}"
+
+
+def _ordered(programs: Mapping[str, Sequence[Usage]]) -> list[tuple[str, Sequence[Usage]]]:
+    rank = {name: i for i, name in enumerate(_OURS)}
+    return sorted(programs.items(), key=lambda item: rank.get(item[0], len(rank)))
+
+
+def _shown(command: str) -> str:
+    for brace, name in (("{out}", "OUT"), ("{", ""), ("}", "")):
+        command = command.replace(brace, name)
+    return command
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")[:200]
+
+
+def _cells(usages: Sequence[Usage]) -> tuple[str, ...]:
+    return (
+        _range(usages, lambda u: u.wall, 2),
+        _range(usages, lambda u: u.cpu, 2),
+        _range(usages, lambda u: u.rss / 1e6, 0),
+        _range(usages, lambda u: u.anon / 1e6, 0),
+    )
 
 
 def _range(usages: Sequence[Usage], pick: Callable[[Usage], float], digits: int) -> str:
+    return _ratio(sorted(pick(u) for u in usages), digits)
+
+
+def _ratio(found: Sequence[float], digits: int) -> str:
     """Write a median and, where there is one, the range: ``1.20 (1.10-1.45)``."""
-    found = sorted(pick(u) for u in usages)
+    if not found:
+        return ""
     middle, low, high = (f"{x:.{digits}f}" for x in (median(found), found[0], found[-1]))
     return middle if low == high else f"{middle} ({low}-{high})"
 
 
-def headline(runs: Runs, labels: Sequence[str]) -> str:
-    """Return the short table of the README: medians of wall time and the highest peak.
+def _median(usages: Sequence[Usage] | None, pick: Callable[[Usage], float], digits: int) -> str:
+    return f"{median(pick(u) for u in usages):.{digits}f}" if usages else ""
+
+
+def _peak(usages: Sequence[Usage] | None) -> str:
+    return f"{max(u.rss for u in usages) / 1e6:,.0f}" if usages else ""
+
+
+def headline(results: Results, labels: Sequence[str]) -> str:
+    """Return the README's short table of ZeRO-3: medians of wall time and the highest peak.
 
     Args:
-        runs: The runs of one checkpoint.
+        results: What was measured.
         labels: The headings of the three columns.
     """
+    full, rounded = (results.cases[n].runs.get("warm", {}) for n in ("zero3", "zero3-bf16"))
+    rows = {
+        "ckptconv": full.get(TWO),
+        "ckptconv --dtype bfloat16": rounded.get(TWO),
+        "cp + sync": full.get(BASELINE),
+        "zero_to_fp32.py": full.get("zero_to_fp32.py"),
+    }
+    return _short(rows, labels)
+
+
+def megatron(results: Results, labels: Sequence[str], sentence: str) -> str:
+    """Return the README's short table of Megatron's, below a sentence that takes ``{gigabytes}``."""
+    names = {
+        "megatron-merge": ("megatron-merge", TWO),
+        "megatron-split --tp 4 --pp 2": ("megatron-split", TWO),
+        "convert --to hf (torch_dist)": ("torch_dist-to-hf", TWO),
+        "convert --to torch_dist": ("hf-to-torch_dist", TWO),
+        "cp + sync": ("megatron-merge", BASELINE),
+        "torch.load, cat, save_file": ("megatron-merge", "torch.load, cat, save_file"),
+    }
+    rows = {label: results.cases[c].runs.get("warm", {}).get(n) for label, (c, n) in names.items()}
+    size = results.cases["megatron-merge"].bytes_out / 1e9
+    return sentence.format(gigabytes=f"{size:.2f}") + "\n\n" + _short(rows, labels)
+
+
+def _short(rows: Mapping[str, Sequence[Usage] | None], labels: Sequence[str]) -> str:
     lines = [f"| {' | '.join(labels)} |", "|---|---:|---:|"]
-    for name, usages in runs.items():
-        wall, peak = median(u.wall for u in usages), max(u.rss for u in usages) / 1e6
-        lines.append(f"| `{name}` | {wall:.1f} s | {peak:,.0f} MB |")
+    for name, usages in rows.items():
+        if usages:
+            wall, peak = median(u.wall for u in usages), max(u.rss for u in usages) / 1e6
+            lines.append(f"| `{name}` | {wall:.1f} s | {peak:,.0f} MB |")
     return "\n".join(lines) + "\n"
 
 

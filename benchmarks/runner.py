@@ -1,0 +1,289 @@
+"""Run the cases: make what they start from, let all programs take turns, keep what each took."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from cases import LARGE, SOURCES, Case, Tool
+from measure import Failed, Usage, drop_caches, measure, warm
+
+__all__ = ["BASELINE", "COPY", "ONE", "READ", "TWO", "Outcome", "Runner"]
+
+ROOT = Path(__file__).resolve().parent.parent
+TWO, ONE, COPY, BASELINE, READ = "ckptconv, 2 workers", "ckptconv, 1 worker", "cp", "cp + sync", "cat"
+_BUDGETS = ("16MiB", "256MiB")
+_TMPFS = Path("/dev/shm")
+_TOOL_REPEATS = 2
+_COLD_REPEATS = 2
+_QUICK_REPEATS = 10
+_MEMORY_SHARE = 0.85
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a case took.
+
+    Attributes:
+        bytes_in: Size of what is read; holes do not count.
+        bytes_out: Size of what our command wrote.
+        runs: Every repetition by program, by setting: warm, cold, tmpfs, budget.
+        problems: Why a program has no numbers, by its name.
+        checks: What was compared, and what came of it.
+        load: Load average when it began.
+    """
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    runs: dict[str, dict[str, list[Usage]]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    checks: list[str] = field(default_factory=list)
+    load: float = 0.0
+
+    def add(self, setting: str, program: str, usage: Usage) -> None:
+        """Keep one run."""
+        self.runs.setdefault(setting, {}).setdefault(program, []).append(usage)
+        say(f"    {setting:6} {program:32} {usage.wall:7.2f} s {usage.rss / 1e6:8.0f} MB")
+
+
+class Runner:
+    """Run cases of one size.
+
+    Attributes:
+        work: The folder everything is written to.
+    """
+
+    def __init__(
+        self, work: Path, *, size: float, repeat: int, pythons: Mapping[str, str], log: IO[bytes]
+    ) -> None:
+        self.work, self._size, self._repeat, self._log = work, size, repeat, log
+        self._pythons = dict(pythons)
+        self._out, self._theirs, self._copy = work / "out", work / "theirs", work / "copy"
+        self._can_be_cold = os.access("/proc/sys/vm/drop_caches", os.W_OK)
+
+    def run(self, case: Case) -> Outcome:
+        """Run one case; whatever fails is written down, and the rest goes on."""
+        outcome = Outcome(load=os.getloadavg()[0])
+        try:
+            for name in case.needs:
+                self.make(name, outcome)
+            outcome.bytes_in = sum(_stored(self._source(n)) for n in self._inputs(case))
+            if case.against == "nothing":
+                self._quick(case, outcome)
+            else:
+                self._settings(case, outcome)
+        except (Failed, OSError) as e:
+            outcome.problems["ckptconv"] = str(e)
+            say(f"    failed: {e}")
+        finally:
+            self.clear()
+        return outcome
+
+    def make(self, name: str, outcome: Outcome) -> None:
+        """Make a source and all it needs, where they are not there."""
+        source, folder = SOURCES[name], self._source(name)
+        for other in source.needs:
+            self.make(other, outcome)
+        if folder.is_dir():
+            return
+        say(f"  making {name}")
+        ways = [w for w in (source.steps, source.stand_in) if w]
+        for i, steps in enumerate(ways if self._size <= LARGE else ways[-1:], 1):
+            partial = folder.with_name(name + ".part")
+            remove(partial)
+            try:
+                for step in steps:
+                    measure(self._command(step, out=partial), cwd=ROOT, log=self._log)
+            except Failed as e:
+                if i == len(ways):
+                    raise Failed(f"cannot make {name}: {e}") from e
+                outcome.checks.append(f"{name} made by its stand-in: {e}")
+                continue
+            partial.rename(folder)
+            return
+
+    def drop_sources(self, needed: Sequence[str]) -> None:
+        """Remove all sources but those that are needed, and those these are made from."""
+        keep = set(needed) | {other for n in needed for other in SOURCES[n].needs}
+        for name in SOURCES.keys() - keep:
+            remove(self._source(name))
+
+    def clear(self) -> None:
+        """Remove what the programs wrote."""
+        for path in (self._out, self._theirs, self._theirs.with_suffix(".pt"), self._copy, self._tmpfs):
+            remove(path)
+
+    @property
+    def _tmpfs(self) -> Path:
+        return _TMPFS / f"ckptconv-bench-{os.getpid()}"
+
+    def _source(self, name: str) -> Path:
+        return self.work / "sources" / name
+
+    def _inputs(self, case: Case) -> Sequence[str]:
+        return case.needs if case.against == "read" else case.needs[:1]
+
+    def _command(self, text: str, *, out: Path) -> list[str]:
+        half, layers = self._size / 2, max(1, round((self._size * 250e6 - 65.5e6) / 11.8e6))
+        paths = {name: self._source(name) for name in SOURCES}
+        sizes = {"size": self._size, "half": half, "layers": layers}
+        found = text.format_map({**paths, **sizes, "out": out, "theirs": self._theirs})
+        first, *rest = shlex.split(found)
+        if first == "ckptconv":
+            return [sys.executable, "-m", "ckptconv", *rest]
+        if first.endswith("python"):
+            python = self._pythons[first]
+            if not python:
+                raise Failed(f"no {first.removesuffix('-python')} installed")
+            return [python, *rest]
+        return [first, *rest]
+
+    def _settings(self, case: Case, outcome: Outcome) -> None:
+        small = self._size <= LARGE
+        for i in range(self._repeat):
+            self._round(case, outcome, i)
+        if (case.cold or small) and self._can_be_cold:
+            for _ in range(_COLD_REPEATS):
+                self._pair(case, outcome, "cold", TWO, self._ours(case, 2))
+        if (case.tmpfs or small) and case.against == "copy":
+            self._in_memory(case, outcome)
+        if case.budgets:
+            for budget in _BUDGETS:
+                command = [*self._ours(case, 2), "--max-memory", budget]
+                self._once(case, outcome, "budget", f"--max-memory {budget}", [command])
+                remove(self._out)
+
+    def _round(self, case: Case, outcome: Outcome, i: int) -> None:
+        """Run each program once: the copy between our two, which take turns in coming first."""
+        both = [(TWO, self._ours(case, 2))]
+        if i < _TOOL_REPEATS or self._size <= LARGE:
+            both.append((ONE, self._ours(case, 1)))
+        both = both[:: -1 if i % 2 else 1]
+        self._pair(case, outcome, "warm", *both[0])
+        if len(both) == 2:
+            self._once(case, outcome, "warm", both[1][0], [both[1][1]])
+        tools = case.tools if self._size <= LARGE and i < _TOOL_REPEATS else ()
+        for tool in tools:
+            if tool.name not in outcome.problems:
+                self._tool(case, outcome, tool, check=i == 0)
+        if i == 0 and case.same:
+            self._compare(
+                "python", f"{{out}} {case.same}", f"{TWO[:8]} and the model it was made from", outcome
+            )
+        remove(self._out)
+
+    def _pair(self, case: Case, outcome: Outcome, setting: str, name: str, command: list[str]) -> None:
+        """Run ours and then the baseline on what it wrote."""
+        self._once(case, outcome, setting, name, [command])
+        if case.against == "read":
+            files = [str(f) for n in self._inputs(case) for f in _files(self._source(n))]
+            command = ["sh", "-c", 'cat "$@" > /dev/null', "cat", *files]
+            self._once(case, outcome, setting, READ, [command])
+            return
+        outcome.bytes_out = outcome.bytes_out or _stored(self._out)
+        copy = ["cp", "-r", "--reflink=never", str(self._out), str(self._copy)]
+        sync = ["sync", *(str(self._copy / f.relative_to(self._out)) for f in _files(self._out))]
+        self._prepare(setting, [self._out])
+        first = measure(copy, cwd=ROOT, log=self._log)
+        outcome.add(setting, COPY, first)
+        outcome.add(setting, BASELINE, first.then(measure(sync, cwd=ROOT, log=self._log)))
+        remove(self._copy)
+
+    def _once(
+        self, case: Case, outcome: Outcome, setting: str, name: str, steps: Sequence[list[str]]
+    ) -> None:
+        remove(self._out)
+        self._prepare(setting, [self._source(n) for n in self._inputs(case)])
+        outcome.add(setting, name, _all(measure(step, cwd=ROOT, log=self._log) for step in steps))
+
+    def _tool(self, case: Case, outcome: Outcome, tool: Tool, *, check: bool) -> None:
+        outputs = (self._theirs, self._theirs.with_suffix(".pt"))
+        try:
+            steps = [self._command(step, out=self._out) for step in tool.steps]
+            self._prepare("warm", [self._source(n) for n in self._inputs(case)])
+            outcome.add("warm", tool.name, _all(measure(step, cwd=ROOT, log=self._log) for step in steps))
+            if check and tool.same:
+                self._compare(tool.checker, tool.same, f"{tool.name} and ckptconv", outcome)
+        except Failed as e:
+            outcome.problems[tool.name] = str(e)
+            say(f"    failed: {e}")
+        finally:
+            for path in outputs:
+                remove(path)
+
+    def _in_memory(self, case: Case, outcome: Outcome) -> None:
+        """Write to memory, so that the disk is no limit; leave it out where the memory does not suffice."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if outcome.bytes_in + outcome.bytes_out > _MEMORY_SHARE * memory or not _TMPFS.is_dir():
+            outcome.problems["tmpfs"] = "source and output do not fit into memory together"
+            return
+        if shutil.disk_usage(_TMPFS).free < outcome.bytes_out:
+            outcome.problems["tmpfs"] = f"{_TMPFS} is too small"
+            return
+        for i in range(self._repeat):
+            for name, workers in ((TWO, 2), (ONE, 1))[:: -1 if i % 2 else 1]:
+                self._prepare("tmpfs", [self._source(n) for n in self._inputs(case)])
+                command = self._ours(case, workers, out=self._tmpfs)
+                outcome.add("tmpfs", name, measure(command, cwd=ROOT, log=self._log))
+                remove(self._tmpfs)
+
+    def _quick(self, case: Case, outcome: Outcome) -> None:
+        command = self._command(f"ckptconv {case.command}", out=self._out)
+        for _ in range(_QUICK_REPEATS):
+            outcome.add("warm", "ckptconv", measure(command, cwd=ROOT, log=self._log))
+
+    def _ours(self, case: Case, workers: int, *, out: Path | None = None) -> list[str]:
+        return self._command(f"ckptconv {case.command} --workers {workers}", out=out or self._out)
+
+    def _prepare(self, setting: str, inputs: Sequence[Path]) -> None:
+        """Let nothing of earlier runs wait for the disk, and bring the page cache to the same state."""
+        os.sync()
+        if setting == "cold":
+            drop_caches()
+            return
+        for folder in inputs:
+            for file in _files(folder):
+                warm(file)
+
+    def _compare(self, checker: str, arguments: str, what: str, outcome: Outcome) -> None:
+        command = self._command(f"{checker} benchmarks/same_tensors.py {arguments}", out=self._out)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["nothing said"]
+        outcome.checks.append(f"{what}: {'' if done.returncode == 0 else 'NOT THE SAME: '}{said[-1]}")
+        say(f"    {outcome.checks[-1]}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    """Tell what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file())
+
+
+def _stored(folder: Path) -> int:
+    """Return the bytes files take on the disk, without holes, or their size if that is less."""
+    return sum(min(s.st_size, s.st_blocks * 512) for s in (f.stat() for f in _files(folder)))
+
+
+def _all(usages: Iterator[Usage]) -> Usage:
+    total = next(usages)
+    for usage in usages:
+        total = replace(total).then(usage)
+    return total
