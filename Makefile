@@ -21,7 +21,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
 DEMO_RUN := fixtures/demo-run/checkpoint-2
 DEMO_OUT := demo-out
 
-.PHONY: help demo test test-ray lint format bench test-frameworks clean
+.PHONY: help demo test test-ray lint format bench bench-full test-frameworks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,11 @@ format: $(READY)  ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(FRAMEWORKS_READY)  ## measure speed and memory against cp and DeepSpeed's own tool
+bench: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## measure every conversion at 1 GB against cp and the tools in use today
 	$(FRAMEWORKS)/bin/python benchmarks/run.py
+
+bench-full: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## the same at 8 GB, against cp (needs 40 GB of disk)
+	$(FRAMEWORKS)/bin/python benchmarks/run.py --full
 
 test-frameworks: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## make fresh checkpoints with the real frameworks and convert them
 	$(FRAMEWORKS)/bin/python -m pytest -q -m frameworks tests/frameworks

@@ -2,8 +2,8 @@
 
 A new conversion is one more `Case`; what it starts from is one more `Source`, if none of these will do.
 Commands are written as one types them. In braces stand the folders of sources by name, ``{out}`` for what our
-command writes, ``{theirs}`` for what the other tool writes, ``{size}`` and ``{half}`` for gigabytes. The first
-word says which interpreter: ``ckptconv``, ``python``, ``deepspeed-python`` or ``mindspore-python``.
+command writes, ``{theirs}`` for what the other tool writes, ``{size}`` and ``{half}`` for gigabytes. The
+first word is an interpreter: ``ckptconv``, ``python``, ``deepspeed-python`` or ``mindspore-python``.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Case:
         limit: Target: at most so many times as long as the baseline; None: no target.
         against: The baseline: ``copy`` the output and sync it, ``read`` all ``needs``, or ``nothing``.
         note: A sentence below the heading.
-        cold: Also from an empty page cache, at every size; at up to `LARGE` gigabytes all are.
-        tmpfs: Also into memory, at every size, so that the processor is the limit; likewise.
+        cold: Also from an empty page cache, at every size; at up to `LARGE` gigabytes all are, once.
+        tmpfs: Also into memory, so that the processor is the limit.
         budgets: Also under other limits of memory.
     """
 
@@ -294,7 +294,7 @@ CASES = (
         same="{moe}",
         limit=1.3,
         tmpfs=True,
-        note="A Qwen3-MoE, nearly all of it experts; the dense weights lie in all four ranks, and are compared.",
+        note="A Qwen3-MoE, nearly all of it experts; the dense weights lie in all four ranks and are compared.",
     ),
     Case(
         "rows",

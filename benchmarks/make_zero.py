@@ -3,9 +3,9 @@
 
     python benchmarks/make_zero.py OUT --stage 2|3 --gigabytes 8      gigabytes of fp32 weights
 
-OUT gets ``ckpt/`` and ``config.json`` of a Llama on two ranks. The fp32 masters are random bytes, and stage 2's
-16-bit weights are they, rounded; Adam's moments, which no conversion reads, are holes in the files.
-fixtures/make_large.py has the real deepspeed write everything, which for 8 GB takes more than 24 GiB of memory.
+OUT gets ``ckpt/`` and ``config.json`` of a Llama on two ranks. The fp32 masters are random bytes, and
+stage 2's 16-bit weights are they, rounded; Adam's moments, which no conversion reads, are holes in the files.
+fixtures/make_large.py has the real deepspeed write everything, which for 8 GB takes more than 24 GiB.
 """
 
 from __future__ import annotations

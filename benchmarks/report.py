@@ -40,7 +40,7 @@ def markdown(found: Sequence[Results], plots: Sequence[tuple[str, str]]) -> str:
         loads = [o.load for o in results.cases.values()]
         times = _repeats(results)
         lines.append(
-            f"| {results.label()} | {times}; load average {min(loads):.1f} to {max(loads):.1f} before a case |"
+            f"| {results.label()} | {times}; load average before a case {min(loads):.1f}-{max(loads):.1f} |"
         )
     lines += ["", *(f"![{caption}]({path})\n" for caption, path in plots)]
     lines += ["### Targets", "", f"At {found[-1].label()}.", "", *table(judge(found[-1])), ""]

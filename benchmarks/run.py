@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import report
-from cases import CASES, Case
+from cases import CASES, LARGE, Case
 from machine import describe
 from plot import available, draw_ratios, draw_tools
 from results import Results, load, save
@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 DATA = HERE / "data"
 DOCS = ROOT / "docs"
+_SLACK_SECONDS = 60  # the first cases are the longest
 STORED = {1.0: "bench", 8.0: "bench-full"}
 _READMES = {
     "README.md": (
@@ -65,7 +66,13 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--full", dest="size", action="store_const", const=8.0, help="8 GB, for make bench-full")
     add("--size", type=float, default=1.0, metavar="GB", help="size of what is converted (default: 1)")
-    add("--repeat", type=int, metavar="N", help="repetitions (default: 5 at up to 2 GB, else 3)")
+    add("--repeat", type=int, metavar="N", help="repetitions (default: 4 at up to 2 GB, else 3)")
+    add(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="once late, repeat less (default: 14 at up to 2 GB, else 33)",
+    )
     add("--cases", metavar="NAME,...", help=f"only these: {', '.join(c.name for c in CASES)}")
     add("--data", type=Path, default=DATA, metavar="DIR", help="where files are made (benchmarks/data)")
     add("--report-only", action="store_true", help="measure nothing; write the documentation")
@@ -75,7 +82,8 @@ def arguments() -> argparse.Namespace:
     add("--mindspore-python", default=str(mindspore), metavar="PATH", help="an interpreter with mindspore")
     args = parser.parse_args()
     args.data = args.data.resolve()
-    args.repeat = args.repeat or (5 if args.size <= 2 else 3)
+    args.repeat = args.repeat or (4 if args.size <= LARGE else 3)
+    args.minutes = args.minutes or (14 if args.size <= LARGE else 33)
     return args
 
 
@@ -98,7 +106,10 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
         runner = Runner(work, size=args.size, repeat=args.repeat, pythons=pythons, log=log)
         try:
             for i, case in enumerate(chosen):
-                say(f"[{i + 1}/{len(chosen)}, {time.monotonic() - begin:.0f} s] {case.title}")
+                elapsed = time.monotonic() - begin
+                late = elapsed > 60 * args.minutes * i / len(chosen) + _SLACK_SECONDS
+                runner.repeat = min(args.repeat, 2) if late else args.repeat
+                say(f"[{i + 1}/{len(chosen)}, {elapsed:.0f} s] {case.title}, {runner.repeat} repetitions")
                 runner.drop_sources([n for c in chosen[i:] for n in c.needs])
                 results.cases[case.name] = runner.run(case)
                 save(path, results)

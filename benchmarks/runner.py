@@ -23,6 +23,7 @@ _BUDGETS = ("16MiB", "256MiB")
 _TMPFS = Path("/dev/shm")
 _TOOL_REPEATS = 2
 _COLD_REPEATS = 2
+_LARGE_REPEATS = 2  # of one worker, and in memory, where noise is small
 _QUICK_REPEATS = 10
 _MEMORY_SHARE = 0.85
 
@@ -58,12 +59,13 @@ class Runner:
 
     Attributes:
         work: The folder everything is written to.
+        repeat: Repetitions with a warm page cache.
     """
 
     def __init__(
         self, work: Path, *, size: float, repeat: int, pythons: Mapping[str, str], log: IO[bytes]
     ) -> None:
-        self.work, self._size, self._repeat, self._log = work, size, repeat, log
+        self.work, self._size, self.repeat, self._log = work, size, repeat, log
         self._pythons = dict(pythons)
         self._out, self._theirs, self._copy = work / "out", work / "theirs", work / "copy"
         self._can_be_cold = os.access("/proc/sys/vm/drop_caches", os.W_OK)
@@ -147,12 +149,12 @@ class Runner:
 
     def _settings(self, case: Case, outcome: Outcome) -> None:
         small = self._size <= LARGE
-        for i in range(self._repeat):
+        for i in range(self.repeat):
             self._round(case, outcome, i)
         if (case.cold or small) and self._can_be_cold:
-            for _ in range(_COLD_REPEATS):
+            for _ in range(_COLD_REPEATS if case.cold else 1):
                 self._pair(case, outcome, "cold", TWO, self._ours(case, 2))
-        if (case.tmpfs or small) and case.against == "copy":
+        if case.tmpfs:
             self._in_memory(case, outcome)
         if case.budgets:
             for budget in _BUDGETS:
@@ -163,7 +165,7 @@ class Runner:
     def _round(self, case: Case, outcome: Outcome, i: int) -> None:
         """Run each program once: the copy between our two, which take turns in coming first."""
         both = [(TWO, self._ours(case, 2))]
-        if i < _TOOL_REPEATS or self._size <= LARGE:
+        if i < _LARGE_REPEATS or self._size <= LARGE:
             both.append((ONE, self._ours(case, 1)))
         both = both[:: -1 if i % 2 else 1]
         self._pair(case, outcome, "warm", *both[0])
@@ -227,7 +229,7 @@ class Runner:
         if shutil.disk_usage(_TMPFS).free < outcome.bytes_out:
             outcome.problems["tmpfs"] = f"{_TMPFS} is too small"
             return
-        for i in range(self._repeat):
+        for i in range(self.repeat if self._size <= LARGE else _LARGE_REPEATS):
             for name, workers in ((TWO, 2), (ONE, 1))[:: -1 if i % 2 else 1]:
                 self._prepare("tmpfs", [self._source(n) for n in self._inputs(case)])
                 command = self._ours(case, workers, out=self._tmpfs)
