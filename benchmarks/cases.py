@@ -294,7 +294,7 @@ CASES = (
         same="{moe}",
         limit=1.3,
         tmpfs=True,
-        note="A Qwen3-MoE, nearly all of it experts; the dense weights lie in all four ranks and are compared.",
+        note="A Qwen3-MoE, nearly all of it experts; the dense weights lie in all four ranks, compared.",
     ),
     Case(
         "rows",

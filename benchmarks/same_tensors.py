@@ -3,7 +3,7 @@
 
     python benchmarks/same_tensors.py A B
 
-A and B are files or folders of safetensors, of torch.save (``.pt``, ``.bin``; needs torch, and trusts the file)
+A and B are files or folders of safetensors, of torch.save (``.pt``, ``.bin``; needs torch, trusts the file)
 or of MindSpore (``.ckpt``; needs mindspore). Tensors in Megatron's folders of ranks are told apart by folder.
 Shapes and bytes must agree; the sharding may differ.
 """
