@@ -20,7 +20,7 @@ _BUSY = (
 
 @dataclass
 class Fault:
-    """What happens to requests: ``503``, ``reset`` in the answer, or ``stall`` in its middle.
+    """What happens to requests: ``503``, ``reset`` before it is done or in the answer, ``slow``, ``delay``.
 
     Attributes:
         kind: What happens.
@@ -75,7 +75,7 @@ class FaultyProxy:
         found = self.files().call_s3("list_multipart_uploads", Bucket=self.bucket)
         return [u["Key"] for u in found.get("Uploads", [])]
 
-    def keys(self, folder: str = "") -> list[str]:
+    def found(self, folder: str = "") -> list[str]:
         start = f"{self.bucket}/{folder}".rstrip("/")
         found = self.files().find(start)
         return sorted(f.removeprefix(start + "/") for f in found)
@@ -136,12 +136,10 @@ class FaultyProxy:
                     answer = _head(outgoing)
                     rest = b"" if line.startswith("HEAD") else _body(outgoing, answer)
                     if fault == "reset":
-                        client.sendall(answer + rest[: len(rest) // 2])
+                        client.sendall((answer + rest)[: (len(answer) + len(rest)) // 2])
                         return
-                    if fault == "stall":
-                        client.sendall(answer + rest[: len(rest) // 2])
-                        time.sleep(30)
-                        return
+                    if fault == "delay":
+                        time.sleep(0.6)
                     if fault == "slow":
                         client.sendall(answer)
                         for at in range(0, len(rest), max(1, len(rest) // 8)):

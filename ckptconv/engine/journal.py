@@ -13,7 +13,7 @@ from typing import Any
 from ckptconv.errors import OutputError
 from ckptconv.storage.unfinished import JOURNAL
 
-__all__ = ["JOURNAL", "Entries", "Journal", "marks", "read_entries"]
+__all__ = ["JOURNAL", "Entries", "Journal", "marks", "parse", "read_entries"]
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ def read_entries(folder: Path) -> Entries | None:
     try:
         with open(folder / JOURNAL, "r+", encoding="utf-8", errors="replace") as file:
             _lock(file.fileno(), folder)
-            return _parse(file.read())
+            return parse(file.read())
     except FileNotFoundError:
         return None
 
@@ -78,7 +78,7 @@ class Journal:
                 raise OutputError("another run has just ended in this folder", where=folder, hint="run again")
             self._file.seek(0)
             text = self._file.read()
-            found = _parse(text)
+            found = parse(text)
             self.found = found is not None
             self.resumed = resume and found is not None and found.plan == plan
             if self.resumed and found is not None:
@@ -161,7 +161,7 @@ def _lock(fd: int, folder: Path) -> None:
         ) from e
 
 
-def _parse(text: str) -> Entries | None:
+def parse(text: str) -> Entries | None:
     """Read the lines; one that was cut off by a crash is none."""
     lines = [_entry(line) for line in text.splitlines()]
     if not lines or not isinstance(lines[0].get("plan"), str):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.fill import Filler, pairs_by_tensor
@@ -13,12 +14,12 @@ from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import Options, default_workers, tile_bytes
 from ckptconv.engine.output import interrupted
-from ckptconv.engine.sink import PartFile, create
+from ckptconv.engine.sink import PartFile, Sink, create
 from ckptconv.engine.task import Task, carry_out, seal, tasks_of
-from ckptconv.graph.plan import Plan
+from ckptconv.graph.plan import OutFile, Plan
 from ckptconv.storage.files import SourceFiles
 
-__all__ = ["run_locally"]
+__all__ = ["Outputs", "run_locally"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,31 @@ class _Open:
     """A file being written."""
 
     filler: Filler
-    sink: PartFile
+    sink: Sink
+
+
+class Outputs(Protocol):
+    """Open the files of a run."""
+
+    def open(self, file: OutFile) -> Sink:
+        """Begin a file."""
+
+    def blocks(self, file: OutFile) -> int:
+        """Return how many blocks of a file make a task."""
+
+
+class _Disk:
+    """Write into the output folder."""
+
+    def __init__(self, folder: Path, behind: WriteBehind) -> None:
+        self._folder, self._behind = folder, behind
+
+    def open(self, file: OutFile) -> Sink:
+        create(self._folder / (file.name + ".part"), file.layout.size)
+        return PartFile(self._folder, file.name, self._behind)
+
+    def blocks(self, file: OutFile) -> int:
+        return 1
 
 
 def run_locally(
@@ -36,21 +61,28 @@ def run_locally(
     options: Options,
     sources: SourceFiles,
     ledger: Ledger,
+    outputs: Outputs | None = None,
 ) -> None:
-    """Write the files of these numbers.
+    """Write the files of these numbers; to ``outputs``, if they do not go to the folder on disk.
 
     Raises:
         InterruptedRunError: on Ctrl-C.
         Exception: the first that a task raised.
     """
-    _Threads(plan, folder, options, sources, ledger).run(files)
+    _Threads(plan, folder, options, sources, ledger, outputs).run(files)
 
 
 class _Threads:
     """Hand out blocks to threads, and finish each file when its last block is written."""
 
     def __init__(
-        self, plan: Plan, folder: Path, options: Options, sources: SourceFiles, ledger: Ledger
+        self,
+        plan: Plan,
+        folder: Path,
+        options: Options,
+        sources: SourceFiles,
+        ledger: Ledger,
+        outputs: Outputs | None,
     ) -> None:
         self._plan, self._folder, self._options = plan, folder, options
         self._sources, self._ledger = sources, ledger
@@ -59,6 +91,7 @@ class _Threads:
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._behind = WriteBehind()
+        self._outputs = outputs or _Disk(folder, self._behind)
         self._open: dict[int, _Open] = {}
 
     def run(self, files: Sequence[int]) -> None:
@@ -86,11 +119,10 @@ class _Threads:
         """Yield the blocks of all files in order, each file opened when its first block is due."""
         for number in files:
             file = self._plan.files[number]
-            create(self._folder / (file.name + ".part"), file.layout.size)
-            sink = PartFile(self._folder, file.name, self._behind)
+            sink = self._outputs.open(file)
             one = self._open[number] = _Open(Filler(self._plan, file, self._sources, self._pairs), sink)
             self._ledger.open(number)
-            for task in tasks_of(number, file.layout.size, 1):
+            for task in tasks_of(number, file.layout.size, self._outputs.blocks(file)):
                 yield task, one
 
     def _worker(self, tasks: Iterator[tuple[Task, _Open]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
@@ -13,7 +13,17 @@ from ckptconv.engine.options import Options
 from ckptconv.errors import InterruptedRunError, OutputError
 from ckptconv.graph.plan import OutFile, Plan
 
-__all__ = ["check_space", "commit", "explain", "interrupted", "is_there", "prepare", "remove_parts"]
+__all__ = [
+    "check_space",
+    "commit",
+    "explain",
+    "in_order",
+    "interrupted",
+    "is_there",
+    "prepare",
+    "remove_parts",
+    "stale",
+]
 
 _NEXT = {
     **dict.fromkeys(
@@ -171,15 +181,10 @@ def commit(plan: Plan, folder: Path, journal: Journal) -> None:
             f.write(asset.content)
             f.flush()
             os.fsync(f.fileno())
-    names = [f.name for f in plan.files] + sorted((a.name for a in plan.assets), key=_last)
+    names = in_order(plan)
     journal.name_all()
     if journal.overwrite:
-        # Ranks of another layout in the folder of an iteration that is written anew.
-        ranks = {f"{Path(n).parts[0]}/mp_rank_*/*.pt" for n in names if len(Path(n).parts) > 2}
-        parents = sorted({n.rpartition("/")[0] for n in names if n.endswith(".distcp")})
-        chunks = [f"{parent}/{n}".lstrip("/") for parent in parents for n in (".metadata", "*.distcp")]
-        stale = (*_STALE, *sorted(ranks), *chunks)
-        for path in [p for pattern in stale for p in folder.glob(pattern)]:
+        for path in [p for pattern in stale(names) for p in folder.glob(pattern)]:
             # One that an earlier run has named already is of the new model.
             name = path.relative_to(folder).as_posix()
             if name not in names or (folder / (name + ".part")).exists():
@@ -190,6 +195,20 @@ def commit(plan: Plan, folder: Path, journal: Journal) -> None:
             os.replace(part, folder / name)
     for inner in {p for n in names for p in (folder / n).parents if p.is_relative_to(folder)}:
         _sync(inner)
+
+
+def in_order(plan: Plan) -> list[str]:
+    """List the files of a plan as they get their names: weights first, the index and the config last."""
+    return [f.name for f in plan.files] + sorted((a.name for a in plan.assets), key=_last)
+
+
+def stale(names: Sequence[str]) -> list[str]:
+    """Return patterns of an old model's files, in the order to remove them before ``names`` are given."""
+    # Ranks of another layout in the folder of an iteration that is written anew.
+    ranks = {f"{Path(n).parts[0]}/mp_rank_*/*.pt" for n in names if len(Path(n).parts) > 2}
+    parents = sorted({n.rpartition("/")[0] for n in names if n.endswith(".distcp")})
+    chunks = [f"{parent}/{n}".lstrip("/") for parent in parents for n in (".metadata", "*.distcp")]
+    return [*_STALE, *sorted(ranks), *chunks]
 
 
 def _sync(folder: Path) -> None:

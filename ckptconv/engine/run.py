@@ -22,6 +22,7 @@ from ckptconv.engine.output import (
 from ckptconv.errors import UsageError
 from ckptconv.graph.plan import Plan
 from ckptconv.storage.files import SourceFiles
+from ckptconv.storage.places import is_remote, place
 
 __all__ = ["forget", "run"]
 
@@ -52,6 +53,11 @@ def run(
     tell = listen or (lambda event: None)
     if options.engine == "ray" and find_spec("ray") is None:
         raise UsageError("Ray is not installed", hint="pip install 'ckptconv[ray]'")
+    folder = place(folder)
+    if is_remote(folder):
+        from ckptconv.engine.remote import run_remotely
+
+        return run_remotely(plan, folder, options, listen, keep_journal=keep_journal)
     digest = plan.digest()
     try:
         prepare(plan, folder, options, digest)
@@ -79,7 +85,12 @@ def run(
 
 def forget(folder: Path) -> None:
     """Remove the journal that a run has kept: all is done."""
-    (folder / JOURNAL).unlink(missing_ok=True)
+    if is_remote(folder := place(folder)):
+        from ckptconv.storage import objects
+
+        objects.delete(str(folder / JOURNAL))
+    else:
+        (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def _run(

@@ -30,6 +30,9 @@ class Sink(Protocol):
     def finish(self) -> None:
         """Make what was written durable, and let go of the file."""
 
+    def close(self) -> None:
+        """Let go of the file as it is."""
+
     def abort(self) -> None:
         """Leave nothing behind."""
 

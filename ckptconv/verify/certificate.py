@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xxhash
 
@@ -17,6 +18,7 @@ from ckptconv import __version__
 from ckptconv.engine.events import FileDone, Listener, Progress, Started
 from ckptconv.engine.options import default_workers
 from ckptconv.errors import CkptconvError, FormatError, OutputError
+from ckptconv.storage.places import forget, is_remote, open_binary, place
 from ckptconv.verify.result import FileDigest, Result
 
 __all__ = ["NAME", "Checked", "check", "read", "write"]
@@ -91,12 +93,17 @@ def write(folder: Path, result: Result, *, sha256: bool = False) -> Path:
         "files": {n: _entry(d) for n, d in files.items()},
     }
     target = folder / NAME
+    text = json.dumps(data, indent=1) + "\n"
+    if is_remote(folder):
+        from ckptconv.storage import objects
+
+        objects.put(str(target), text.encode())
+        return target
     part = folder / (NAME + ".part")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         with open(os.open(part, flags, 0o666), "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
@@ -159,6 +166,8 @@ def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Che
         CkptconvError: as `read` does.
     """
     tell = listen or (lambda event: None)
+    forget()
+    folder = place(folder)
     said = read(folder)
     wanted = {
         name: FileDigest(held["bytes"], held["xxh3"], held.get("sha256"))
@@ -200,6 +209,13 @@ def _is_inside(name: str) -> bool:
 
 def _files(folder: Path) -> Iterator[str]:
     """Yield the files of a folder; hidden ones and those of an unfinished run are none of a model's."""
+    if is_remote(folder):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            inside = path.relative_to(folder)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            if not hidden and path.suffix != ".part" and path != folder / NAME:
+                yield inside.as_posix()
+        return
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
@@ -218,7 +234,8 @@ def _digest(path: Path, tell: Listener, *, sha256: bool) -> FileDigest:
     secure, xxh3, size = hashlib.sha256() if sha256 else None, xxhash.xxh3_128(), 0
     buffer = bytearray(_PIECE)
     view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
+    with open_binary(path) as opened:
+        file = cast(RawIOBase, opened)
         while count := file.readinto(buffer):
             if secure is not None:
                 secure.update(view[:count])

@@ -1,0 +1,156 @@
+"""Send the files of a run to places behind URLs, part by part."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from ckptconv.engine.options import DIGEST_BLOCK
+from ckptconv.engine.remotejournal import RemoteJournal
+from ckptconv.engine.sink import PartFile, Sink, create
+from ckptconv.graph.plan import OutFile
+from ckptconv.storage import objects
+from ckptconv.storage.objects import Upload
+
+__all__ = ["Outputs"]
+
+
+class Outputs:
+    """Open the files of a run, and keep their uploads until they are to be seen.
+
+    Attributes:
+        visible: Files that an earlier run has completed already.
+    """
+
+    def __init__(self, folder: Path, spool: Path, journal: RemoteJournal) -> None:
+        self._folder, self._spool, self._journal = folder, spool, journal
+        self._lock = threading.Lock()
+        self._open: dict[str, Upload] = {}
+        self._whole: dict[str, Upload] = {}
+        self.visible: set[str] = set()
+
+    def take_up(self, sizes: Mapping[str, int]) -> set[str]:
+        """Return the files that an earlier run has sent whole; abort what it has not.
+
+        Args:
+            sizes: Bytes of each file of the plan.
+        """
+        for name, token in self._journal.abandoned:
+            objects.known(str(self._folder / name), token).abort()
+        for name, token in self._journal.uploads.items():
+            url = str(self._folder / name)
+            if name not in sizes or name not in self._journal.done:
+                continue
+            if upload := objects.resume(url, sizes[name], token):
+                self._whole[name] = upload
+            elif self._journal.naming and self._is_visible(name, sizes[name]):
+                self.visible.add(name)
+        return {*self._whole, *self.visible}
+
+    def _is_visible(self, name: str, size: int) -> bool:
+        path = self._folder / name
+        return path.is_file() and path.stat().st_size == size
+
+    def blocks(self, file: OutFile) -> int:
+        """Return how many blocks make a part of a file."""
+        return 1 if file.layout.needs_crc else objects.part_size(file.layout.size) // DIGEST_BLOCK
+
+    def open(self, file: OutFile) -> Sink:
+        """Begin a file. One whose early bytes depend on later ones is spooled to disk first."""
+        if file.layout.needs_crc:
+            create(self._spool / (file.name + ".part"), file.layout.size)
+            return _Spooled(self, file)
+        return _Parts(self, file, self.begin(file))
+
+    def begin(self, file: OutFile) -> Upload:
+        """Begin the upload of a file."""
+        upload = objects.begin(str(self._folder / file.name), file.layout.size)
+        with self._lock:
+            self._open[file.name] = upload
+        self._journal.begun(file.name, upload.token())
+        return upload
+
+    def whole(self, file: OutFile, upload: Upload) -> None:
+        """All of a file has been sent."""
+        upload.close()
+        self._journal.uploaded(file.name, upload.token())
+        with self._lock:
+            self._whole[file.name] = self._open.pop(file.name)
+
+    def spool(self) -> Path:
+        """Return the folder on disk for files that cannot be sent as they are made."""
+        return self._spool
+
+    def complete(self, name: str) -> None:
+        """Make a file visible."""
+        self._whole[name].complete()
+        self.visible.add(name)
+
+    def give_up(self) -> None:
+        """Abort what is not whole, and all of it if nothing is known to a later run."""
+        left = list(self._open.values())
+        left += [u for n, u in self._whole.items() if n not in self._journal.done]
+        for upload in left:
+            with suppress(OSError):
+                upload.abort()
+
+
+class _Parts:
+    """Gather a file's bytes to parts; the tasks of a file are its parts, so a part is one thread's."""
+
+    def __init__(self, outputs: Outputs, file: OutFile, upload: Upload) -> None:
+        self._outputs, self._file, self._upload = outputs, file, upload
+        self._part = objects.part_size(file.layout.size)
+        self._lock = threading.Lock()
+        self._filling: dict[int, bytearray] = {}
+
+    def write(self, data: memoryview | bytes, at: int) -> None:
+        view = memoryview(data)
+        while len(view):
+            index, offset = divmod(at, self._part)
+            length = min(self._part, self._file.layout.size - index * self._part)
+            with self._lock:
+                part = self._filling.setdefault(index, bytearray())
+            if len(part) != offset:
+                raise AssertionError(f"{self._file.name}: byte {at} follows {index * self._part + len(part)}")
+            piece = view[: length - offset]
+            part += piece
+            if len(part) == length:
+                self._upload.part(index, part)
+                with self._lock:
+                    del self._filling[index]
+            view, at = view[len(piece) :], at + len(piece)
+
+    def read(self, at: int, count: int) -> bytes:
+        raise AssertionError("what was sent is not read back")
+
+    def finish(self) -> None:
+        self._outputs.whole(self._file, self._upload)
+
+    def abort(self) -> None:
+        self._upload.abort()
+
+    def close(self) -> None:
+        self._filling.clear()
+
+
+class _Spooled(PartFile):
+    """Write a file to disk, and send it when it is sealed."""
+
+    def __init__(self, outputs: Outputs, file: OutFile) -> None:
+        super().__init__(outputs.spool(), file.name)
+        self._outputs, self._file = outputs, file
+
+    def finish(self) -> None:
+        self.close()
+        upload = self._outputs.begin(self._file)
+        size = objects.part_size(self._file.layout.size)
+        with open(self.path, "rb") as spooled:
+            index = 0
+            while part := spooled.read(size):
+                upload.part(index, bytearray(part))
+                index += 1
+        self.path.unlink()
+        self._outputs.whole(self._file, upload)
