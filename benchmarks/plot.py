@@ -54,7 +54,7 @@ def draw_ratios(path: Path, found: Sequence[Results]) -> None:
 
 
 def draw_tools(path: Path, results: Results) -> bool:
-    """Draw wall time and peak memory of ours and of the other tools, logarithmic; False if none ran."""
+    """Draw wall time and peak memory of ours and of the other tools; False if none ran."""
     from matplotlib import pyplot
 
     cases = [c for c in CASES if c.tools and c.name in results.cases and _runs(results, c, c.tools[0].name)]
@@ -69,9 +69,7 @@ def draw_tools(path: Path, results: Results) -> bool:
     names = [f"{c.name}\nor {c.tools[0].name}" for c in cases]
     left.set_yticks(range(len(cases)), names, fontsize=7)
     for axes, what in ((left, "seconds"), (right, "peak RSS, MB")):
-        axes.set_xscale("log")
-        axes.margins(x=0.25)
-        _finish(axes, f"{results.label()}: {what}; blue: ckptconv, 2 workers")
+        _finish(axes, f"{results.label()}: {what}; blue: ckptconv")
     _save(figure, path)
     return True
 
@@ -97,6 +95,7 @@ def _bar(
 
 
 def _finish(axes: Any, title: str) -> None:
+    axes.margins(x=0.2)
     axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
     axes.invert_yaxis() if not axes.yaxis_inverted() else None
     axes.spines[["top", "right"]].set_visible(False)

@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--full", dest="size", action="store_const", const=8.0, help="8 GB, for make bench-full")
+    add("--full", dest="size", action="store_const", const=8.0, default=1.0, help="8 GB, for make bench-full")
     add("--size", type=float, default=1.0, metavar="GB", help="size of what is converted (default: 1)")
     add("--repeat", type=int, metavar="N", help="repetitions (default: 4 at up to 2 GB, else 3)")
     add(
@@ -136,11 +136,11 @@ def write_docs(data: Path) -> None:
         sys.exit(f"no results in {data}: run make bench or make bench-full first")
     images = {
         "benchmarks-ratios.svg": "Wall time of each conversion, as a multiple of cp and sync",
-        "benchmarks-tools.svg": "Wall time and peak memory against the tools in use today",
+        "benchmarks.svg": "Wall time and peak memory against the tools in use today",
     }
     if available():
         draw_ratios(DOCS / "images" / "benchmarks-ratios.svg", found)
-        draw_tools(DOCS / "images" / "benchmarks-tools.svg", found[0])
+        draw_tools(DOCS / "images" / "benchmarks.svg", found[0])
     else:
         say("no plots: matplotlib is not installed (pip install 'ckptconv[bench]')")
     plots = [(text, f"images/{name}") for name, text in images.items() if (DOCS / "images" / name).is_file()]

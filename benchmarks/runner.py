@@ -133,7 +133,7 @@ class Runner:
         return case.needs if case.against == "read" else case.needs[:1]
 
     def _command(self, text: str, *, out: Path) -> list[str]:
-        half, layers = self._size / 2, max(1, round((self._size * 250e6 - 65.5e6) / 11.8e6))
+        half, layers = self._size / 2, max(1, round(20 * self._size))
         paths = {name: self._source(name) for name in SOURCES}
         sizes = {"size": self._size, "half": half, "layers": layers}
         found = text.format_map({**paths, **sizes, "out": out, "theirs": self._theirs})
