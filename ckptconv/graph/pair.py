@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from ckptconv.errors import PlanError
@@ -13,8 +14,10 @@ from ckptconv.graph.meet import Axes, Joint, Window, meet, nests
 __all__ = [
     "NEXT",
     "Drop",
+    "Ends",
     "Pair",
     "Spec",
+    "ends",
     "is_same",
     "join",
     "joined",
@@ -142,15 +145,32 @@ def restrict(pair: Pair, lo: int, hi: int) -> list[Pair]:
 
 def pair_window(pair: Pair, *, at_right: bool) -> Window:
     """See a pair from one of its tensors; the other end is the second address."""
-    size, left, right = pair.aligned()
     here, there = (pair.right, pair.left) if at_right else (pair.left, pair.right)
-    strides = (right, left) if at_right else (left, right)
-    if len(size) <= 1:
-        return Window(here.offset, there.offset, tuple(zip(size, *strides, strict=True)))
-    axes = _merged(sorted(zip(size, *strides, strict=True), key=_stride, reverse=True))
-    if not nests(axes):
+    axes = _pair_axes(here.size, here.stride, there.size, there.stride)
+    if axes is None:
+        pair.aligned()
         raise PlanError(f"{where_is(here)} of size {here.size} and stride {here.stride} overlaps itself")
     return Window(here.offset, there.offset, axes)
+
+
+Sizes = tuple[int, ...]
+
+
+@lru_cache(maxsize=1 << 14)
+def _pair_axes(size: Sizes, stride: Sizes, other_size: Sizes, other_stride: Sizes) -> Axes | None:
+    """Return the axes of two boxes together, None if they have none in common or the first overlaps itself.
+
+    The boxes of a model's many layers, experts and ranks have few forms.
+    """
+    try:
+        both = Pair(Box("", 0, size, stride), Box("", 0, other_size, other_stride)).aligned()
+    except PlanError:
+        return None
+    axes = tuple(zip(*both, strict=True))
+    if len(axes) <= 1:
+        return axes
+    axes = _merged(sorted(axes, key=_stride, reverse=True))
+    return axes if nests(axes) else None
 
 
 def window(box: Box, *, address: bool = False) -> Window:
@@ -195,13 +215,25 @@ def _merged(axes: Iterable[tuple[int, int, int]]) -> Axes:
 
 def joined(first: Pair, second: Pair, joint: Joint) -> Pair:
     """Pair the left of one pair with the right of another where they meet; right elements ascend."""
-    axes = sorted(joint.axes, key=lambda axis: -axis[2]) if len(joint.axes) > 1 else joint.axes
+    left, right = ends(joint)
     return Pair(
-        Box.strided(first.left.tensor, joint.left, [(n, a) for n, a, _ in axes]),
-        Box.strided(second.right.tensor, joint.right, [(n, b) for n, _, b in axes]),
+        Box(first.left.tensor, *left),
+        Box(second.right.tensor, *right),
         first.left_copy or second.left_copy,
         first.right_copy or second.right_copy,
     )
+
+
+Ends = tuple[tuple[int, Sizes, Sizes], tuple[int, Sizes, Sizes]]
+"""Offset, size and stride of the boxes at the two ends of a pair."""
+
+
+def ends(joint: Joint) -> Ends:
+    """Return what the boxes of a joint are but for their tensors; right elements ascend."""
+    axes = sorted(joint.axes, key=lambda axis: -axis[2]) if len(joint.axes) > 1 else joint.axes
+    left = Box.strided("", joint.left, [(n, a) for n, a, _ in axes])
+    right = Box.strided("", joint.right, [(n, b) for n, _, b in axes])
+    return (left.offset, left.size, left.stride), (right.offset, right.size, right.stride)
 
 
 def is_same(pair: Pair) -> bool:

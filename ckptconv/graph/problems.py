@@ -13,6 +13,7 @@ from ckptconv.graph.tiling import tile
 __all__ = ["by_name", "problems", "refuse"]
 
 _SHOWN = 20
+_FORMS = 1 << 14  # kept of what was found to be sound
 
 _End = tuple[Box, str]
 """A box and what claims it: the tensor at the other end, or a drop."""
@@ -27,7 +28,17 @@ def problems(
 ) -> Iterator[str]:
     """Yield what is wrong with a relation of these parts, a line each."""
     unsound: set[tuple[str, str]] = set()
+    # The boxes of a model's many layers, experts and ranks have few forms; each is looked at once.
+    sound: set[tuple[object, ...]] = set()
+    tiled: set[tuple[object, ...]] = set()
     for pair in pairs:
+        a, b = pair.left, pair.right
+        one, two = left.get(a.tensor), right.get(b.tensor)
+        form = None
+        if one is not None and two is not None:
+            form = (a.offset, a.size, a.stride, one.shape, b.offset, b.size, b.stride, two.shape)
+            if form in sound:
+                continue
         wrong = [
             *_box_problems("left", pair.left, left),
             *_box_problems("right", pair.right, right),
@@ -40,6 +51,8 @@ def problems(
         if wrong:
             unsound |= {("left", pair.left.tensor), ("right", pair.right.tensor)}
             yield from wrong
+        elif form is not None and len(sound) < _FORMS:
+            sound.add(form)
     for side, specs, drops in (
         ("left", left, left_only),
         ("right", right, right_only),
@@ -51,7 +64,7 @@ def problems(
         covers, copies = _ends(pairs, drops, at_right=side == "right")
         for name, spec in specs.items():
             if (side, name) not in unsound:
-                yield from _tiling_problems(side, name, spec, covers.get(name, []))
+                yield from _tiling_problems(side, name, spec, covers.get(name, []), tiled)
         dropped = by_name((drop.box, drop.reason) for drop in drops)
         for name in dropped.keys() & copies.keys():
             if name in specs and (side, name) not in unsound:
@@ -107,9 +120,17 @@ def _box_problems(side: str, box: Box, specs: Mapping[str, Spec]) -> Iterator[st
         )
 
 
-def _tiling_problems(side: str, name: str, spec: Spec, claims: list[_End]) -> Iterator[str]:
-    """Yield the first element of a tensor that nothing covers, and the first covered twice."""
+def _tiling_problems(
+    side: str, name: str, spec: Spec, claims: list[_End], tiled: set[tuple[object, ...]]
+) -> Iterator[str]:
+    """Yield the first element of a tensor that nothing covers, and the first covered twice.
+
+    ``tiled`` collects the forms of those that are covered once.
+    """
     if len(claims) == 1 and claims[0][0].is_contiguous and claims[0][0].numel == spec.numel:
+        return
+    form = (spec.shape, *((box.offset, box.size, box.stride) for box, _ in claims))
+    if form in tiled:
         return
     found = tile([window(box) for box, _ in claims], spec.numel)
     tensor = f"{side} {name}{list(spec.shape)}"
@@ -121,6 +142,8 @@ def _tiling_problems(side: str, name: str, spec: Spec, claims: list[_End]) -> It
         index, one, two = found.double
         both = f"by {claims[one][1]} and {claims[two][1]}"
         yield f"{tensor}: element {_element(index, spec.shape)} is covered twice, {both}"
+    if found.gap is None and found.double is None and len(tiled) < _FORMS:
+        tiled.add(form)
 
 
 def _copied_drops(side: str, name: str, spec: Spec, copies: list[_End], dropped: list[_End]) -> Iterator[str]:

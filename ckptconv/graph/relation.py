@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from typing import Any
 
 from ckptconv.errors import PlanError
 from ckptconv.graph.box import Box
-from ckptconv.graph.meet import Window, meet, overlapping
-from ckptconv.graph.pair import NEXT, Drop, Pair, Spec, is_same, joined, pair_window, window
+from ckptconv.graph.meet import Joint, Window, meet, overlapping
+from ckptconv.graph.pair import NEXT, Drop, Ends, Pair, Spec, ends, is_same, pair_window, window
 from ckptconv.graph.problems import by_name, problems, refuse
 from ckptconv.graph.tiling import tile
 
 __all__ = ["Relation"]
+
+_KNOWN = 4096  # forms of tensors kept while two relations are composed
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +96,36 @@ class Relation:
         left_only, right_only = list(self.left_only), list(other.right_only)
         firsts = _by_tensor(self.pairs, self.right_only, at_right=True)
         seconds = _by_tensor(other.pairs, other.left_only, at_right=False)
+        known: dict[tuple[tuple[Window, ...], tuple[Window, ...]], list[tuple[int, int, Joint, Ends]]] = {}
         for name, (xs, x_items) in firsts.items():
             ys, y_items = seconds.get(name, ([], []))
-            for i, j in overlapping(xs, ys):
+            # A model's layers and experts are cut alike: what meets where is found once for all of them.
+            key = (tuple(xs), tuple(ys))
+            met = known.get(key)
+            if met is None:
+                if len(known) >= _KNOWN:
+                    known.clear()
+                met = known[key] = [
+                    (i, j, joint, ends(joint)) for i, j in overlapping(xs, ys) for joint in meet(xs[i], ys[j])
+                ]
+            for i, j, joint, (left, right) in met:
                 a, b = x_items[i], y_items[j]
-                for joint in meet(xs[i], ys[j]):
-                    if isinstance(a, Pair):
-                        if isinstance(b, Pair):
-                            pairs.append(joined(a, b, joint))
-                        elif not a.right_copy:
-                            axes = [(n, s) for n, s, _ in joint.axes]
-                            left_only.append(_dropped(a.left.tensor, joint.left, axes, b.reason))
-                    elif isinstance(b, Pair) and not b.left_copy:
-                        axes = [(n, s) for n, _, s in joint.axes]
-                        right_only.append(_dropped(b.right.tensor, joint.right, axes, a.reason))
+                if isinstance(a, Pair):
+                    if isinstance(b, Pair):
+                        pairs.append(
+                            Pair(
+                                Box(a.left.tensor, *left),
+                                Box(b.right.tensor, *right),
+                                a.left_copy or b.left_copy,
+                                a.right_copy or b.right_copy,
+                            )
+                        )
+                    elif not a.right_copy:
+                        axes = [(n, s) for n, s, _ in joint.axes]
+                        left_only.append(_dropped(a.left.tensor, joint.left, axes, b.reason))
+                elif isinstance(b, Pair) and not b.left_copy:
+                    axes = [(n, s) for n, _, s in joint.axes]
+                    right_only.append(_dropped(b.right.tensor, joint.right, axes, a.reason))
         return Relation(self.left, other.right, tuple(pairs), tuple(left_only), tuple(right_only))
 
     def check(self) -> None:
@@ -146,14 +163,23 @@ class Relation:
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) of all the relation says; the order of its lists does not matter."""
-        lines = [json.dumps(["left", name, spec.shape, spec.dtype]) for name, spec in self.left.items()]
-        lines += [json.dumps(["right", name, spec.shape, spec.dtype]) for name, spec in self.right.items()]
-        for pair in self.pairs:
-            ends = (*_box_list(pair.left), *_box_list(pair.right))
-            lines.append(json.dumps(["pair", *ends, pair.left_copy, pair.right_copy]))
+        return sha256(b"".join(sorted(self._lines()))).hexdigest()
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield the digest of each of its statements; a model of many shards has millions."""
+        for side, specs in (("left", self.left), ("right", self.right)):
+            for name, spec in specs.items():
+                yield _digest(f"{side} {name!r} {spec.shape} {spec.dtype!r}")
+        for p in self.pairs:
+            a, b = p.left, p.right
+            yield _digest(
+                f"pair {a.tensor!r} {a.offset} {a.size} {a.stride} {b.tensor!r} {b.offset} {b.size} {b.stride} "
+                f"{p.left_copy} {p.right_copy}"
+            )
         for side, drops in (("left_only", self.left_only), ("right_only", self.right_only)):
-            lines += [json.dumps([side, *_box_list(drop.box), drop.reason]) for drop in drops]
-        return sha256("\n".join(sorted(lines)).encode()).hexdigest()
+            for d in drops:
+                box = d.box
+                yield _digest(f"{side} {box.tensor!r} {box.offset} {box.size} {box.stride} {d.reason!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the relation as plain lists and dicts for JSON."""
@@ -224,6 +250,10 @@ def _by_tensor(
 def _dropped(tensor: str, offset: int, axes: Iterable[tuple[int, int]], reason: str) -> Drop:
     ordered = sorted(axes, key=lambda axis: -axis[1])
     return Drop(Box.strided(tensor, offset, ordered), reason)
+
+
+def _digest(statement: str) -> bytes:
+    return blake2b(statement.encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
 def _box_list(box: Box) -> list[Any]:

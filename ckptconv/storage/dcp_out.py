@@ -20,7 +20,7 @@ from ckptconv.storage.picklevm import Global, Record, short
 from ckptconv.storage.torchbin import ALIGN, TensorRef, complete, joined, layout_tree
 from ckptconv.storage.torchpickle import dump
 
-__all__ = ["DcpLayout", "OutChunk", "OutObject", "cut", "layout"]
+__all__ = ["DcpLayout", "OutChunk", "OutObject", "Place", "cut", "describe", "layout"]
 
 VERSION: Final = "1.0.0"  # torch 2.13, torch/distributed/checkpoint/metadata.py
 _METADATA: Final = "torch.distributed.checkpoint.metadata"
@@ -91,7 +91,7 @@ def cut(
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Locate a record: its file and its bytes there."""
 
     file: str
@@ -115,21 +115,21 @@ def layout(
     """
     records: list[FileLayout] = []
     files: dict[str, FileLayout] = {}
-    places: dict[tuple[str, tuple[int, ...] | None], _Place] = {}
+    places: dict[tuple[str, tuple[int, ...] | None], Place] = {}
     size = 0
 
-    def add(record: FileLayout) -> _Place:
+    def add(record: FileLayout) -> Place:
         nonlocal records, size
         size += -size % ALIGN
         if records and size + record.size > limit:
             files[f"__0_{len(files)}.distcp"] = joined(records)
             records, size = [], 0
-        place = _Place(f"__0_{len(files)}.distcp", size, record.size)
+        place = Place(f"__0_{len(files)}.distcp", size, record.size)
         records.append(record)
         size += record.size
         return place
 
-    def enter(name: str, offsets: tuple[int, ...] | None, place: _Place) -> None:
+    def enter(name: str, offsets: tuple[int, ...] | None, place: Place) -> None:
         if (name, offsets) in places:
             raise PlanError(f"{short(name)} is given twice")
         places[name, offsets] = place
@@ -149,8 +149,7 @@ def layout(
         files[f"__0_{len(files)}.distcp"] = joined(records)
     if double := cuts.keys() & state.keys():
         raise PlanError(f"{short(min(double))} is given twice")
-    state |= {name: _tensor(parts) for name, parts in cuts.items()}
-    return DcpLayout(files, _metadata(state, places, cuts, flat))
+    return DcpLayout(files, describe(state, places, cuts, flat=flat))
 
 
 def _tensor(parts: Sequence[OutChunk]) -> Record:
@@ -174,12 +173,22 @@ def _tensor(parts: Sequence[OutChunk]) -> Record:
     )
 
 
-def _metadata(
-    state: Mapping[str, object],
-    places: Mapping[tuple[str, tuple[int, ...] | None], _Place],
+def describe(
+    objects: Mapping[str, object],
+    places: Mapping[tuple[str, tuple[int, ...] | None], Place],
     cuts: Mapping[str, Sequence[OutChunk]],
+    *,
     flat: bool,
 ) -> bytes:
+    """Return the content of ``.metadata``.
+
+    Args:
+        objects: The ``BytesStorageMetadata`` of each object by name.
+        places: Where each record is, by name and offsets of its chunk, None for an object.
+        cuts: The chunks of each tensor.
+        flat: As of `layout`.
+    """
+    state = {**objects, **{name: _tensor(parts) for name, parts in cuts.items()}}
     index = {(name, c.offsets): i for name, parts in cuts.items() for i, c in enumerate(parts)}
     stored: dict[object, object] = {}
     for (name, offsets), place in places.items():
@@ -190,7 +199,7 @@ def _metadata(
         stored[_new(_METADATA, "MetadataIndex", key)] = _new(_FILESYSTEM, "_StorageInfo", where)
     meta: dict[str, object] = {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
     root = {
-        "state_dict_metadata": dict(state),
+        "state_dict_metadata": state,
         "planner_data": {name: (name,) for name in state} if flat else None,
         "storage_data": stored,
         "storage_meta": _new(_METADATA, "StorageMeta", meta),
