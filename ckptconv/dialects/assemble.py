@@ -95,9 +95,8 @@ def assemble(
         PlanError: if ranks disagree about what there is, or slices do not fit together.
     """
     every: dict[str, Spec] = {}
-    for chunks in held.values():
-        for tensors in chunks.values():
-            every.update(tensors)
+    for tensors in _distinct(held).values():
+        every.update(tensors)
     traits = traits if traits is not None else _traits(every)
     lines = old_versions(for_reading(dialect), version)
     table = Table(lines, holds=_holds(traits))
@@ -107,19 +106,37 @@ def assemble(
             index[form(line.name)].append(line)
     _same_names(grid, held)
     local: dict[Chunk, set[int]] = defaultdict(set)
+    numbered: set[tuple[Chunk, int]] = set()
     for rank, chunks in held.items():
         for v, tensors in chunks.items():
+            chunk = Chunk(rank.pp, v)
+            if (chunk, id(tensors)) in numbered:
+                continue
+            numbered.add((chunk, id(tensors)))
             for name in tensors:
                 if (at := _layer(name)) is not None:
-                    local[Chunk(rank.pp, v)].add(at[1])
+                    local[chunk].add(at[1])
     stages = number_layers(grid, local)
 
     shards: dict[str, list[Shard]] = defaultdict(list)
     cuts: dict[str, tuple[Cut, int]] = {}
     unpacked: list[Relation] = []
     strange: dict[str, list[Shard]] = defaultdict(list)
+    # Ranks that share a mapping, as those of one stage do, differ in numbers of slices and experts alone.
+    known_parts: dict[tuple[Chunk, int, int], list[tuple[str, Spec, str, bool]]] = {}
     for rank, chunks in held.items():
+        block, slice_of_expert = grid.experts(rank)
         for v, tensors in chunks.items():
+            form_of = (Chunk(rank.pp, v), id(tensors), block)
+            if (parts := known_parts.get(form_of)) is not None:
+                for name, spec, whole, expert in parts:
+                    cut = cuts[whole][0]
+                    at_slice = slice_of_expert if expert else rank.tp
+                    shards[whole].append(
+                        Shard(key(rank, v, name), spec, at_slice if cut.axis is not None else 0)
+                    )
+                continue
+            parts, before = [], (len(unpacked), len(strange))
             layers = stages.get(Chunk(rank.pp, v), {})
             plain: dict[str, tuple[str, Spec]] = {}
             for name, spec in tensors.items():
@@ -145,8 +162,8 @@ def assemble(
                 line = known[0]
                 if "*" in line.name and not line.slots[0].startswith("mtp."):
                     values = (layers[values[0]], *values[1:])
-                if "{e}" in line.name:
-                    block, slice_ = grid.experts(rank)
+                if expert := "{e}" in line.name:
+                    slice_ = slice_of_expert
                     values = (*values[:-1], block * count + values[-1])
                     size = grid.etp
                 else:
@@ -157,6 +174,9 @@ def assemble(
                     cut, whole = factor_cut(cut, factor.part), factor.name(whole)
                 cuts[whole] = (cut, size)
                 shards[whole].append(Shard(where, spec, slice_ if cut.axis is not None else 0))
+                parts.append((name, spec, whole, expert))
+            if (len(unpacked), len(strange)) == before and not strange:
+                known_parts[form_of] = parts
     joined = [merge_shards(name, found, *cuts[name]) for name, found in shards.items()]
     unknown: list[str] = []
     for name, found in strange.items():
@@ -175,11 +195,20 @@ def assemble(
     return Assembled(relation, table, traits, stages, tuple(unknown))
 
 
+def _distinct(held: Held) -> dict[int, Mapping[str, Spec]]:
+    """Return the mappings of tensors in it, those that several ranks share once."""
+    return {id(tensors): tensors for chunks in held.values() for tensors in chunks.values()}
+
+
 def _same_names(grid: Grid, held: Held) -> None:
     """Refuse ranks of one stage that hold different tensors, their experts' numbers aside."""
     seen: dict[Chunk, tuple[Rank, set[str]]] = {}
+    compared: set[tuple[Chunk, int]] = set()
     for rank, chunks in held.items():
         for v, tensors in chunks.items():
+            if (Chunk(rank.pp, v), id(tensors)) in compared:
+                continue
+            compared.add((Chunk(rank.pp, v), id(tensors)))
             names = set(tensors)
             first, wanted = seen.setdefault(Chunk(rank.pp, v), (rank, names))
             if names != wanted:

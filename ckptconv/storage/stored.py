@@ -15,6 +15,9 @@ from ckptconv.storage.base import FileTensor
 __all__ = ["Extent", "Stored", "concatenated", "dense_axes", "from_file_tensor"]
 
 
+_ONE = (0,)  # where the extents of most tensors start: there is one
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """Say that elements from ``start`` on lie one after the other in ``path`` from byte ``offset`` on."""
@@ -43,7 +46,8 @@ class Stored:
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_starts", tuple(e.start for e in self.extents))
+        one = len(self.extents) == 1 and self.extents[0].start == 0
+        object.__setattr__(self, "_starts", _ONE if one else tuple([e.start for e in self.extents]))
 
     @property
     def numel(self) -> int:

@@ -34,24 +34,30 @@ class ZipIndex:
 
     Only the directory is read at once; an entry's local header is read when the entry is located.
 
+    Attributes:
+        sizes: Length of each entry's data.
+        positions: Where each entry's header is.
+        start: Where the directory begins.
+
     Raises:
         FormatError: if the archive is damaged, or not plainly stored.
     """
 
-    __slots__ = ("_at", "_limit", "_window", "sizes")
+    __slots__ = ("_limit", "_window", "positions", "sizes", "start")
 
     def __init__(self, window: Window) -> None:
         self._window = window
         self.sizes: dict[str, int] = {}
-        self._at: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
         self._limit: dict[str, int] = {}
         start, data, count = self._directory()
+        self.start = start
         ends: list[tuple[int, str, int]] = []
         for name, size, at in self._entries(data, count):
             if name in self.sizes:
                 self._fail(f"the archive holds {short(name)} twice")
             self.sizes[name] = size
-            self._at[name] = at
+            self.positions[name] = at
             ends.append((at, name, at + _LOCAL.size + len(name.encode()) + size))
         ends.sort()
         following = [at for at, _, _ in ends[1:]] + [start]
@@ -66,7 +72,7 @@ class ZipIndex:
         Raises:
             FormatError: if its local header disagrees with the directory.
         """
-        at, size = self._at[name], self.sizes[name]
+        at, size = self.positions[name], self.sizes[name]
         raw = name.encode()
         head = self._window.read_at(at, _LOCAL.size + len(raw))
         sig, _, flags, method, _, _, _, packed, plain, n_name, n_extra = _LOCAL.unpack_from(head)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from ckptconv.errors import PlanError
 from ckptconv.graph import Box, Pair, Relation, Spec
 
 __all__ = ["Cut", "Shard", "merge_shards"]
+
+Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,9 @@ def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Re
     base = firsts[0].spec
     left = {shard.key: shard.spec for shard in shards}
     if cut.axis is None or len(wanted) == 1:
+        whole_box = Box.whole(name, base.shape)
         pairs = [
-            Pair(Box.whole(s.key, base.shape), Box.whole(name, base.shape), left_copy=s is not firsts[0])
-            for s in shards
+            Pair(_named(whole_box, s.key), whole_box, left_copy=s is not firsts[0]) for s in shards
         ]
         return Relation(left, {name: base}, tuple(pairs))
     at = cut.axis
@@ -80,20 +83,34 @@ def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Re
     outer, inner, total = prod(base.shape[:at]), prod(base.shape[at + 1 :]), sum(sizes) // cut.parts
     starts = [sum(sizes[:i]) // cut.parts for i in wanted]
     view = (outer, cut.parts, total, inner)
-    pairs = []
-    for s in shards:
-        size = sizes[s.index] // cut.parts
-        if not size:
-            continue
-        box = Box.of(
-            name,
-            whole.shape,
-            view=view,
-            start=(0, 0, starts[s.index], 0),
-            size=(outer, cut.parts, size, inner),
+    # One box for the replicas of a slice: there may be one on every data or expert parallel rank.
+    boxes = {
+        i: (
+            Box.whole("", firsts[i].spec.shape),
+            _box(name, whole.shape, view, (0, 0, starts[i], 0), (outer, cut.parts, sizes[i] // cut.parts, inner)),
         )
-        pairs.append(Pair(Box.whole(s.key, s.spec.shape), box, left_copy=s is not firsts[s.index]))
+        for i in wanted
+        if sizes[i]
+    }
+    pairs = [
+        Pair(_named(boxes[s.index][0], s.key), boxes[s.index][1], left_copy=s is not firsts[s.index])
+        for s in shards
+        if s.index in boxes
+    ]
     return Relation(left, {name: whole}, tuple(pairs))
+
+
+def _named(box: Box, tensor: str) -> Box:
+    return Box(tensor, box.offset, box.size, box.stride)
+
+
+def _box(tensor: str, *form: tuple[int, ...]) -> Box:
+    return _named(_form(*form), tensor)
+
+
+@lru_cache(maxsize=1 << 12)
+def _form(shape: Sizes, view: Sizes, start: Sizes, size: Sizes) -> Box:
+    return Box.of("", shape, view=view, start=start, size=size)
 
 
 def _text(spec: Spec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from ckptconv.graph import Box, Pair, Relation, Spec
 from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
 from ckptconv.readers.megatron.find import Run, find_run, has_ranks, iteration_folder
 from ckptconv.storage.base import FileTensor
-from ckptconv.storage.rankfile import RankFile, read_rank
-from ckptconv.storage.stored import dense_axes, from_file_tensor
+from ckptconv.storage.rankfile import RankFile, RankReader
+from ckptconv.storage.stored import Extent, Stored, dense_axes, from_file_tensor
 from ckptconv.topology import Grid, Rank
 
 __all__ = ["READER"]
@@ -46,19 +47,16 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
             hint="leave --weights out; Megatron's torch_dist format stores named masters",
         )
     run = find_run(path, options.iteration)
-    files = {name: read_rank(file) for name, file in run.files.items()}
+    reader = RankReader()
+    files = {name: reader.read(file) for name, file in run.files.items()}
     first = next(iter(files.values()))
     notes: list[Note] = []
     grid = _grid(run, files, options.sizes, notes)
     ranks = _ranks(run, grid, files)
     _agree(files)
-    held: dict[Rank, dict[int, dict[str, Spec]]] = {r: {v: {} for v in f.chunks} for r, f in ranks.items()}
-    for rank, file in ranks.items():
-        for v, tensors in file.chunks.items():
-            for name, tensor in tensors.items():
-                if held[rank][v].setdefault(own := own_name(name), spec := _spec(tensor)) is not spec:
-                    raise FormatError(f"two tensors are named {own}", where=file.path)
-    every = {n: s for chunks in held.values() for tensors in chunks.values() for n, s in tensors.items()}
+    held = _held(ranks)
+    kinds = {id(tensors): tensors for chunks in held.values() for tensors in chunks.values()}
+    every = {n: s for tensors in kinds.values() for n, s in tensors.items()}
     if not every:
         raise FormatError(
             f"there is no model in it: the ranks hold {', '.join(map(str, first.root))[:200]}",
@@ -68,21 +66,13 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     whose = "mindspeed" if "hf_path" in first.arguments else "megatron"
     dialect = find_dialect(with_implied(every), whose, options.traits)
     graph = GraphBuilder()
-    keys: dict[tuple[Rank, int, str], str] = {}
-    turned: dict[str, FileTensor] = {}
-    for rank, file in ranks.items():
-        graph.touch(file.path)
-        for v, tensors in file.chunks.items():
-            for name, tensor in tensors.items():
-                key = keys[rank, v, own_name(name)] = file.key(grid.folder(rank), v, name)
-                graph.store(key, from_file_tensor(tensor))
-                if not tensor.is_contiguous and dense_axes(tensor):
-                    turned[key] = tensor
+    turned = _store(graph, grid, ranks)
+    names = {own_name(n): n for f in ranks.values() if f.like is None for t in f.chunks.values() for n in t}
     made = assemble(
         grid,
         held,
         dialect,
-        lambda rank, v, name: keys[rank, v, name],
+        lambda rank, v, name: ranks[rank].key(grid.folder(rank), v, names[name]),
         version=first.version,
         traits=options.traits,
     )
@@ -109,6 +99,45 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
         ranks=run.files,
         stages=_stages(made),
     )
+
+
+def _held(ranks: Mapping[Rank, RankFile]) -> dict[Rank, dict[int, dict[str, Spec]]]:
+    """Return what each rank holds; the tensors of files that are alike are one mapping."""
+    held: dict[Rank, dict[int, dict[str, Spec]]] = {}
+    known: dict[Path, dict[int, dict[str, Spec]]] = {}
+    for rank, file in ranks.items():
+        of = file.like or file.path
+        if of not in known:
+            known[of] = {v: {own_name(n): _spec(t) for n, t in ts.items()} for v, ts in file.chunks.items()}
+            for v, tensors in file.chunks.items():
+                if len(tensors) != len(known[of][v]):
+                    double = [n for n, c in Counter(map(own_name, tensors)).items() if c > 1]
+                    raise FormatError(f"two tensors are named {double[0]}", where=file.path)
+        held[rank] = known[of]
+    return held
+
+
+def _store(graph: GraphBuilder, grid: Grid, ranks: Mapping[Rank, RankFile]) -> dict[str, FileTensor]:
+    """Add the ranks' tensors to the graph; return those whose axes are stored in another order."""
+    turned: dict[str, FileTensor] = {}
+    plain: dict[tuple[Path, int], frozenset[str]] = {}
+    for rank, file in ranks.items():
+        graph.touch(file.path)
+        folder, of = grid.folder(rank), file.like or file.path
+        for v, tensors in file.chunks.items():
+            if (of, v) not in plain:
+                plain[of, v] = frozenset(n for n, t in tensors.items() if t.is_contiguous)
+            straight = plain[of, v]
+            for name, tensor in tensors.items():
+                key = file.key(folder, v, name)
+                if name in straight:
+                    extent = Extent(0, tensor.path, tensor.offset)
+                    graph.store(key, Stored(tensor.dtype, tensor.shape, (extent,)))
+                    continue
+                graph.store(key, from_file_tensor(tensor))
+                if dense_axes(tensor):
+                    turned[key] = tensor
+    return turned
 
 
 def _stages(made: Assembled) -> dict[str, tuple[int, ...]]:
@@ -293,17 +322,7 @@ def _producer(args: Mapping[str, Any], dialect: str) -> str:
 
 def _left_out(run: Run, files: Mapping[str, RankFile]) -> dict[str, int]:
     """Count the bytes that are no weights: optimizer states, random states."""
-    count = 0
-    for file in files.values():
-        todo = [v for k, v in file.root.items() if not str(k).startswith("model")]
-        while todo:
-            value = todo.pop()
-            if isinstance(value, FileTensor):
-                count += value.nbytes
-            elif isinstance(value, Mapping):
-                todo += value.values()
-            elif isinstance(value, (list, tuple)):
-                todo += value
+    count = sum(f.beside for f in files.values())
     beside = sum(
         p.stat().st_size for f in files.values() for p in f.path.parent.glob("*.pt") if p.name != f.path.name
     )

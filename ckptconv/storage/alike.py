@@ -1,0 +1,138 @@
+"""Tell that a file of ``torch.save`` is like one opened before, down to where every tensor lies.
+
+The ranks of one pipeline stage write files that differ in their tensors' data and in a few numbers of the
+arguments. Unpickling each of thousands takes longer than all else a plan needs, so one is opened in full, and
+of the others everything that opening reads is compared with it: the archive's directory but for its checksums,
+the header of every entry, and the pickle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptconv.errors import FormatError
+from ckptconv.storage.window import Window
+from ckptconv.storage.zipindex import ZipIndex
+
+__all__ = ["Bytes", "Outline", "number_at", "numbers_apart", "outline"]
+
+_CENTRAL: Final = Struct("<4s6H3L5H2L")
+_CRC: Final = 16  # position of the checksum in a directory entry
+_PICKLE: Final = "/data.pkl"
+# Opcodes of numbers that stand in the pickle as they are, and their bytes.
+_INTEGERS: Final = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Hold all of a file but its tensors' data.
+
+    Attributes:
+        size: Its length.
+        start: Where the archive's directory begins.
+        tail: The bytes from there on, checksums zeroed.
+        sums: Where in ``tail`` checksums are.
+        headers: Position and bytes of what stands before each entry's data.
+        pickle: The pickle, and where it begins.
+        at: Where the pickle begins.
+    """
+
+    size: int
+    start: int
+    tail: Bytes
+    sums: npt.NDArray[np.intp]
+    headers: tuple[tuple[int, bytes], ...]
+    pickle: Bytes
+    at: int
+
+    def pickle_of(self, window: Window) -> Bytes | None:
+        """Return the pickle of another file if all else is as in this one, else None."""
+        if window.size != self.size:
+            return None
+        tail = np.frombuffer(bytearray(window.read_at(self.start, len(self.tail))), np.uint8)
+        tail[self.sums] = 0
+        if not np.array_equal(tail, self.tail):
+            return None
+        if any(window.read_at(at, len(header)) != header for at, header in self.headers):
+            return None
+        return np.frombuffer(window.read_at(self.at, len(self.pickle)), np.uint8)
+
+
+def outline(window: Window) -> Outline | None:
+    """Read the outline of a zip archive of torch that is known to be sound; None if it has no pickle."""
+    index = ZipIndex(window)
+    names = [n for n in index.sizes if n.endswith(_PICKLE)]
+    if window.start or len(names) != 1:
+        return None
+    headers = []
+    for name, at in index.positions.items():
+        begin, _ = index.locate(name)
+        headers.append((at, window.read_at(at, begin - at)))
+    begin, size = index.locate(names[0])
+    pickle = np.frombuffer(window.read_at(begin, size), np.uint8)
+    tail = np.frombuffer(bytearray(window.read_at(index.start, window.size - index.start)), np.uint8)
+    sums = _sums(tail.tobytes(), len(index.sizes))
+    tail[sums] = 0
+    return Outline(window.size, index.start, tail, sums, tuple(headers), pickle, begin)
+
+
+def _sums(tail: bytes, count: int) -> npt.NDArray[np.intp]:
+    found: list[int] = []
+    at = 0
+    for _ in range(count):
+        fields = _CENTRAL.unpack_from(tail, at)
+        if fields[0] != b"PK\1\2":
+            raise FormatError("the archive's directory is damaged")
+        found += range(at + _CRC, at + _CRC + 4)
+        at += _CENTRAL.size + sum(fields[10:13])
+    return np.array(found, np.intp)
+
+
+def numbers_apart(
+    one: Bytes, two: Bytes, changed: dict[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]] | None:
+    """Find where pickles of equal length hold the numbers in which they differ.
+
+    Args:
+        one: A pickle.
+        two: Another.
+        changed: The values, by name, that are known to differ: in the first and in the second.
+
+    Returns:
+        Position and length of each value; None if the pickles differ in any other byte.
+    """
+    rest = set(np.flatnonzero(one != two).tolist())
+    found: dict[str, tuple[int, int]] = {}
+    for name, values in changed.items():
+        for opcode in sorted(rest):
+            place = _operand(one, two, opcode, values)
+            if place is not None:
+                found[name] = place
+                rest -= set(range(place[0], sum(place)))
+                break
+        else:
+            return None
+    return None if rest else found
+
+
+def _operand(one: Bytes, two: Bytes, at: int, values: tuple[int, int]) -> tuple[int, int] | None:
+    """Return where the number lies that byte ``at`` belongs to, if it is these values."""
+    for opcode, length in _INTEGERS.items():
+        for begin in range(max(1, at - length + 1), at + 1):
+            if one[begin - 1] == two[begin - 1] == opcode and values == tuple(
+                number_at(p, begin, length) for p in (one, two)
+            ):
+                return begin, length
+    return None
+
+
+def number_at(pickle: Bytes, begin: int, length: int) -> int:
+    """Return the operand of an opcode for whole numbers; only those of four bytes have a sign."""
+    return int.from_bytes(pickle[begin : begin + length].tobytes(), "little", signed=length == 4)
