@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sparse.models import Parallel, slots_of, write_holes
 
 from ckptconv.arguments import arguments_from
 from ckptconv.dialects.core import CORE_TE
@@ -26,6 +25,7 @@ from ckptconv.storage.picklevm import Global, Record
 from ckptconv.storage.torchbin import TensorRef, layout_tree
 from ckptconv.storage.torchfile import open_torch
 from ckptconv.topology import Grid, stage_layers
+from sparse.models import Parallel, slots_of, write_holes
 
 __all__ = ["ITERATION", "arguments", "model_layout", "write_ranks"]
 
@@ -86,8 +86,6 @@ def write_ranks(run: Path, config: Mapping[str, Any], parallel: Parallel) -> Non
     (run / "config.json").write_text(json.dumps(config, indent=2))
 
 
-
-
 def _model(tensors: Mapping[str, TensorRef]) -> OrderedDict[str, Any]:
     """Return the model's state dict with the (empty) extra states of its modules."""
     model: OrderedDict[str, Any] = OrderedDict()
@@ -104,10 +102,10 @@ def _model(tensors: Mapping[str, TensorRef]) -> OrderedDict[str, Any]:
 def _random_state(seed: int) -> Any:
     """Return ``rng_state`` as Megatron-LM gathers it, as what can be written again."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  (the state Megatron saves)
+    np.random.seed(seed)
     state = [{
         "random_rng_state": random.getstate(),
-        "np_rng_state": np.random.get_state(),  # noqa: NPY002
+        "np_rng_state": np.random.get_state(),
         "torch_rng_state": torch.get_rng_state(),
         "cuda_rng_state": torch.zeros(16, dtype=torch.uint8),
         "rng_tracker_states": {"model-parallel-rng": torch.zeros(16, dtype=torch.uint8)},

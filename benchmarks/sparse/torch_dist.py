@@ -9,9 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sparse.megatron import ITERATION, arguments, model_layout
-from sparse.models import Parallel, slots_of
-
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype
 from ckptconv.families import find_family
@@ -21,6 +18,8 @@ from ckptconv.storage.dcp_out import OutChunk, Place, describe
 from ckptconv.storage.namespaces import namespace
 from ckptconv.storage.torchbin import TensorRef, complete, layout_tree
 from ckptconv.topology import Grid, Rank, stage_layers
+from sparse.megatron import ITERATION, arguments, model_layout
+from sparse.models import Parallel, slots_of
 
 __all__ = ["write_torch_dist"]
 

@@ -10,11 +10,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sparse.models import parameters, write_holes
-
 from ckptconv.dtypes import dtype
 from ckptconv.storage.picklevm import Record
 from ckptconv.storage.torchbin import TensorRef, layout_tree
+from sparse.models import parameters, write_holes
 
 __all__ = ["write_zero3"]
 

@@ -173,8 +173,8 @@ class Relation:
         for p in self.pairs:
             a, b = p.left, p.right
             yield _digest(
-                f"pair {a.tensor!r} {a.offset} {a.size} {a.stride} {b.tensor!r} {b.offset} {b.size} {b.stride} "
-                f"{p.left_copy} {p.right_copy}"
+                f"pair {a.tensor!r} {a.offset} {a.size} {a.stride} "
+                f"{b.tensor!r} {b.offset} {b.size} {b.stride} {p.left_copy} {p.right_copy}"
             )
         for side, drops in (("left_only", self.left_only), ("right_only", self.right_only)):
             for d in drops:

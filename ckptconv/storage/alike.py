@@ -2,8 +2,8 @@
 
 The ranks of one pipeline stage write files that differ in their tensors' data and in a few numbers of the
 arguments. Unpickling each of thousands takes longer than all else a plan needs, so one is opened in full, and
-of the others everything that opening reads is compared with it: the archive's directory but for its checksums,
-the header of every entry, and the pickle.
+of the others everything that opening reads is compared with it: the archive's directory but for its
+checksums, the header of every entry, and the pickle.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["Bytes", "Outline", "number_at", "numbers_apart", "outline"]
 _CENTRAL: Final = Struct("<4s6H3L5H2L")
 _CRC: Final = 16  # position of the checksum in a directory entry
 _PICKLE: Final = "/data.pkl"
+_ORDER: Final = "/byteorder"
 # Opcodes of numbers that stand in the pickle as they are, and their bytes.
 _INTEGERS: Final = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
 
@@ -39,7 +40,7 @@ class Outline:
         start: Where the archive's directory begins.
         tail: The bytes from there on, checksums zeroed.
         sums: Where in ``tail`` checksums are.
-        headers: Position and bytes of what stands before each entry's data.
+        headers: Position and bytes of what stands before each entry's data, and of the byte order.
         pickle: The pickle, and where it begins.
         at: Where the pickle begins.
     """
@@ -71,10 +72,14 @@ def outline(window: Window) -> Outline | None:
     names = [n for n in index.sizes if n.endswith(_PICKLE)]
     if window.start or len(names) != 1:
         return None
-    headers = []
-    for name, at in index.positions.items():
-        begin, _ = index.locate(name)
-        headers.append((at, window.read_at(at, begin - at)))
+    headers: list[tuple[int, bytes]] = []
+    for name, at in sorted(index.positions.items(), key=lambda entry: entry[1]):
+        begin, size = index.locate(name)
+        header = window.read_at(at, begin - at + (size if name.endswith(_ORDER) else 0))
+        if headers and headers[-1][0] + len(headers[-1][1]) == at:  # after an empty entry
+            headers[-1] = (headers[-1][0], headers[-1][1] + header)
+        else:
+            headers.append((at, header))
     begin, size = index.locate(names[0])
     pickle = np.frombuffer(window.read_at(begin, size), np.uint8)
     tail = np.frombuffer(bytearray(window.read_at(index.start, window.size - index.start)), np.uint8)
@@ -106,8 +111,11 @@ def numbers_apart(
         changed: The values, by name, that are known to differ: in the first and in the second.
 
     Returns:
-        Position and length of each value; None if the pickles differ in any other byte.
+        Position and length of each value; None if the pickles differ in any other byte, or two of the values
+        changed alike, so that it does not show which is which.
     """
+    if len(set(changed.values())) < len(changed):
+        return None
     rest = set(np.flatnonzero(one != two).tolist())
     found: dict[str, tuple[int, int]] = {}
     for name, values in changed.items():

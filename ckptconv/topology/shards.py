@@ -69,9 +69,7 @@ def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Re
     left = {shard.key: shard.spec for shard in shards}
     if cut.axis is None or len(wanted) == 1:
         whole_box = Box.whole(name, base.shape)
-        pairs = [
-            Pair(_named(whole_box, s.key), whole_box, left_copy=s is not firsts[0]) for s in shards
-        ]
+        pairs = [Pair(_named(whole_box, s.key), whole_box, left_copy=s is not firsts[0]) for s in shards]
         return Relation(left, {name: base}, tuple(pairs))
     at = cut.axis
     sizes = [firsts[i].spec.shape[at] if len(firsts[i].spec.shape) > at else -1 for i in wanted]
@@ -87,7 +85,13 @@ def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Re
     boxes = {
         i: (
             Box.whole("", firsts[i].spec.shape),
-            _box(name, whole.shape, view, (0, 0, starts[i], 0), (outer, cut.parts, sizes[i] // cut.parts, inner)),
+            _box(
+                name,
+                whole.shape,
+                view,
+                (0, 0, starts[i], 0),
+                (outer, cut.parts, sizes[i] // cut.parts, inner),
+            ),
         )
         for i in wanted
         if sizes[i]

@@ -1,0 +1,89 @@
+"""Ranks' files that are like one before are not unpickled again, and nothing else is taken for like."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ckptconv.storage import rankfile
+from ckptconv.storage.rankfile import RankReader, read_rank
+
+
+def save(path: Path, rank: int, seed: int = 0, **changed: Any) -> Path:
+    model = {
+        "a.weight": torch.full((3, 4), float(seed)),
+        "a._extra_state": torch.empty(0),
+        "b.weight": torch.ones(5),
+    }
+    args = argparse.Namespace(hidden_size=4, rank=rank, local_rank=rank % 8, **changed)
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"args": args, "checkpoint_version": 3.0, "iteration": 7, "model": model}, path)
+    return path
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the list of the files that are unpickled."""
+    found: list[Path] = []
+
+    def counted(path: Path, *, exact: bool = False) -> rankfile.RankFile:
+        found.append(path)
+        return read_rank(path, exact=exact)
+
+    monkeypatch.setattr(rankfile, "read_rank", counted)
+    return found
+
+
+def same(a: rankfile.RankFile, b: rankfile.RankFile) -> bool:
+    return (
+        dict(a.arguments) == dict(b.arguments)
+        and {v: dict(t) for v, t in a.chunks.items()} == {v: dict(t) for v, t in b.chunks.items()}
+        and (a.path, a.version, a.iteration, a.beside) == (b.path, b.version, b.iteration, b.beside)
+    )
+
+
+def test_of_many_ranks_few_are_unpickled(tmp_path: Path, opened: list[Path]) -> None:
+    reader = RankReader()
+    for rank in range(40):
+        path = save(tmp_path / f"{rank}" / "m.pt", rank, seed=rank)
+        assert same(reader.read(path), read_rank(path))
+    assert len(opened) <= 10  # of a node whose ranks all have two numbers alike, and three more
+
+
+@pytest.mark.parametrize(
+    "changed", [{"hidden_size_": 5}, {"name": "x"}, {"ratio": 0.5}, {"flag": True}, {"big": 300}]
+)
+def test_other_arguments_are_read(tmp_path: Path, changed: dict[str, Any]) -> None:
+    reader = RankReader()
+    other = {k: {"x": "y", 0.5: 0.25, True: False, 5: 6, 300: 301}[v] for k, v in changed.items()}
+    for i, values in enumerate((changed, other, changed, other)):
+        path = save(tmp_path / f"{i}" / "m.pt", i, **values)
+        assert same(reader.read(path), read_rank(path))
+
+
+def test_a_byte_that_differs_anywhere_but_in_the_data_is_not_passed_over(tmp_path: Path) -> None:
+    """Of a copy with one byte changed, reading says what it says of that file alone, or refuses both."""
+    one, two = save(tmp_path / "0" / "m.pt", 0), save(tmp_path / "1" / "m.pt", 1)
+    whole = two.read_bytes()
+    data = {i for t in read_rank(two).chunks[0].values() for i in range(t.storage[0], sum(t.storage))}
+    reader = RankReader()
+    reader.read(one)
+    reader.read(two)
+    (tmp_path / "2").mkdir()
+    path = tmp_path / "2" / "m.pt"
+    for at in (i for i in range(0, len(whole), 3) if i not in data):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
+        outcomes = []
+        for read in (reader.read, read_rank):
+            try:
+                outcomes.append(read(path))
+            except Exception as error:
+                outcomes.append(type(error))
+        a, b = outcomes
+        assert (
+            same(a, b) if isinstance(a, rankfile.RankFile) and isinstance(b, rankfile.RankFile) else a is b
+        ), at
