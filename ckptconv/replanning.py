@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +15,7 @@ from ckptconv.api import plan
 from ckptconv.architecture import find_architecture
 from ckptconv.assets.find import CONFIG
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.errors import PlanError
+from ckptconv.errors import PlanError, UsageError
 from ckptconv.graph import Plan, Relation
 from ckptconv.mindformers import reading, understood
 from ckptconv.options import ConvertOptions
@@ -81,14 +82,30 @@ def plan_again(source: Path, there: Checkpoint, options: ConvertOptions) -> tupl
         return _as_found(source, ours, there, there.relation, alike=False)
     if there.table is None and there.producer != _MINDSPORE:
         return _as_found(source, ours, there, there.relation, alike=True)
+    ours = _without_buffers(source, ours)
     back = _to_hf(source, ours, there, theirs)
-    if not back.terms:
-        return _as_found(source, ours, there, back.relation, alike=False)
-    # Something is added on the way to the output's own names, so that way has to be gone.
-    to = "torch_dist" if there.producer == "torch_dist" else "megatron"
-    like = str(there.data)
-    with _config(source, ours) as config:
-        made = plan(source, replace(ours, to=to, like=like, config=config, vocab_size=options.vocab_size))
+    found = None if back.terms else _as_found(source, ours, there, back.relation, alike=False)
+    if found is not None and not found[0].terms and planned(found[0]).keys() == found[1].right.keys():
+        return found
+    # Something is added on the way to Hugging Face's names, or a tied head is stored as one of its own: the
+    # output is then compared with what would be written in its layout.
+    try:
+        return _as_laid_out(source, ours, there)
+    except (PlanError, UsageError) as e:
+        if found is not None:
+            return found
+        raise PlanError(
+            f"something is added to {next(iter(back.terms))} on the way back, so the two cannot be compared",
+            where=there.data,
+            hint="convert it to Hugging Face's format, and verify that",
+        ) from e
+
+
+def _as_laid_out(source: Path, options: ConvertOptions, there: Checkpoint) -> tuple[Plan, Relation]:
+    """Plan what an output of ranks would be, with its own layout, names and types."""
+    to = "torch_dist" if "dist" in there.format else "megatron"
+    with _config(source, options) as config:
+        made = plan(source, replace(options, to=to, like=str(there.data), config=config))
     return made, way_of(made, there)
 
 
@@ -159,6 +176,17 @@ def _with_casts(made: Plan, others: Mapping[str, Plan]) -> Plan:
         tensors = tuple(replace(t, dtype=dtype_named(right[t.name].dtype)) for t in file.layout.tensors)
         files.append(replace(file, layout=replace(file.layout, tensors=tensors)))
     return replace(made, relation=replace(made.relation, right=right), casts=casts, files=tuple(files))
+
+
+def _without_buffers(source: Path, options: ConvertOptions) -> ConvertOptions:
+    """Leave out what a model makes itself, which only files of Hugging Face may hold."""
+    opened = open_source(source, options)
+    known = find_architecture(opened, options, needed=False)
+    if opened.table is not None or known.family is None or known.config is None:
+        return options
+    unknown = known.family.table(known.config.values).named(opened.tensors)[1]
+    buffers = [n for n in unknown if known.family.is_ignored(n)]
+    return replace(options, drop=(*options.drop, *map(escape, buffers)))
 
 
 def _to_hf(source: Path, ours: ConvertOptions, there: Checkpoint, theirs: ConvertOptions) -> Plan:

@@ -131,6 +131,10 @@ def test_a_target_like_one_that_is_zero_centered(name: str, tmp_path: Path, out:
     succeeds("convert", found.run, out / "d", *flags, "--like", like)
     ranks_equal(out / "d", found.run, -1.0)
 
+    sources = {"a": found.hf, "b": like, "c": like, "d": found.run}
+    for written, source in sources.items():
+        succeeds("verify-roundtrip", source, out / written, "--config", found.hf)
+
 
 def test_another_layout_stays_zero_centered(tmp_path: Path, out: Path) -> None:
     """Cut otherwise, norms are the same and the arguments go on saying what they are."""
