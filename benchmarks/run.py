@@ -14,6 +14,7 @@ are compared pair by pair. Runs with an empty page cache need root and are left 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -98,6 +99,11 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
     work = args.data / "work"
     remove(work)
     work.mkdir()
+    # deepspeed compiles once; a lock left by a compiler that was killed would let it wait for ever.
+    extensions = args.data / "torch_extensions"
+    for lock in extensions.rglob("lock"):
+        lock.unlink()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     results = load(path) if args.cases else None
     results = results or Results(args.size)
     results.machine = describe(work, pythons)

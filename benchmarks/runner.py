@@ -106,7 +106,8 @@ class Runner:
             except Failed as e:
                 if i == len(ways):
                     raise Failed(f"cannot make {name}: {e}") from e
-                outcome.checks.append(f"{name} made by its stand-in: {e}")
+                outcome.checks.append(f"{name} made by its stand-in, {ways[-1][0].split()[1]}: {e}")
+                say(f"    {outcome.checks[-1]}")
                 continue
             partial.rename(folder)
             return
