@@ -7,6 +7,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from ckptconv.engine.task import Crc, Result, Task, carry_out, seal
 from ckptconv.errors import CkptconvError, ClusterError
 from ckptconv.graph import Pair, Plan, Relation
 from ckptconv.graph.terms import operands
-from ckptconv.storage.files import FileStamp, SourceFiles
+from ckptconv.storage.files import FileStamp, SourceFiles, stamp
+from ckptconv.storage.places import is_remote
 from ckptconv.storage.stored import Extent, Stored
 
 __all__ = ["Failure", "Job", "Seal", "Sealed", "part_of", "work"]
@@ -92,7 +94,7 @@ def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
     )
     stored = {k: _absolute(plan.stored[k]) for k in keys}
     paths = {e.path for s in stored.values() for e in s.extents}
-    inputs = [replace(i, path=os.path.abspath(i.path)) for i in plan.inputs]
+    inputs = [replace(i, path=_from_anywhere(i.path)) for i in plan.inputs]
     return Plan(
         source=plan.source,
         producer=plan.producer,
@@ -106,10 +108,15 @@ def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
 
 
 def _absolute(stored: Stored) -> Stored:
-    if all(os.path.isabs(e.path) for e in stored.extents):
+    if all(e.path == _from_anywhere(e.path) for e in stored.extents):
         return stored
-    extents = [Extent(e.start, os.path.abspath(e.path), e.offset) for e in stored.extents]
+    extents = [Extent(e.start, _from_anywhere(e.path), e.offset) for e in stored.extents]
     return replace(stored, extents=tuple(extents))
+
+
+def _from_anywhere(path: str) -> str:
+    """Return a path that does not depend on the working folder; a URL is one."""
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def work(job: Job, fetch: Callable[[], Plan], task: Task | Seal) -> Result | Sealed | Failure:
@@ -227,11 +234,8 @@ def unshared_input(failure: Failure, inputs: Iterable[FileStamp]) -> BaseExcepti
     """Return a failure's error, or one that says that its node sees other files than this one does."""
     error = failure.error
     for known in inputs:
-        if isinstance(error, CkptconvError) and error.where == os.path.abspath(known.path):
-            try:
-                now = os.stat(known.path)
-            except OSError:
-                return error
-            if (now.st_size, now.st_mtime_ns) == (known.size, known.mtime_ns):
-                return _unshared(f"node {failure.node} does not see this file as it is here", error.where)
+        if isinstance(error, CkptconvError) and error.where == _from_anywhere(known.path):
+            with suppress(OSError):
+                if stamp(known.path) == known:
+                    return _unshared(f"node {failure.node} does not see this file as it is here", error.where)
     return error

@@ -70,6 +70,15 @@ def test_paths_of_a_part_are_absolute(tmp_path: Path, plan: Plan, monkeypatch: p
     assert {e.path for s in one.stored.values() for e in s.extents} == {str(tmp_path / "model.pt")}
 
 
+def test_urls_of_a_part_stay_as_they_are(plan: Plan) -> None:
+    url = "s3://bucket/model.pt"
+    stored = {k: replace(s, extents=(replace(s.extents[0], path=url),)) for k, s in plan.stored.items()}
+    there = replace(plan, stored=stored, inputs=(replace(plan.inputs[0], path=url),))
+    one = part_of(there, 0, pairs_by_tensor(there.relation))
+    assert [i.path for i in one.inputs] == [url]
+    assert {e.path for s in one.stored.values() for e in s.extents} == {url}
+
+
 def test_an_output_folder_that_is_not_the_runs_is_refused(plan: Plan, job: Job, tmp_path: Path) -> None:
     """One of the same name on another disk, even with what an earlier run left there."""
     elsewhere = tmp_path / "elsewhere"

@@ -146,15 +146,17 @@ def _kill_node(cluster: Cluster, node: Any) -> None:
     cluster.nodes.remove_node(node, allow_graceful=False)
 
 
-def _kill_raylet(cluster: Cluster, node: Any) -> None:
-    """Kill what runs a node, which Ray is left to notice; its workers die with it."""
+def _kill_processes(cluster: Cluster, node: Any) -> None:
+    """Kill all that runs on a node at once, as a loss of power does; Ray is left to notice."""
+    import psutil
     from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 
-    for process in node.all_processes[PROCESS_TYPE_RAYLET]:
-        os.kill(process.process.pid, signal.SIGKILL)
+    raylet = psutil.Process(node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid)
+    for process in [*raylet.children(recursive=True), raylet]:
+        process.kill()
 
 
-@pytest.mark.parametrize("kill", [_kill_node, _kill_raylet])
+@pytest.mark.parametrize("kill", [_kill_node, _kill_processes])
 def test_a_node_that_is_lost_costs_its_tasks_only(
     cluster: Cluster,
     big: Path,
