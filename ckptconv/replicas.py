@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Literal
 
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.graph import Drop, Pair, Plan, Relation, Spec, Step, restrict
+from ckptconv.graph import Box, Drop, Pair, Plan, Relation, Spec, Step, restrict
 
 __all__ = ["with_replicas"]
 
 Choice = Literal["all", "sample", "first"]
 _NOT, _SAMPLED = "replica, not compared", "replica, compared by a sample"
+_FORMS = 4096  # kept of what replicas are cut into
 _TILE = 64 * 1024  # bytes; the first, the middle and the last of each replica
 
 
@@ -72,24 +73,42 @@ def _sampled(relation: Relation, copies: list[Pair]) -> tuple[list[Pair], list[D
         by_tensor.setdefault(pair.left.tensor, []).append(pair)
     kept: list[Pair] = []
     drops: list[Drop] = []
+    known: dict[tuple[object, ...], list[tuple[int, Pair, bool]]] = {}
     for name, pairs in by_tensor.items():
         tile = max(1, _TILE // _itemsize(relation.left, name))
-        total = sum(p.left.numel for p in pairs)
-        if total <= 3 * tile:
+        if sum(p.left.numel for p in pairs) <= 3 * tile:
             kept += pairs
             continue
-        middle = (total - tile) // 2
-        windows = [(0, tile), (middle, middle + tile), (total - tile, total)]
-        done = 0
-        for pair in sorted(pairs, key=lambda p: p.left.first):
-            inside = [(lo - done, hi - done) for lo, hi in windows]
-            done += pair.left.numel
-            for part, is_kept in _cut(pair, inside):
-                if is_kept:
-                    kept.append(part)
-                else:
-                    drops.append(Drop(part.left, _SAMPLED))
+        # Replicas of a model's layers have few forms: where one is cut, the others are.
+        form = (tile, *((_form(p.left), _form(p.right)) for p in pairs))
+        if form not in known:
+            if len(known) >= _FORMS:
+                known.clear()
+            known[form] = list(_tiles(pairs, tile))
+        for i, part, is_kept in known[form]:
+            pair, left = pairs[i], Box(name, *_form(part.left))
+            if is_kept:
+                right = Box(pair.right.tensor, *_form(part.right))
+                kept.append(Pair(left, right, pair.left_copy, pair.right_copy))
+            else:
+                drops.append(Drop(left, _SAMPLED))
     return kept, drops
+
+
+def _form(box: Box) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return box.offset, box.size, box.stride
+
+
+def _tiles(pairs: list[Pair], tile: int) -> Iterator[tuple[int, Pair, bool]]:
+    """Yield the number of a pair, a part of it, and whether that is kept."""
+    total = sum(p.left.numel for p in pairs)
+    middle = (total - tile) // 2
+    windows = [(0, tile), (middle, middle + tile), (total - tile, total)]
+    done = 0
+    for i, pair in sorted(enumerate(pairs), key=lambda p: p[1].left.first):
+        inside = [(lo - done, hi - done) for lo, hi in windows]
+        done += pair.left.numel
+        yield from ((i, part, is_kept) for part, is_kept in _cut(pair, inside))
 
 
 def _cut(pair: Pair, windows: list[tuple[int, int]]) -> Iterator[tuple[Pair, bool]]:

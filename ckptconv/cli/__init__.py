@@ -18,7 +18,8 @@ def main() -> None:
     # Starting takes longer than many conversions: OpenBLAS would start a pool of threads, which nothing
     # here uses, and the collector would look through all that is imported again and again.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    gc.set_threshold(50_000)
+    # So it would through the millions of boxes of a plan for thousands of ranks.
+    gc.set_threshold(100_000, 50, 1000)
     sys.exit(_run(sys.argv[1:]))
 
 

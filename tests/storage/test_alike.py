@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +68,22 @@ def test_other_arguments_are_read(tmp_path: Path, changed: dict[str, Any]) -> No
 
 
 def test_a_byte_that_differs_anywhere_but_in_the_data_is_not_passed_over(tmp_path: Path) -> None:
-    """Of a copy with one byte changed, reading says what it says of that file alone, or refuses both."""
+    """Of a copy with one byte changed, reading says what it says of that file alone, or refuses both.
+
+    A damaged header of one entry, which repeats the directory, may be passed over: the tensors still lie
+    where they did.
+    """
     one, two = save(tmp_path / "0" / "m.pt", 0), save(tmp_path / "1" / "m.pt", 1)
     whole = two.read_bytes()
     data = {i for t in read_rank(two).chunks[0].values() for i in range(t.storage[0], sum(t.storage))}
+    truth = read_rank(two)
     reader = RankReader()
     reader.read(one)
     reader.read(two)
     (tmp_path / "2").mkdir()
     path = tmp_path / "2" / "m.pt"
+    chunks = {0: {n: replace(t, path=str(path)) for n, t in truth.chunks[0].items()}}
+    moved = replace(truth, path=path, chunks=chunks)
     for at in (i for i in range(0, len(whole), 3) if i not in data):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
         outcomes = []
@@ -84,6 +93,15 @@ def test_a_byte_that_differs_anywhere_but_in_the_data_is_not_passed_over(tmp_pat
             except Exception as error:
                 outcomes.append(type(error))
         a, b = outcomes
-        assert (
-            same(a, b) if isinstance(a, rankfile.RankFile) and isinstance(b, rankfile.RankFile) else a is b
-        ), at
+        if isinstance(a, rankfile.RankFile) and not isinstance(b, rankfile.RankFile):
+            assert inside_header(whole, at), at
+            assert same(a, moved), at
+        else:
+            assert a is b or same(a, b), at
+
+
+def inside_header(whole: bytes, at: int) -> bool:
+    """Whether a byte is of what stands before an entry's data in the archive."""
+    begin = whole.rfind(b"PK\3\4", 0, at + 4)
+    names, extra = struct.unpack_from("<2H", whole, begin + 26)
+    return begin >= 0 and at < begin + 30 + names + extra

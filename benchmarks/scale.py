@@ -1,0 +1,215 @@
+#!/usr/bin/env python
+"""Show how planning grows with a model and its ranks, on sparse files: see docs/benchmarks.md.
+
+    python benchmarks/scale.py make CASE OUT       one stand-in: true structure, holes for data
+    python benchmarks/scale.py cases [CASE ...]    inspect and plan the large ones
+    python benchmarks/scale.py series              plan smaller ones of growing size
+    python benchmarks/scale.py report              write docs/benchmarks.md and the plot
+
+Results are kept in `--results` (scale.json), so that the steps can be run one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from math import log
+from pathlib import Path
+from typing import Any
+
+from growth import draw_growth
+from measure import measure
+from report import splice
+
+_HERE = Path(__file__).parent
+_DOCS = _HERE.parent / "docs"
+# Name: what it is, its command, and how it is made.
+CASES: dict[str, tuple[str, str, str]] = {
+    "v3-torch": (
+        "DeepSeek-V3, Megatron torch, TP8 PP16 EP32 ETP8, 4,096 ranks", "megatron-merge",
+        "write_ranks(out, MODELS['deepseek-v3'], Parallel(8, 16, 32, 8))",
+    ),
+    "v3-torch-dist": (
+        "DeepSeek-V3, Megatron torch_dist, saved by the same ranks", "megatron-merge",
+        "write_torch_dist(out, MODELS['deepseek-v3'], Parallel(8, 16, 32, 8))",
+    ),
+    "k2-torch": (
+        "1T MoE (384 experts), Megatron torch, TP8 PP16 EP32 ETP1, 512 ranks", "megatron-merge",
+        "write_ranks(out, MODELS['kimi-k2'], Parallel(8, 16, 32, 1))",
+    ),
+    "405b-zero3": (
+        "Llama-3.1-405B, ZeRO-3 on 512 ranks", "deepspeed-to-hf",
+        "write_zero3(out, MODELS['llama-405b'], 512)",
+    ),
+    "v3-zero3": (
+        "DeepSeek-V3, ZeRO-3 on 2,048 ranks", "deepspeed-to-hf",
+        "write_zero3(out, MODELS['deepseek-v3'], 2048)",
+    ),
+}  # fmt: skip
+_V3 = "{{**MODELS['deepseek-v3'], 'num_hidden_layers': {}}}"
+# What grows, in words: (its size, how the stand-in is made) of each point.
+SERIES: dict[str, tuple[str, list[tuple[int, str]]]] = {
+    "layers (ZeRO-3, 64 ranks)": ("deepspeed-to-hf", [
+        (n, f"write_zero3(out, {_V3.format(n)}, 64)") for n in (8, 16, 31, 61)
+    ]),
+    "data-parallel ranks (ZeRO-3, 405B)": ("deepspeed-to-hf", [
+        (n, f"write_zero3(out, MODELS['llama-405b'], {n})") for n in (8, 32, 128, 512, 2048)
+    ]),
+    "layers (Megatron, TP8 EP8)": ("megatron-merge", [
+        (n, f"write_ranks(out, {_V3.format(n)}, Parallel(8, 2, 8, 8))") for n in (4, 8, 16, 32)
+    ]),
+    "expert-parallel ranks (Megatron, TP8, 6 layers)": ("megatron-merge", [
+        (n, f"write_ranks(out, {_V3.format(6)}, Parallel(8, 2, {n}, 8))") for n in (4, 8, 16, 32)
+    ]),
+    "tensor-parallel ranks (Megatron, EP8, 6 layers)": ("megatron-merge", [
+        (n, f"write_ranks(out, {_V3.format(6)}, Parallel({n}, 2, 8, {n}))") for n in (1, 2, 4, 8)
+    ]),
+}  # fmt: skip
+_COUNT = """
+import ckptconv, sys
+p = ckptconv.plan(sys.argv[1])
+extents = sum(len(s.extents) for s in p.stored.values())
+print(len(p.relation.right), extents, len(p.relation.pairs))
+"""
+
+
+def make(how: str, out: Path) -> None:
+    """Make a stand-in in a process of its own: the frameworks' libraries are large."""
+    shutil.rmtree(out, ignore_errors=True)
+    code = f"from pathlib import Path; from sparse import *; out = Path({str(out)!r}); {how}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=_HERE)
+
+
+def run(command: str, source: Path, out: Path) -> dict[str, float]:
+    """Measure one command."""
+    program = [sys.executable, "-m", "ckptconv", command, str(source)]
+    if command != "inspect":
+        program += [str(out / "model"), "--dry-run"]
+    with open(out / "scale.log", "ab") as log_file:
+        used = measure(program, cwd=out, log=log_file)
+    return {"wall": used.wall, "cpu": used.cpu, "rss": used.rss / 1e6}
+
+
+def sizes(source: Path) -> tuple[int, int, int]:
+    """Return the number of tensors written, of places in files, and of pairs of boxes."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT, str(source)], check=True, capture_output=True, text=True
+    )
+    tensors, extents, pairs = map(int, done.stdout.split())
+    return tensors, extents, pairs
+
+
+def exponent(points: list[tuple[float, float]]) -> float:
+    """Return the slope of the line through points in logarithmic scales."""
+    xs, ys = [log(x) for x, _ in points], [log(y) for _, y in points]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    top = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    return top / sum((x - mean_x) ** 2 for x in xs)
+
+
+def cases(results: dict[str, Any], scratch: Path, wanted: list[str], save: Any) -> None:
+    """Inspect and plan the large stand-ins."""
+    for name in wanted or list(CASES):
+        _, command, how = CASES[name]
+        source = scratch / name
+        if not source.is_dir():
+            make(how, source)
+        made = {"sizes": sizes(source), "inspect": run("inspect", source, scratch)}
+        made["plan"] = run(command, source, scratch)
+        results.setdefault("cases", {})[name] = made
+        save()
+
+
+def series(results: dict[str, Any], scratch: Path, save: Any) -> None:
+    """Plan stand-ins of growing size."""
+    source = scratch / "series"
+    for name, (command, points) in SERIES.items():
+        found = []
+        for size, how in points:
+            make(how, source)
+            runs = [run(command, source, scratch) for _ in range(2)]
+            best = {k: min(r[k] for r in runs) for k in runs[0]}
+            found.append({"size": size, "sizes": sizes(source), **best})
+        results.setdefault("series", {})[name] = found
+        save()
+    shutil.rmtree(source)
+
+
+def growth(results: dict[str, Any]) -> dict[str, list[tuple[float, float, float]]]:
+    """Return (places and pairs, seconds, MB) of each point of each series, above what starting takes."""
+    every = [p for points in results["series"].values() for p in points]
+    start, base = 0.9 * min(p["cpu"] for p in every), 0.9 * min(p["rss"] for p in every)
+    return {
+        name: [(sum(p["sizes"]), p["cpu"] - start, p["rss"] - base) for p in points]
+        for name, points in results["series"].items()
+    }
+
+
+def report(results: dict[str, Any]) -> None:
+    """Write the tables and the plot."""
+    columns = ["stand-in", "tensors", "places", "pairs", "command", "wall, s", "processor, s", "RSS, MB"]
+    lines = _head(columns, left=(0, 4))
+    for name, made in results.get("cases", {}).items():
+        what, command, _ = CASES[name]
+        for key, shown in (("inspect", "`inspect`"), ("plan", f"`{command} --dry-run`")):
+            u = made[key]
+            used = (f"{u['wall']:.1f}", f"{u['cpu']:.1f}", f"{u['rss']:,.0f}")
+            lines.append(_row(what, *(f"{n:,}" for n in made["sizes"]), shown, *used))
+    if "series" in results:
+        found = growth(results)
+        draw_growth(_DOCS / "images" / "scale.svg", found)
+        every = [p for points in found.values() for p in points]
+        time, memory = (exponent([(p[0], p[i]) for p in every]) for i in (1, 2))
+        text = (
+            "Over all series together, time grows with the number of tensors, places in files and pairs of "
+            f"boxes to the power of {time:.2f}, memory to the power of {memory:.2f}: a fit in logarithmic "
+            "scales, what starting takes being subtracted. 1 is linear."
+        )
+        lines += ["", "![Time and memory of a plan by its size](images/scale.svg)", "", text, ""]
+        lines += _head(["what grows", "size", *columns[1:4], *columns[6:]], left=(0,))
+        for name, points in results["series"].items():
+            for p in points:
+                counts = (f"{n:,}" for n in p["sizes"])
+                lines.append(_row(name, str(p["size"]), *counts, f"{p['cpu']:.1f}", f"{p['rss']:,.0f}"))
+    splice(_DOCS / "benchmarks.md", "scale", "\n".join(lines))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(columns: list[str], left: tuple[int, ...]) -> list[str]:
+    return [_row(*columns), _row(*("---" if i in left else "---:" for i in range(len(columns))))]
+
+
+def main() -> None:
+    """Run a step."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("step", choices=["make", "cases", "series", "report"])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--scratch", type=Path, default=Path("/tmp/ckptconv-scale"))
+    parser.add_argument("--results", type=Path, default=Path("scale.json"))
+    args = parser.parse_args()
+    if args.step == "make":
+        make(CASES[args.names[0]][2], Path(args.names[1]).absolute())
+        return
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    results = json.loads(args.results.read_text()) if args.results.is_file() else {}
+    results_path = args.results.absolute()
+
+    def save() -> None:
+        results_path.write_text(json.dumps(results, indent=1))
+
+    if args.step == "cases":
+        cases(results, args.scratch, args.names, save)
+    elif args.step == "series":
+        series(results, args.scratch, save)
+    else:
+        report(results)
+
+
+if __name__ == "__main__":
+    main()
