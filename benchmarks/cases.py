@@ -190,6 +190,15 @@ CASES = (
         against="read",
         note="Both sides are read and compared, element by element.",
     ),
+    Case("help", "ckptconv --help", (), "--help", limit=None, against="nothing"),
+    Case(
+        "inspect",
+        "ckptconv inspect of Megatron TP 4 PP 2",
+        ("megatron",),
+        "inspect {megatron}",
+        limit=None,
+        against="nothing",
+    ),
     Case(
         "megatron-split",
         "Hugging Face to Megatron TP 4 PP 2",
@@ -306,14 +315,5 @@ CASES = (
         limit=1.3,
         tmpfs=True,
         note="A Llama with many heads and a narrow MLP: nearly half of each layer is cut along its rows.",
-    ),
-    Case("help", "ckptconv --help", (), "--help", limit=None, against="nothing"),
-    Case(
-        "inspect",
-        "ckptconv inspect of Megatron TP 4 PP 2",
-        ("megatron",),
-        "inspect {megatron}",
-        limit=None,
-        against="nothing",
     ),
 )
