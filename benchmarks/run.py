@@ -14,10 +14,12 @@ are compared pair by pair. Runs with an empty page cache need root and are left 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import report
 from cases import CASES, LARGE, Case
@@ -96,19 +98,12 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
         "deepspeed-python": args.deepspeed_python,
         "mindspore-python": args.mindspore_python,
     }
-    work = args.data / "work"
-    remove(work)
-    work.mkdir()
-    # deepspeed compiles once; a lock left by a compiler that was killed would let it wait for ever.
-    extensions = args.data / "torch_extensions"
-    for lock in extensions.rglob("lock"):
-        lock.unlink()
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
-    results = load(path) if args.cases else None
-    results = results or Results(args.size)
-    results.machine = describe(work, pythons)
     begin = time.monotonic()
-    with open(args.data / "log.txt", "wb") as log:
+    with open(args.data / "log.txt", "ab") as log:
+        work = prepare(args.data, log)
+        results = load(path) if args.cases else None
+        results = results or Results(args.size)
+        results.machine = describe(work, pythons)
         runner = Runner(work, size=args.size, repeat=args.repeat, pythons=pythons, log=log)
         try:
             for i, case in enumerate(chosen):
@@ -123,6 +118,24 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
             runner.clear()
             remove(work)
     say(f"{time.monotonic() - begin:.0f} s in all; what the programs printed: {args.data / 'log.txt'}")
+
+
+def prepare(data: Path, log: IO[bytes]) -> Path:
+    """Return an empty folder to work in, which no other run uses."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit(f"another run works in {data}; --data takes another folder")
+    log.truncate(0)
+    work = data / "work"
+    remove(work)
+    work.mkdir()
+    # deepspeed compiles once; a lock left by a compiler that was killed would let it wait for ever.
+    extensions = data / "torch_extensions"
+    for lock in extensions.rglob("lock"):
+        lock.unlink()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
+    return work
 
 
 def pick(names: str | None) -> list[Case]:
