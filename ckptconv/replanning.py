@@ -106,6 +106,13 @@ def _as_laid_out(source: Path, options: ConvertOptions, there: Checkpoint) -> tu
     to = "torch_dist" if "dist" in there.format else "megatron"
     with _config(source, options) as config:
         made = plan(source, replace(options, to=to, like=str(there.data), config=config))
+    filled = {p.right.tensor for p in made.relation.pairs}
+    files = []
+    for file in made.files:
+        # What no tensor of the source goes to is no weight: states of Transformer Engine's modules.
+        kept = tuple(t for t in file.layout.tensors if t.name in filled or t.name in there.stored)
+        files.append(replace(file, layout=replace(file.layout, tensors=kept)))
+    made = replace(made, files=tuple(files))
     return made, way_of(made, there)
 
 
