@@ -130,11 +130,9 @@ def series(results: dict[str, Any], scratch: Path, save: Any) -> None:
         found = []
         for size, how in points:
             make(how, source)
-            runs = [run(command, source, scratch) for _ in range(2)]
-            best = {k: min(r[k] for r in runs) for k in runs[0]}
-            found.append({"size": size, "sizes": sizes(source), **best})
-        results.setdefault("series", {})[name] = found
-        save()
+            found.append({"size": size, "sizes": sizes(source), **run(command, source, scratch)})
+            results.setdefault("series", {})[name] = found
+            save()
     shutil.rmtree(source)
 
 
