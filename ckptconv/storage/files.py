@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ _OPEN_FILES = 128  # far below the usual limit of 1,024 descriptors; ZeRO over 2
 # A small tensor cut over many ranks is a few bytes from each file, and the next lies right behind it: short
 # reads take a window, which is kept for those that follow. 2,048 windows are 8 MB.
 _SHORT, _WINDOW, _WINDOWS = 512, 4096, 2048
+
+# A long read is seldom the last of its file: so much behind it is fetched while it is being written.
+_LONG, _AHEAD = 1 << 20, 16 << 20
 
 # Linux caches what one call writes in pieces as large; above 256 KiB, making room for them while others are
 # written back took up to three times the system time here (6.18, ext4).
@@ -48,6 +52,15 @@ def stamp(path: str | os.PathLike[str]) -> FileStamp:
     return FileStamp(os.fspath(path), st.st_size, st.st_mtime_ns)
 
 
+@dataclass(slots=True)
+class _Open:
+    """An open file, how many threads read it, and the byte up to which it is fetched in advance."""
+
+    fd: int
+    users: int
+    ahead: int = 0
+
+
 class SourceFiles:
     """Read byte ranges of the source files from any thread, with a bounded number of descriptors.
 
@@ -59,7 +72,7 @@ class SourceFiles:
 
     def __init__(self, stamps: Iterable[FileStamp], memory: int = 32 << 20) -> None:
         self._stamps = {s.path: s for s in stamps}
-        self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
+        self._open: OrderedDict[str, _Open] = OrderedDict()
         self._windows: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
         self._remote: RemoteReader | None = None
@@ -76,8 +89,8 @@ class SourceFiles:
     def close(self) -> None:
         """Close all files; nothing may be reading them."""
         with self._lock:
-            for fd, _ in self._open.values():
-                os.close(fd)
+            for entry in self._open.values():
+                os.close(entry.fd)
             self._open.clear()
             if self._remote is not None:
                 self._remote.close()
@@ -143,9 +156,11 @@ class SourceFiles:
         """Fill ``buffer`` as far as the file goes; return how far."""
         entry = self._acquire(path)
         try:
+            if len(buffer) >= _LONG:
+                _fetch(entry, offset + len(buffer))
             done = 0
             while done < len(buffer):
-                n = os.preadv(entry[0], [buffer[done:]], offset + done)
+                n = os.preadv(entry.fd, [buffer[done:]], offset + done)
                 if n == 0:
                     break
                 done += n
@@ -155,7 +170,7 @@ class SourceFiles:
             raise
         finally:
             with self._lock:
-                entry[1] -= 1
+                entry.users -= 1
 
     def check(self) -> None:
         """Check that no source file has changed since its stamp was taken.
@@ -171,16 +186,16 @@ class SourceFiles:
                 raise _gone(known.path) from e
             self._compare(known, now)
 
-    def _acquire(self, path: str) -> list[int]:
+    def _acquire(self, path: str) -> _Open:
         with self._lock:
             entry = self._open.get(path)
             if entry is None:
-                entry = [self._open_checked(path), 1]
+                entry = _Open(self._open_checked(path), 1)
                 self._open[path] = entry
                 self._evict(_OPEN_FILES)
             else:
                 self._open.move_to_end(path)
-                entry[1] += 1
+                entry.users += 1
             return entry
 
     def _open_checked(self, path: str) -> int:
@@ -202,9 +217,9 @@ class SourceFiles:
 
     def _evict(self, keep: int) -> int:
         """Close files nobody reads, the longest unused first, until ``keep`` are open; return how many."""
-        idle = [p for p, (_, users) in self._open.items() if users == 0][: max(0, len(self._open) - keep)]
+        idle = [p for p, e in self._open.items() if e.users == 0][: max(0, len(self._open) - keep)]
         for path in idle:
-            os.close(self._open.pop(path)[0])
+            os.close(self._open.pop(path).fd)
         return len(idle)
 
     @staticmethod
@@ -215,6 +230,15 @@ class SourceFiles:
                 where=known.path,
                 hint="wait until training has finished writing it, then convert again",
             )
+
+
+def _fetch(entry: _Open, end: int) -> None:
+    """Have the system bring what lies behind byte ``end`` into its cache, without waiting for it."""
+    start = entry.ahead if end <= entry.ahead <= end + _AHEAD else end
+    if hasattr(os, "posix_fadvise") and end + _AHEAD - start >= _AHEAD // 4:
+        entry.ahead = end + _AHEAD
+        with suppress(OSError):
+            os.posix_fadvise(entry.fd, start, entry.ahead - start, os.POSIX_FADV_WILLNEED)
 
 
 def _gone(path: str) -> InputChangedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -173,3 +174,21 @@ def test_short_reads_share_windows_and_end_where_the_file_ends(tmp_path: Path) -
             assert buffer == data[offset : offset + count]
         with pytest.raises(FormatError, match="1 bytes early"):
             files.read_into(str(path), 10230, memoryview(bytearray(11)))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system offers no such advice")
+def test_what_follows_a_long_read_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mib = 1 << 20
+    path = tmp_path / "file"
+    path.write_bytes(bytes(30 * mib))
+    advised: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, count, advice: advised.append((at, at + count)))
+    buffer = memoryview(bytearray(mib))
+    with SourceFiles([stamp(path)]) as sources:
+        sources.read_into(str(path), 0, buffer[:1000])
+        assert advised == []
+        for at in range(10):
+            sources.read_into(str(path), at * mib, buffer)
+        assert advised == [(a * mib, b * mib) for a, b in ((1, 17), (17, 21), (21, 25))]
+        sources.read_into(str(path), 2 * mib, buffer)
+        assert advised[3:] == [(3 * mib, 19 * mib)]
