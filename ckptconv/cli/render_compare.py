@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptconv.cli.render import _out, _table, escape, notes, plural, size
 from ckptconv.explaining import Match
+from ckptconv.storage.places import place
 from ckptconv.verify.explain import Explained, FileRange, Piece
 from ckptconv.verify.outcome import Diff, TensorDiff
 
@@ -116,7 +117,7 @@ def explain(found: Explained) -> None:
         lines.append(f"cast {' -> '.join(found.casts)}")
     lines += [f"{n:,} elements are stored nowhere: {escape(reason)}" for reason, n in found.absent.items()]
     if folder:
-        lines.append(f"in {escape(folder)}")
+        lines.append(f"in {escape(str(place(folder)))}")
     tree: list[_Node] = [(line, []) for line in lines]
     tree += _branches([p for p in found.pieces if not p.copy], folder)
     copies = [p for p in found.pieces if p.copy]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ckptconv.engine.buffers import Buffers
+from ckptconv.engine.expect import needed
 from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.ledger import Ledger
@@ -121,6 +122,8 @@ class _Threads:
             file = self._plan.files[number]
             sink = self._outputs.open(file)
             one = self._open[number] = _Open(Filler(self._plan, file, self._sources, self._pairs), sink)
+            if self._sources.is_remote:
+                self._sources.expect(needed(self._plan, file, self._pairs))
             self._ledger.open(number)
             for task in tasks_of(number, file.layout.size, self._outputs.blocks(file)):
                 yield task, one

@@ -63,7 +63,7 @@ def run(
         prepare(plan, folder, options, digest)
         with (
             Journal(folder, digest, resume=options.resume, overwrite=options.overwrite) as journal,
-            SourceFiles(plan.inputs) as sources,
+            SourceFiles(plan.inputs, options.max_memory // 2) as sources,
         ):
             try:
                 report = _run(plan, folder, options, journal, sources, tell)

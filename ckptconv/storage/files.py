@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -128,6 +128,19 @@ class SourceFiles:
             where=path,
             hint="the file is cut off; copy it again",
         )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the files lies behind a URL."""
+        return any(is_remote(path) for path in self._stamps)
+
+    def expect(self, ranges: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        """Say what is read of files behind URLs from now on; nothing else of them is read ahead.
+
+        Args:
+            ranges: First byte and one past the last, in order, by URL; what was said before counts once more.
+        """
+        self._behind().expect(ranges)
 
     def _behind(self) -> RemoteReader:
         """Return what reads from behind URLs."""

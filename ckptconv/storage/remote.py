@@ -120,6 +120,8 @@ def fetch(url: str, start: int, end: int) -> bytes:
         data = fs.cat_file(path, start=start, end=end)
         if len(data) < end - start and len(data) < size() - start:
             raise ConnectionError(f"{len(data)} bytes came where {end - start} were asked for")
+        if len(data) > end - start:
+            raise OSError("the server does not answer requests for a part of a file")
         return bytes(data)
 
     def size() -> int:
@@ -141,7 +143,7 @@ def listing(url: str) -> dict[str, Entry] | None:
     def once() -> dict[str, Entry] | None:
         try:
             found = fs.ls(path, detail=True, refresh=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the hub has no listing of an owner
             return None
         base = path.rstrip("/")
         names = {str(e["name"]).rstrip("/"): e for e in found}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ckptconv.storage import remote
@@ -44,6 +45,7 @@ class RemoteReader:
         self._runs: dict[str, list[_Run]] = {}
         self._order: OrderedDict[int, _Run] = OrderedDict()  # by id, the longest unused first
         self._held = 0
+        self._expected: deque[Mapping[str, Sequence[tuple[int, int]]]] = deque(maxlen=2)
         self._pool = ThreadPoolExecutor(_FLIGHTS, thread_name_prefix="read-ahead")
         self.requests = 0
         self.bytes = 0
@@ -51,6 +53,23 @@ class RemoteReader:
     def close(self) -> None:
         """Drop what was read ahead, and what is still to be asked for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def expect(self, ranges: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        """Read ahead only these ranges, and those that were said before: two files may be under way."""
+        with self._lock:
+            self._expected.append(ranges)
+
+    def _limit(self, path: str, at: int) -> int:
+        """Return how far it makes sense to read on from byte ``at``."""
+        if not self._expected:
+            return self._sizes[path]
+        limit = at
+        for ranges in self._expected:
+            found = ranges.get(path, ())
+            i = bisect_right(found, at, key=lambda r: r[0]) - 1
+            if i >= 0:
+                limit = max(limit, found[i][1])
+        return limit
 
     def read(self, path: str, offset: int, buffer: memoryview) -> int:
         """Fill ``buffer`` from byte ``offset`` of an object as far as it goes; return how far.
@@ -90,14 +109,16 @@ class RemoteReader:
                 before = next((r for r in runs if r.end == at), None)
                 grown = 2 * (before.end - before.start) if before else _FIRST
                 length = max(end - at, self._share(grown))
-                stop = min(at + length, size, *(r.start for r in runs if r.start > at))
+                ahead = max(end, min(at + length, self._limit(path, at)))
+                stop = min(ahead, size, *(r.start for r in runs if r.start > at))
                 found = self._ask(path, at, stop)
                 if before is None:
                     return found
             following = found.end
-            if following < size and not any(r.start <= following < r.end for r in runs):
+            limit = min(size, self._limit(path, following))
+            if following < limit and not any(r.start <= following < r.end for r in runs):
                 length = self._share(2 * (found.end - found.start))
-                stop = min(following + length, size, *(r.start for r in runs if r.start > following))
+                stop = min(following + length, limit, *(r.start for r in runs if r.start > following))
                 if self._held + stop - following <= self._memory or self._make_room(stop - following, found):
                     self._ask(path, following, stop)
             return found

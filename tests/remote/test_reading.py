@@ -99,3 +99,17 @@ def test_what_is_read_is_asked_for_in_few_large_requests(s3: FaultyProxy, put, t
         for at in range(0, size, 4 << 20):  # far apart: what lies between is not read
             sources.read_into(url, at, memoryview(buffer))
         assert sum(n for _, n in s3.ranges) <= 3 * (1 << 20)
+
+
+def test_nothing_is_read_ahead_that_is_not_needed(s3: FaultyProxy, put, tmp_path: Path) -> None:
+    size, piece = 12 << 20, 256 << 10
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x").write_bytes(bytes(size))
+    url = put(tmp_path / "in") + "/x"
+    with SourceFiles([stamp(url)], memory=64 << 20) as sources:
+        s3.reset()
+        sources.expect({url: [(0, 3 << 20), (8 << 20, 9 << 20)]})
+        buffer = memoryview(bytearray(piece))
+        for at in (*range(0, 3 << 20, piece), *range(8 << 20, 9 << 20, piece)):
+            sources.read_into(url, at, buffer)
+        assert sum(n for _, n in s3.ranges) == 4 << 20 and len(s3.ranges) <= 3

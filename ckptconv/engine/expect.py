@@ -1,0 +1,43 @@
+"""Tell which bytes of the sources an output file needs, so that reading ahead reads nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ckptconv.graph.pair import Pair
+from ckptconv.graph.plan import OutFile, Plan
+from ckptconv.storage.places import is_remote
+
+__all__ = ["needed"]
+
+_GAP = 1 << 20  # less than that between two ranges is read with them
+
+
+def needed(
+    plan: Plan, file: OutFile, pairs: Mapping[str, Sequence[Pair]]
+) -> dict[str, list[tuple[int, int]]]:
+    """Return byte ranges by the URL they are of, in order; files on disk are left out.
+
+    Args:
+        plan: The plan.
+        file: The file of the plan.
+        pairs: The plan's pairs by tensor.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    for tensor in file.layout.tensors:
+        for pair in pairs.get(tensor.name, ()):
+            stored = plan.stored[pair.left.tensor]
+            if is_remote(stored.extents[0].path):
+                for path, start, count in stored.spans(pair.left.first, pair.left.last + 1):
+                    found.setdefault(path, []).append((start, start + count))
+    return {path: _merged(sorted(ranges)) for path, ranges in found.items()}
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if merged and start - merged[-1][1] < _GAP:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
