@@ -15,6 +15,7 @@ from ckptconv.errors import FormatError
 from ckptconv.storage.alike import Bytes, Outline, number_at, numbers_apart, outline
 from ckptconv.storage.base import FileTensor
 from ckptconv.storage.namespaces import plain
+from ckptconv.storage.places import open_binary
 from ckptconv.storage.torchfile import open_torch
 from ckptconv.storage.window import Window
 
@@ -153,7 +154,7 @@ class RankReader:
 
     def read(self, path: Path) -> RankFile:
         """Open one rank's file; see `read_rank`."""
-        with open(path, "rb", buffering=0) as opened:
+        with open_binary(path) as opened:
             window = Window(opened, str(path))
             alike = self._known.get(window.size, [])
             pickles = [(k, k.outline.pickle_of(window)) for k in alike]
