@@ -1,4 +1,4 @@
-"""The stand-ins of benchmarks/sparse, shrunk, are what a checkpoint really written is: names, shapes, files."""
+"""The stand-ins of benchmarks/sparse, shrunk, are like what is really written: names, shapes, files."""
 
 from __future__ import annotations
 
