@@ -35,7 +35,7 @@ def draw_growth(path: Path, series: Mapping[str, Sequence[tuple[float, float, fl
     for panel, title, column in zip(
         panels, ("seconds of processor time", "peak memory, MB"), (1, 2), strict=True
     ):
-        for marker, (name, points) in zip("os^Dv", series.items(), strict=False):
+        for marker, (name, points) in zip("os^Dv<", series.items(), strict=False):
             panel.plot(
                 [p[0] for p in points], [p[column] for p in points], marker=marker, ms=4, lw=1, label=name
             )

@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, str, str]] = {
         "write_zero3(out, MODELS['deepseek-v3'], 2048)",
     ),
 }  # fmt: skip
+_LARGE = 10_000
 _V3 = "{{**MODELS['deepseek-v3'], 'num_hidden_layers': {}}}"
 # What grows, in words: (its size, how the stand-in is made) of each point.
 SERIES: dict[str, tuple[str, list[tuple[int, str]]]] = {
@@ -137,13 +138,11 @@ def series(results: dict[str, Any], scratch: Path, save: Any) -> None:
 
 
 def growth(results: dict[str, Any]) -> dict[str, list[tuple[float, float, float]]]:
-    """Return (places and pairs, seconds, MB) of each point of each series, above what starting takes."""
-    every = [p for points in results["series"].values() for p in points]
-    start, base = 0.9 * min(p["cpu"] for p in every), 0.9 * min(p["rss"] for p in every)
-    return {
-        name: [(sum(p["sizes"]), p["cpu"] - start, p["rss"] - base) for p in points]
-        for name, points in results["series"].items()
-    }
+    """Return (tensors, places and pairs; seconds; MB) of each point of each series, and the cases."""
+    points = {n: [(sum(p["sizes"]), p["cpu"], p["rss"]) for p in s] for n, s in results["series"].items()}
+    cases = results.get("cases", {}).values()
+    large = [(sum(m["sizes"]), m["plan"]["cpu"], m["plan"]["rss"]) for m in cases]
+    return {**points, "the stand-ins of the first table": sorted(large)}
 
 
 def report(results: dict[str, Any]) -> None:
@@ -159,12 +158,12 @@ def report(results: dict[str, Any]) -> None:
     if "series" in results:
         found = growth(results)
         draw_growth(_DOCS / "images" / "scale.svg", found)
-        every = [p for points in found.values() for p in points]
+        every = [p for points in found.values() for p in points if p[0] >= _LARGE]
         time, memory = (exponent([(p[0], p[i]) for p in every]) for i in (1, 2))
         text = (
-            "Over all series together, time grows with the number of tensors, places in files and pairs of "
-            f"boxes to the power of {time:.2f}, memory to the power of {memory:.2f}: a fit in logarithmic "
-            "scales, what starting takes being subtracted. 1 is linear."
+            f"Above {_LARGE:,} tensors, places and pairs (below, starting is most of it), time grows "
+            f"with their number to the power of {time:.2f}, memory to the power of {memory:.2f}: "
+            "a fit over all points in logarithmic scales. 1 is linear."
         )
         lines += ["", "![Time and memory of a plan by its size](images/scale.svg)", "", text, ""]
         lines += _head(["what grows", "size", *columns[1:4], *columns[6:]], left=(0,))
