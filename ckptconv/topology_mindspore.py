@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Final
 
 from ckptconv.errors import PlanError
 from ckptconv.graph import Box
 
 __all__ = ["Cut", "DeviceLayout", "cut", "slice_box", "stacked_box"]
+
+_MOST_RANKS: Final = 1 << 20  # dicts are made of as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,10 @@ class DeviceLayout:
     tensor_map: tuple[tuple[int, ...], ...]
     shard_step: int = 0
     shard_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ranks > _MOST_RANKS:
+            raise PlanError(f"a layout over {self.ranks:,} ranks", hint="check the strategy files")
 
     @property
     def ranks(self) -> int:

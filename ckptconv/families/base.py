@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ckptconv.errors import PlanError
 from ckptconv.families.template import Template
@@ -40,6 +40,10 @@ _SIZES: dict[str, tuple[str, ...]] = {
 }
 
 
+_MOST: Final = 100_000
+"""Layers or experts of a model, at most: lists are made of as many."""
+
+
 def dims(config: Config) -> dict[str, int]:
     """Return the sizes a config fixes, under one set of names, with the defaults transformers applies."""
     found = {
@@ -55,6 +59,9 @@ def dims(config: Config) -> dict[str, int]:
         found.setdefault("kv_heads", found["heads"])
     if config.get("n_shared_experts") and "expert_inner" in found:
         found.setdefault("shared_inner", config["n_shared_experts"] * found["expert_inner"])
+    for name in ("layers", "mtp", "experts"):
+        if not 0 <= found.get(name, 0) <= _MOST:
+            raise PlanError(f"a model of {found[name]} {name}, says its config", hint="give another --config")
     return found
 
 

@@ -258,7 +258,7 @@ def _check_layers(arguments: Mapping[str, Any], names: Collection[str], folder: 
     found = {int(m[1]) for n in names if (m := _LAYER.fullmatch(n)) is not None}
     said = arguments.get("num_layers")
     count = said if isinstance(said, int) else len(found)
-    if found != set(range(count)):
+    if len(found) != count or found != set(range(count)):
         raise PlanError(
             f"the checkpoint holds {len(found)} layers (the last is {max(found, default=-1)}), "
             f"args.num_layers says {count}",

@@ -156,11 +156,12 @@ def _files(path: Path, folder: Path) -> dict[int, Path]:
         )
     world = int(named[1]) if named else next(iter(worlds))
     files = worlds[world]
-    missing = [r for r in range(world) if r not in files]
-    if missing or len(files) != world:
-        what = f"rank {missing[0]}" + (f" and {len(missing) - 1} more are" if missing[1:] else " is")
+    missing = next((r for r in range(world) if r not in files), None)
+    if missing is not None or len(files) != world:
+        more = world - sum(r < world for r in files) - 1
+        what = f"rank {missing}" + (f" and {more} more are" if more else " is")
         raise PlanError(
-            f"{what} missing of {world} ranks" if missing else f"ranks beyond {world} are here",
+            f"ranks beyond {world} are here" if missing is None else f"{what} missing of {world} ranks",
             where=folder,
             hint=f"copy all model_world_size_{world}_rank_*.pt files",
         )

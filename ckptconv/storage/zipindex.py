@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from struct import Struct
 from typing import Final, NoReturn
+from zlib import crc32
 
 from ckptconv.errors import FormatError
 from ckptconv.storage.picklevm import short
@@ -43,21 +44,23 @@ class ZipIndex:
         FormatError: if the archive is damaged, or not plainly stored.
     """
 
-    __slots__ = ("_limit", "_window", "positions", "sizes", "start")
+    __slots__ = ("_crc", "_limit", "_window", "positions", "sizes", "start")
 
     def __init__(self, window: Window) -> None:
         self._window = window
         self.sizes: dict[str, int] = {}
         self.positions: dict[str, int] = {}
         self._limit: dict[str, int] = {}
+        self._crc: dict[str, int] = {}
         start, data, count = self._directory()
         self.start = start
         ends: list[tuple[int, str, int]] = []
-        for name, size, at in self._entries(data, count):
+        for name, size, at, crc in self._entries(data, count):
             if name in self.sizes:
                 self._fail(f"the archive holds {short(name)} twice")
             self.sizes[name] = size
             self.positions[name] = at
+            self._crc[name] = crc
             ends.append((at, name, at + _LOCAL.size + len(name.encode()) + size))
         ends.sort()
         following = [at for at, _, _ in ends[1:]] + [start]
@@ -88,10 +91,17 @@ class ZipIndex:
         return begin, size
 
     def read(self, name: str, limit: int) -> bytes:
-        """Return an entry's data, which must not be longer than ``limit``."""
+        """Return an entry's data, which must not be longer than ``limit``.
+
+        Its checksum is compared, unless it is 0: torch writes that where it is told not to compute any
+        (torch 2.13, ``serialization.set_crc32_options``).
+        """
         if self.sizes[name] > limit:
             self._fail(f"the entry {short(name)} has {self.sizes[name]:,} bytes; the limit is {limit:,}")
-        return self._window.read_at(*self.locate(name))
+        data = self._window.read_at(*self.locate(name))
+        if self._crc[name] not in (0, crc32(data)):
+            self._fail(f"the entry {short(name)} is damaged: its CRC-32 is not the one stored with it")
+        return data
 
     def _fail(self, message: str) -> NoReturn:
         raise FormatError(message, where=self._window.path, hint="copy the file again, or save it anew")
@@ -127,8 +137,8 @@ class ZipIndex:
             self._fail("the archive's directory is not where its end says")
         return start, window.read_at(start, size), count
 
-    def _entries(self, data: bytes, count: int) -> Iterator[tuple[str, int, int]]:
-        """Yield name, length and header position of each entry."""
+    def _entries(self, data: bytes, count: int) -> Iterator[tuple[str, int, int, int]]:
+        """Yield name, length, header position and checksum of each entry."""
         at = 0
         for _ in range(count):
             if at + _CENTRAL.size > len(data) or data[at : at + 4] != b"PK\1\2":
@@ -149,7 +159,7 @@ class ZipIndex:
             plain, packed, where = self._wide(name, extra, plain, packed, fields[16])
             if plain != packed:
                 self._fail(f"two lengths are given for the entry {short(name)}: {plain:,} and {packed:,}")
-            yield name, plain, where
+            yield name, plain, where, fields[7]
         if at != len(data):
             self._fail("the archive's directory is damaged")
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ckptconv.errors import PlanError
 
@@ -21,6 +21,7 @@ class Rank(NamedTuple):
     ep: int
 
 
+_MOST_RANKS: Final = 1 << 20  # lists are made of as many
 _FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 
 
@@ -51,6 +52,10 @@ class Grid:
         sizes = {"tp": self.tp, "pp": self.pp, "vpp": self.vpp, "ep": self.ep, "etp": self.etp}
         if wrong := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
             raise PlanError(f"a parallel size must be at least 1, not {', '.join(wrong)}")
+        if self.tp * self.pp * self.vpp * self.ep * self.etp > _MOST_RANKS:
+            raise PlanError(
+                "the parallel sizes " + ", ".join(f"{n} {s}" for n, s in sizes.items()) + " are none"
+            )
         if self.tp % self.etp:
             raise PlanError(
                 f"expert tensor parallel size {self.etp} does not divide tensor parallel size {self.tp}",

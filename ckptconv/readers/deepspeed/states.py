@@ -167,10 +167,10 @@ def _open_optim(rank: ModelRank, files: TagFiles) -> None:
     # dp_world_size left sequence-parallel ranks out in some releases; the partitions count them.
     world = max([c for c in (*counts, rank.head.get("dp_world_size")) if isinstance(c, int)], default=0)
     count = world or max(optim) + 1
-    missing = [dp for dp in range(count) if dp not in optim]
-    if missing:
+    missing = next((dp for dp in range(count) if dp not in optim), None)
+    if missing is not None:
         raise PlanError(
-            f"the optimizer states of data-parallel rank {missing[0]} are missing "
+            f"the optimizer states of data-parallel rank {missing} are missing "
             f"(mp_rank_{rank.mp:02d}, {len(optim)} of {count} ranks found)",
             where=folder,
             hint="copy the *_optim_states.pt files of every rank",
@@ -247,11 +247,11 @@ def _check_ranks(ranks: list[ModelRank]) -> None:
     found = {rank.mp for rank in ranks}
     world = ranks[0].head.get("mp_world_size")
     count = max([max(found) + 1, *([world] if isinstance(world, int) else [])])
-    missing = sorted(set(range(count)) - found)
-    if missing:
+    missing = next((rank for rank in range(count) if rank not in found), None)
+    if missing is not None:
         raise PlanError(
-            f"model-parallel rank {missing[0]} is missing "
-            f"(mp_rank_{missing[0]:02d}, {len(found)} of {count} ranks found)",
+            f"model-parallel rank {missing} is missing "
+            f"(mp_rank_{missing:02d}, {len(found)} of {count} ranks found)",
             where=ranks[0].head_path.parent,
             hint="copy the files of every rank",
         )
