@@ -18,10 +18,15 @@ MINDSPORE_READY := $(MINDSPORE)/.ready
 # -qq: pip warns of every local index it does not find.
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
 
+KILLS ?= 20
+DAMAGE ?= 40
+FUZZ_SECONDS ?= 1800
+FUZZ_TARGETS ?= unpickler torch protobuf safetensors dcp
+
 DEMO_RUN := fixtures/demo-run/checkpoint-2
 DEMO_OUT := demo-out
 
-.PHONY: help demo test test-ray lint format bench bench-full test-frameworks clean
+.PHONY: help demo test faults fuzz test-ray lint format bench bench-full test-frameworks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +41,18 @@ test: $(READY)  ## run the tests
 
 test-ray: $(READY)  ## run a Ray cluster on this machine, and kill its nodes
 	$(BIN)/python -m pytest -q -m ray tests/engine/test_ray.py
+
+faults: $(READY)  ## kill, damage and starve conversions of every kind, and print what became of them
+	PYTHONPATH=tests $(BIN)/python tests/faults/long.py --times $(KILLS) --damage $(DAMAGE)
+
+fuzz: $(READY)  ## fuzz the parsers, all at once, for FUZZ_SECONDS each
+	$(BIN)/python $(PIP_INSTALL) -e '.[fuzz]'
+	for target in $(FUZZ_TARGETS); do \
+		PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $$target --seconds $(FUZZ_SECONDS) >.fuzz-$$target.log 2>&1 & \
+		running+=($$!); \
+	done; \
+	failed=0; for one in $${running[@]}; do wait $$one || failed=1; done; \
+	tail -n 5 .fuzz-*.log; exit $$failed
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
@@ -57,7 +74,7 @@ test-frameworks: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## make fresh checkpoin
 	$(MINDSPORE)/bin/python -m pytest -q -m frameworks tests/frameworks/test_mindspore.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(FRAMEWORKS) $(MINDSPORE) $(DEMO_OUT) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FRAMEWORKS) $(MINDSPORE) $(DEMO_OUT) build dist .fuzz .fuzz-*.log .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

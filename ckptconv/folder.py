@@ -12,7 +12,7 @@ from ckptconv.assets.config import config_file, generation_file
 from ckptconv.assets.find import find_assets
 from ckptconv.assets.tokenizer import collect_tokenizer
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.errors import UsageError
+from ckptconv.errors import PlanError, UsageError
 from ckptconv.families import Family
 from ckptconv.graph import AssetFile, Step
 from ckptconv.naming import Named, some
@@ -21,15 +21,27 @@ from ckptconv.readers.base import Checkpoint, Note
 __all__ = ["compare", "gather_assets"]
 
 
-def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Note]:
+def compare(family: Family, config: Mapping[str, Any], named: Named, *, complete: bool = False) -> list[Note]:
     """Check names and shapes against the architecture's; say what is missing and what is more.
 
+    Args:
+        family: The architecture.
+        config: The content of config.json.
+        named: The tensors that are written.
+        complete: Whether the source always holds all of a model, so that what is missing was lost.
+
     Raises:
-        PlanError: if a shape or the number of layers contradicts the config.
+        PlanError: if a shape or the number of layers contradicts the config, or a parameter was lost.
     """
     shapes = {n: s.shape for n, s in named.written.items()}
     findings = family.compare(config, shapes, named.aliases)
     notes = []
+    if findings.missing and complete:
+        raise PlanError(
+            f"{len(findings.missing)} parameters of {family.name} are not in the checkpoint: "
+            f"{some(findings.missing)}",
+            hint="a file is cut off, missing, or of another model: copy the checkpoint again",
+        )
     if findings.missing:
         text = (
             f"{len(findings.missing)} parameters of {family.name} are not in the checkpoint, so the model is "

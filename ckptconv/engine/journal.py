@@ -40,7 +40,7 @@ def read_entries(folder: Path) -> Entries | None:
         OutputError: if the run that writes it is still alive.
     """
     try:
-        with open(folder / JOURNAL, "r+", encoding="utf-8", errors="replace") as file:
+        with open(folder / JOURNAL, "r+", encoding="utf-8", errors="replace", opener=_no_link) as file:
             _lock(file.fileno(), folder)
             return parse(file.read())
     except FileNotFoundError:
@@ -71,7 +71,9 @@ class Journal:
 
     def __init__(self, folder: Path, plan: str, *, resume: bool, overwrite: bool = False) -> None:
         self._path = folder / JOURNAL
-        self._file = open(self._path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  (as long as the lock)
+        self._file = open(  # noqa: SIM115  (as long as the lock)
+            self._path, "a+", encoding="utf-8", errors="replace", opener=_no_link
+        )
         try:
             _lock(self._file.fileno(), folder)
             if not self._is_current():  # the run that held the lock has just ended, and taken the file away
@@ -148,6 +150,11 @@ class Journal:
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open the journal itself, never what a link of its name points at."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _lock(fd: int, folder: Path) -> None:

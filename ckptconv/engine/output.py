@@ -172,7 +172,7 @@ _STALE = (
 
 
 def commit(plan: Plan, folder: Path, journal: Journal) -> None:
-    """Give every file its name: weights first, then assets, the index and the config last."""
+    """Give every file its name: weights and assets, then the index, what the folder is known by last."""
     for asset in plan.assets:
         path = folder / (asset.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,8 +198,8 @@ def commit(plan: Plan, folder: Path, journal: Journal) -> None:
 
 
 def in_order(plan: Plan) -> list[str]:
-    """List the files of a plan as they get their names: weights first, the index and the config last."""
-    return [f.name for f in plan.files] + sorted((a.name for a in plan.assets), key=_last)
+    """List the files of a plan as they get their names: last the index, and what the folder is known by."""
+    return sorted([f.name for f in plan.files] + [a.name for a in plan.assets], key=_last)
 
 
 def stale(names: Sequence[str]) -> list[str]:
@@ -219,6 +219,10 @@ def _sync(folder: Path) -> None:
         os.close(fd)
 
 
+# What makes a folder a checkpoint to those who load it: named last, in this order.
+_ENTRIES = ("config.json", ".metadata", "latest_checkpointed_iteration.txt")
+
+
 def _last(name: str) -> int:
-    whole = ("config.json", "latest_checkpointed_iteration.txt")
-    return 2 if name in whole else 1 if name.endswith(".index.json") else 0
+    base = name.rpartition("/")[2]
+    return 2 + _ENTRIES.index(base) if base in _ENTRIES else int(name.endswith(".index.json"))

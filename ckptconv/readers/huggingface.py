@@ -34,7 +34,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise FormatError("the 'weight_map' does not map names to files", where=index)
     for name in set(found.values()):  # in the hub's cache they are links, so the names decide
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
             raise FormatError(f"the index names a file outside its folder: {name!r}", where=index)
     return found
 

@@ -47,14 +47,17 @@ class _Found:
     backend: str
 
 
+_DAMAGED: Final = "a damaged marker"
+
+
 def _backend(folder: Path) -> str | None:
     """Return the backend a folder's marker names, ``""`` for Megatron's plain DCP, None if it is neither."""
     marker = folder / MARKER
     if marker.is_file():
         try:
             found = json.loads(marker.read_bytes()[:65536])
-        except ValueError:
-            return None
+        except (ValueError, RecursionError):
+            return _DAMAGED if (folder / METADATA).is_file() else None
         name = found.get("sharded_backend") if isinstance(found, dict) else None
         return name if isinstance(name, str) and name else None
     path = folder / METADATA
@@ -142,6 +145,8 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     found = _find(path, options.iteration)
     if found is None:
         raise FormatError("no checkpoint of Megatron's torch_dist format found", where=path)
+    if found.backend == _DAMAGED:
+        raise FormatError(f"{MARKER} is not JSON", where=found.data / MARKER, hint=_COPY)
     if found.backend not in ("torch_dist", ""):
         raise FormatError(
             f"saved with the {found.backend} backend, which is not read",

@@ -82,8 +82,8 @@ class Source:
         self.base = base
         base.mkdir(parents=True, exist_ok=True)
         self.config: dict[str, Any] = dict(
-            model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=8 * width, hidden_size=width,
-            intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
+            model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=max(512, 8 * width),
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
             num_key_value_heads=2, head_dim=width // 4, max_position_embeddings=128, rms_norm_eps=1e-6,
             rope_theta=1e4,
             hidden_act="silu", initializer_range=0.02, tie_word_embeddings=False,

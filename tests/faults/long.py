@@ -1,13 +1,16 @@
-"""Run the fault suite at length and print what became of it: ``long.py [--times N] [--width N]``."""
+"""Run the fault suite at length and print what became of it: ``long.py [--times N] [--damage N]``."""
 
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
+from faults.damage import SAMPLES, Bench, peak_bytes, spoil_outputs
 from faults.killing import Count, Killer, table
 from faults.kinds import KINDS, Source
 
@@ -30,16 +33,53 @@ def kill(times: int, width: int, seed: int) -> dict[str, Count]:
     return counts
 
 
+def damage(times: int, seed: int) -> tuple[dict[str, Counter[str]], list[str]]:
+    """Damage every format that is read, and every one that is written."""
+    tallies: dict[str, Counter[str]] = {}
+    lost: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="ckptconv-faults-") as folder:
+        source = Source(Path(folder) / "sources", 16, 2)
+        for i, sample in enumerate(SAMPLES):
+            (scratch := Path(folder) / str(i)).mkdir()
+            bench = Bench(sample, source, scratch, seed)
+            for how in (bench.flip, bench.cut, bench.lie):
+                how(times)
+            tallies[sample.name] = bench.tally
+            lost += bench.lost
+            for text in bench.lost:
+                print(f"LOST {text}", flush=True)
+        tallies |= spoil_outputs(source, Path(folder) / "outputs", times, seed)
+    return tallies, lost
+
+
+def damage_table(tallies: dict[str, Counter[str]]) -> str:
+    """Return what came of the damage as a table, with its sums."""
+    columns = ("runs", "refused", "equal", "found", "lost")
+    rows = [[n, t.total(), *(t[c] for c in columns[1:])] for n, t in tallies.items()]
+    rows.append(["all", *(sum(r[i + 1] for r in rows) for i in range(len(columns)))])
+    width = max(len(r[0]) for r in rows)
+    lines = [["damaged", *columns], *rows]
+    return "\n".join(f"{line[0]:<{width}}" + "".join(f"{cell:>9}" for cell in line[1:]) for line in lines)
+
+
 def main() -> int:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=20, help="kills of each kind")
     parser.add_argument("--width", type=int, default=384, help="hidden size of the model")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--damage", type=int, default=40, help="damages of each kind and file")
     options = parser.parse_args()
-    counts = kill(options.times, options.width, options.seed)
-    print(table(counts))
-    return 1 if any(c.lost for c in counts.values()) else 0
+    # What a lying size could make of it must not take the machine down.
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+    counts = kill(options.times, options.width, options.seed) if options.times else {}
+    tallies, _ = damage(options.damage, options.seed) if options.damage else ({}, [])
+    if counts:
+        print(table(counts))
+    if tallies:
+        print(damage_table(tallies))
+        print(f"most memory while damaged files were read: {peak_bytes() >> 20} MiB")
+    return 1 if any(c.lost for c in counts.values()) or any(t["lost"] for t in tallies.values()) else 0
 
 
 if __name__ == "__main__":

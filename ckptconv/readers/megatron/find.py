@@ -14,6 +14,7 @@ __all__ = ["Run", "find_run", "iteration_folder", "rank_folders"]
 TRACKER = "latest_checkpointed_iteration.txt"
 # model_optim_rng.pt since Megatron-LM 2.0; model_rng.pt beside a distributed optimizer in old releases.
 _FILES = ("model_optim_rng.pt", "model_rng.pt")
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,9 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path | None:
         return folder
     if tracker.is_file():
         text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        name = "release" if text == "release" else f"iter_{int(text):07d}" if text.isdigit() else None
+        name = (
+            "release" if text == "release" else f"iter_{int(text):07d}" if _NUMBER.fullmatch(text) else None
+        )
         if name is None:
             raise FormatError(f"the tracker says {text[:40]!r}, which is no iteration", where=tracker)
         if not (path / name).is_dir():
