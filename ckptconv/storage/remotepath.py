@@ -7,7 +7,8 @@ import os
 import re
 import stat as statlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ _HEAD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])")
 _Base = type(Path())
 
 # A small file comes whole; a header lies in one block, and reading on makes blocks larger.
-_WHOLE, _BLOCK, _MOST = 512 << 10, 128 << 10, 8 << 20
+_WHOLE, _BLOCK, _MOST, _FLIGHTS = 512 << 10, 128 << 10, 8 << 20, 16
 
 
 def version_of(entry: remote.Entry) -> int:
@@ -190,6 +191,21 @@ class RemoteFile(io.RawIOBase):
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Ask for short ranges, several at a time; those that lie in what is held or near others are left."""
+        held = remote.BLOCKS.of(self._url).items()
+        far: list[tuple[int, int]] = []
+        for lo, hi in sorted(ranges):
+            if self._size <= _WHOLE or any(at <= lo and hi <= at + len(block) for at, block in held):
+                continue
+            if far and hi - far[-1][0] <= _BLOCK:
+                far[-1] = (far[-1][0], hi)
+            else:
+                far.append((lo, hi))
+        with ThreadPoolExecutor(_FLIGHTS) as pool:
+            for (lo, _), data in zip(far, pool.map(lambda r: remote.fetch(self._url, *r), far), strict=True):
+                remote.BLOCKS.add(self._url, lo, data)
 
     def _block(self, at: int, count: int) -> tuple[int, bytes]:
         """Return a block that holds byte ``at``, and where it begins."""

@@ -16,7 +16,7 @@ from ckptconv.errors import FormatError
 from ckptconv.storage import inert
 from ckptconv.storage.nesting import check_nesting
 from ckptconv.storage.picklevm import short
-from ckptconv.storage.places import open_binary
+from ckptconv.storage.places import is_remote, open_binary
 from ckptconv.storage.statedict import state_dict_of
 from ckptconv.storage.torchtensors import FileStorage, TensorHooks, storage_dtype
 from ckptconv.storage.window import Window
@@ -138,6 +138,8 @@ def _open_zip(window: Window, exact: bool) -> TorchFile:
     root = _archive_root(index, window)
     if (order := f"{root}/byteorder") in index.sizes and index.read(order, _MAX_BYTEORDER) != b"little":
         raise FormatError("the tensors are stored big-endian", where=window.path)
+    if is_remote(window.path):
+        index.expect(name for name in index.sizes if name.startswith(f"{root}/data/"))
     located: dict[str, tuple[int, int]] = {}
 
     def storage(pid: object) -> FileStorage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import SEEK_END
 from typing import BinaryIO
 
@@ -39,6 +40,11 @@ class Window:
         self.path = path
         self.start = start
         self.size = length
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say what is read next: far away, short reads are asked for at the same time."""
+        if (expect := getattr(self._file, "expect", None)) is not None:
+            expect([(self.start + lo, self.start + hi) for lo, hi in ranges])
 
     def seek(self, offset: int) -> int:
         self._at = offset

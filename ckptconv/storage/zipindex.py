@@ -6,7 +6,7 @@ readers could see differently is refused: overlaps, trailing bytes, sizes that d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import Final, NoReturn
 from zlib import crc32
@@ -89,6 +89,11 @@ class ZipIndex:
         if begin + size > self._limit[name]:
             self._fail(f"the entry {short(name)} overlaps what follows it")
         return begin, size
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which entries are located next."""
+        places = [(at := self.positions[n], at + _LOCAL.size + len(n.encode())) for n in names]
+        self._window.expect(places)
 
     def read(self, name: str, limit: int) -> bytes:
         """Return an entry's data, which must not be longer than ``limit``.

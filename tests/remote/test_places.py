@@ -13,6 +13,7 @@ import pytest
 
 from ckptconv.errors import UsageError
 from ckptconv.storage.places import forget, is_remote, open_binary, place
+from ckptconv.storage.torchfile import open_torch
 
 
 @pytest.fixture
@@ -123,3 +124,17 @@ def test_nothing_of_it_is_imported_for_what_is_on_disk(demo_run: Path) -> None:
         [sys.executable, "-c", code, str(demo_run)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_headers_of_an_archive_are_asked_for_together(memory, tmp_path: Path, monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({f"w{i}": torch.full((100_000,), float(i)) for i in range(20)}, tmp_path / "x.pt")
+    memory.pipe("/run/x.pt", (tmp_path / "x.pt").read_bytes())
+    forget()
+    calls = []
+    real = type(memory).cat_file
+    record = lambda self, p, start, end: calls.append(end - start) or real(self, p, start, end)  # noqa: E731
+    monkeypatch.setattr(type(memory), "cat_file", record)
+    local, far = open_torch(tmp_path / "x.pt").root, open_torch("memory://run/x.pt").root
+    assert [t.offset for t in far.values()] == [t.offset for t in local.values()]
+    assert len(calls) <= 23 and sum(calls) <= 3 * (128 << 10)
