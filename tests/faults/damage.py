@@ -346,7 +346,6 @@ def _hostile(chance: random.Random, value: Any, json: bool) -> tuple[str, Any]:
             ("transposed", value.t() if value.dim() == 2 else value[None]),
             ("expanded", value.flatten()[:1].expand(value.numel()).reshape(value.shape)),
             ("overlapping", value.as_strided(value.shape, [1] * value.dim())),
-            ("double", value.double()),
             ("complex", value.to(torch.complex64)),
             ("sparse", value.float().to_sparse()),
             ("meta", value.to("meta")),
