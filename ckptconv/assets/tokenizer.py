@@ -49,7 +49,7 @@ def _made(folder: Path, names: list[str], config: Path | None) -> list[AssetFile
         if config is not None:
             shutil.copyfile(config / "config.json", source / "config.json")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
+            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
             tokenizer.save_pretrained(str(target))
         except Exception as e:  # transformers raises every kind here
             why = (str(e).splitlines() or [type(e).__name__])[0]

@@ -9,6 +9,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.readers.base import Checkpoint, GraphBuilder, Reader, ReadOptions
 from ckptconv.readers.torch_file import named_tensors
 from ckptconv.storage.base import FileTensor
+from ckptconv.storage.inside import is_plain_name
 from ckptconv.storage.safetensors import read_header
 from ckptconv.storage.statedict import state_dict_of
 from ckptconv.storage.torchfile import open_torch
@@ -34,7 +35,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise FormatError("the 'weight_map' does not map names to files", where=index)
     for name in set(found.values()):  # in the hub's cache they are links, so the names decide
-        if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
+        if not is_plain_name(name):
             raise FormatError(f"the index names a file outside its folder: {name!r}", where=index)
     return found
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.readers.mindspore.strategy import map_entries
+from ckptconv.storage.inside import is_plain_name
 from ckptconv.topology_mindspore import Cut, DeviceLayout, cut
 
 __all__ = ["Metadata", "Slice", "read_metadata"]
@@ -124,6 +125,6 @@ def _check_offset(
 
 
 def _file(path: Path, name: object) -> str:
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+    if not isinstance(name, str) or not is_plain_name(name):
         raise FormatError(f"the metadata names a file outside its folder: {name!r}"[:300], where=path)
     return name if name.endswith(".safetensors") else f"{name}.safetensors"

@@ -16,6 +16,7 @@ from ckptconv.readers.mindspore.find import NAME_MAP, Found, find
 from ckptconv.readers.mindspore.metadata import read_metadata
 from ckptconv.readers.mindspore.ranks import no_strategy, read_ranks
 from ckptconv.readers.sample import Sampler
+from ckptconv.storage.inside import is_plain_name
 from ckptconv.storage.mindspore import open_mindspore
 from ckptconv.storage.stored import Stored
 
@@ -150,7 +151,7 @@ def _name_map(path: Path) -> dict[str, str]:
     except (ValueError, AttributeError, RecursionError) as e:
         raise FormatError(f"{NAME_MAP} is not JSON that maps names to files", where=path) from e
     for name in set(places.values()):
-        if Path(name).name != name or name in ("", ".", ".."):
+        if not is_plain_name(name):
             raise FormatError(f"the map names a file outside its folder: {name!r}"[:300], where=path)
     return places
 
