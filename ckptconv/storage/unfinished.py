@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from ckptconv.errors import FormatError
-from ckptconv.storage.places import is_remote
 
 __all__ = ["JOURNAL", "refuse_unfinished"]
 
@@ -23,8 +22,6 @@ def refuse_unfinished(path: Path) -> None:
     Raises:
         FormatError: if it is one.
     """
-    if is_remote(path):
-        return  # conversions write to disk
     for folder in [path, *path.absolute().parents][:_ABOVE]:
         try:
             lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
