@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,8 @@ class Outline:
         size: Its length.
         start: Where the archive's directory begins.
         tail: The bytes from there on, checksums zeroed.
-        sums: Where in ``tail`` checksums are.
+        sums: Where in ``tail`` checksums are, but for that of the byte order.
+        sum_of_pickle: Where in ``tail`` that of the pickle is.
         headers: Position and bytes of the first and the last header, and of the byte order with its own.
         pickle: The pickle, and where it begins.
         at: Where the pickle begins.
@@ -54,6 +56,7 @@ class Outline:
     start: int
     tail: Bytes
     sums: npt.NDArray[np.intp]
+    sum_of_pickle: int
     headers: tuple[tuple[int, bytes], ...]
     pickle: Bytes
     at: int
@@ -62,13 +65,17 @@ class Outline:
         """Return the pickle of another file if all else is as in this one, else None."""
         if window.size != self.size:
             return None
-        tail = np.frombuffer(bytearray(window.read_at(self.start, len(self.tail))), np.uint8)
+        raw = window.read_at(self.start, len(self.tail))
+        tail = np.frombuffer(bytearray(raw), np.uint8)
         tail[self.sums] = 0
         if not np.array_equal(tail, self.tail):
             return None
         if any(window.read_at(at, len(header)) != header for at, header in self.headers):
             return None
-        return np.frombuffer(window.read_at(self.at, len(self.pickle)), np.uint8)
+        pickle = window.read_at(self.at, len(self.pickle))
+        stored = int.from_bytes(raw[self.sum_of_pickle : self.sum_of_pickle + 4], "little")
+        # As `ZipIndex.read` does; 0 stands where torch was told not to compute it.
+        return np.frombuffer(pickle, np.uint8) if stored in (0, crc32(pickle)) else None
 
 
 def outline(window: Window) -> Outline | None:
@@ -84,7 +91,10 @@ def outline(window: Window) -> Outline | None:
     ends = [at for _, at in entries[1:]] + [index.start]
     headers = []
     for i, ((name, at), end) in enumerate(zip(entries, ends, strict=True)):
-        begin, size = index.locate(name)
+        try:
+            begin, size = index.locate(name)
+        except FormatError:  # of an entry that opening does not read
+            return None
         if end - begin - size not in _DESCRIPTORS:
             return None
         if i in (0, len(entries) - 1) or name.endswith(_ORDER):
@@ -92,21 +102,24 @@ def outline(window: Window) -> Outline | None:
     begin, size = index.locate(names[0])
     pickle = np.frombuffer(window.read_at(begin, size), np.uint8)
     tail = np.frombuffer(bytearray(window.read_at(index.start, window.size - index.start)), np.uint8)
-    sums = _sums(tail.tobytes(), len(index.sizes))
+    places = _sums(tail.tobytes(), len(index.sizes))
+    sums = np.array([p + i for n, p in places.items() if not n.endswith(_ORDER) for i in range(4)], np.intp)
     tail[sums] = 0
-    return Outline(window.size, index.start, tail, sums, tuple(headers), pickle, begin)
+    return Outline(window.size, index.start, tail, sums, places[names[0]], tuple(headers), pickle, begin)
 
 
-def _sums(tail: bytes, count: int) -> npt.NDArray[np.intp]:
-    found: list[int] = []
+def _sums(tail: bytes, count: int) -> dict[str, int]:
+    """Return where the checksum of each entry is."""
+    found: dict[str, int] = {}
     at = 0
     for _ in range(count):
         fields = _CENTRAL.unpack_from(tail, at)
         if fields[0] != b"PK\1\2":
             raise FormatError("the archive's directory is damaged")
-        found += range(at + _CRC, at + _CRC + 4)
+        name = tail[at + _CENTRAL.size : at + _CENTRAL.size + fields[10]]
+        found[name.decode()] = at + _CRC
         at += _CENTRAL.size + sum(fields[10:13])
-    return np.array(found, np.intp)
+    return found
 
 
 def numbers_apart(
