@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ckptconv.storage import objects, remote
 from ckptconv.storage.places import forget
 from ckptconv.verify import certificate
 from faulty import Fault, FaultyProxy
+from running import start
 
 JOURNAL = ".ckptconv-journal"
 
@@ -155,14 +155,8 @@ def test_a_changed_input_is_noticed_before_anything_is_seen(
     assert [k for k in s3.found() if not k.startswith("in/") and k != f"out/{JOURNAL}"] == []
 
 
-def run_command(s3: FaultyProxy, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ckptconv", *arguments],
-        env=os.environ | s3.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def run_command(s3: FaultyProxy, *arguments: str) -> subprocess.Popen[Any]:
+    return start(*arguments, env=os.environ | s3.environment(), stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
