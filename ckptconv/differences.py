@@ -138,7 +138,7 @@ def diff(
         drop: Glob patterns of tensors to leave out, by the names of either side.
         atol: Absolute difference allowed.
         rtol: Difference allowed relative to B's value.
-        workers: Threads; 0 is one a core.
+        workers: Threads; 0 is two a core, at most 8.
         max_memory: The most all buffers together may take, in bytes.
         listen: Called with every event, from any thread.
 

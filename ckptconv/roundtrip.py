@@ -61,7 +61,7 @@ def verify_roundtrip(
         sha256: With SHA-256 digests as well as XXH3, which cost nothing.
         logits: Run ``out`` with transformers as well.
         reference: A model whose logits are to be the same.
-        workers: Threads; 0 is one a core.
+        workers: Threads; 0 is two a core, at most 8.
         max_memory: The most all buffers together may take, in bytes.
         listen: Called with every event, from any thread.
         **fields: Fields of `ConvertOptions`, to set or to change in ``options``.

@@ -63,7 +63,9 @@ def _diff(
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE", help="Write an HTML page as well.", show_default=False),
     ] = None,
-    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Threads; 0 is one a core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Threads; 0 is two a core, at most 8.")
+    ] = 0,
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Most memory all buffers together take.")
     ] = "64MiB",

@@ -151,7 +151,7 @@ def _verify_roundtrip(
 def _check(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A certified folder.", show_default=False)],
     workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Files read at a time; 0 is one a core.")
+        int, typer.Option(metavar="N", min=0, help="Files read at a time; 0 is two a core, at most 8.")
     ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,

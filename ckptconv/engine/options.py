@@ -35,7 +35,8 @@ class Options:
     """Say how to run a plan.
 
     Attributes:
-        workers: Threads that read, cast and write; on a cluster, tasks at a time. 0 is one a core.
+        workers: Threads that read, cast and write; on a cluster, tasks at a time. 0 is two a core, and one on a
+            cluster.
         max_memory: Bytes all buffers together may take; on a cluster, those of each task.
         resume: Go on with what an interrupted run of the same plan finished.
         overwrite: Replace a model that is in the output folder.
@@ -83,10 +84,12 @@ class Report:
 
 
 def default_workers() -> int:
-    """Return the number of threads used unless told otherwise: one a core, at most 8."""
-    return max(
-        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    )
+    """Return the number of threads used unless told otherwise: two a core, at most 8.
+
+    One writes past the page cache, and waits for the disk, while the other computes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, 2 * cores)
 
 
 def tile_bytes(options: Options) -> int:

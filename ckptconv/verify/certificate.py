@@ -160,7 +160,7 @@ def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Che
     Args:
         folder: The folder.
         listen: Told of progress.
-        workers: Files read at a time; 0 is one a core.
+        workers: Files read at a time; 0 is two a core, at most 8.
 
     Raises:
         CkptconvError: as `read` does.
