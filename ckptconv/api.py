@@ -303,7 +303,7 @@ def convert(
     Args:
         source: The checkpoint.
         out: The output folder; new or empty unless ``overwrite`` or ``resume``.
-        workers: Threads; 0 is two a core, at most 8. On a cluster tasks at a time; 0 is one a core.
+        workers: Threads; 0 is two a core, at most 8. On a cluster tasks at a time.
         max_memory: The most all buffers together may take; on a cluster, those of one task.
         resume: Go on with an interrupted run.
         overwrite: Replace the model in ``out``.

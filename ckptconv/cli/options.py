@@ -227,7 +227,7 @@ def _flags(
         typer.Option(
             metavar="N",
             min=0,
-            help="Threads; 0 is two a core, at most 8. On a cluster tasks at a time; 0 is one a core.",
+            help="Threads; 0 is two a core, at most 8. On a cluster tasks at a time.",
             rich_help_panel=_HOW,
         ),
     ] = 0,

@@ -35,8 +35,8 @@ class Options:
     """Say how to run a plan.
 
     Attributes:
-        workers: Threads that read, cast and write; on a cluster, tasks at a time. 0 is two a core, and one on a
-            cluster.
+        workers: Threads that read, cast and write: 0 is two a core, at most 8. On a cluster tasks
+            at a time: 0 is two a core of all.
         max_memory: Bytes all buffers together may take; on a cluster, those of each task.
         resume: Go on with what an interrupted run of the same plan finished.
         overwrite: Replace a model that is in the output folder.
