@@ -40,7 +40,7 @@ test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
 
 test-ray: $(READY)  ## run a Ray cluster on this machine, and kill its nodes
-	$(BIN)/python -m pytest -q -m ray tests/engine/test_ray.py
+	$(BIN)/python -m pytest -q -m ray tests/engine
 
 faults: $(READY)  ## kill, damage and starve conversions of every kind, and print what became of them
 	PYTHONPATH=tests $(BIN)/python tests/faults/long.py --times $(KILLS) --damage $(DAMAGE)

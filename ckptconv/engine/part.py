@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ckptconv import __version__
 from ckptconv.engine.buffers import Buffers
+from ckptconv.engine.expect import needed
 from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.journal import marks
 from ckptconv.engine.options import Options, tile_bytes
 from ckptconv.engine.output import explain
-from ckptconv.engine.sink import PartFile
+from ckptconv.engine.sink import PartFile, Sink
 from ckptconv.engine.task import Crc, Result, Task, carry_out, seal
 from ckptconv.errors import CkptconvError, ClusterError
 from ckptconv.graph import Pair, Plan, Relation
 from ckptconv.graph.terms import operands
 from ckptconv.storage.files import FileStamp, SourceFiles, stamp
-from ckptconv.storage.places import is_remote
+from ckptconv.storage.places import forget, is_remote, place
 from ckptconv.storage.stored import Extent, Stored
 
-__all__ = ["Failure", "Job", "Seal", "Sealed", "part_of", "work"]
+__all__ = ["Failure", "Job", "Seal", "Sealed", "from_anywhere", "part_of", "work"]
 
 # A file that another node has just made or marked may take a moment to be seen.
 _PATIENCE = (0.1, 0.4, 1.5)
@@ -39,7 +42,7 @@ class Job:
 
     Attributes:
         run: A name no other run has; the journal in the output folder bears it.
-        folder: The output folder, absolute.
+        folder: The output folder: absolute, or a URL.
         max_memory: Bytes the buffers of one worker may take.
         version: ckptconv's version; another one may fill or digest in another way.
     """
@@ -94,7 +97,7 @@ def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
     )
     stored = {k: _absolute(plan.stored[k]) for k in keys}
     paths = {e.path for s in stored.values() for e in s.extents}
-    inputs = [replace(i, path=_from_anywhere(i.path)) for i in plan.inputs]
+    inputs = [replace(i, path=from_anywhere(i.path)) for i in plan.inputs]
     return Plan(
         source=plan.source,
         producer=plan.producer,
@@ -108,24 +111,27 @@ def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
 
 
 def _absolute(stored: Stored) -> Stored:
-    if all(e.path == _from_anywhere(e.path) for e in stored.extents):
+    if all(e.path == from_anywhere(e.path) for e in stored.extents):
         return stored
-    extents = [Extent(e.start, _from_anywhere(e.path), e.offset) for e in stored.extents]
+    extents = [Extent(e.start, from_anywhere(e.path), e.offset) for e in stored.extents]
     return replace(stored, extents=tuple(extents))
 
 
-def _from_anywhere(path: str) -> str:
+def from_anywhere(path: str) -> str:
     """Return a path that does not depend on the working folder; a URL is one."""
     return path if is_remote(path) else os.path.abspath(path)
 
 
-def work(job: Job, fetch: Callable[[], Plan], task: Task | Seal) -> Result | Sealed | Failure:
+def work(
+    job: Job, fetch: Callable[[], Plan], task: Task | Seal, token: Mapping[str, Any] | None = None
+) -> Result | Sealed | Failure:
     """Carry out one task in this process; what was loaded for it is kept for the next.
 
     Args:
         job: The run.
         fetch: Returns the part of the plan; called unless it is here already.
         task: The task.
+        token: By which the upload of its file is known, if the folder lies behind a URL.
 
     Returns:
         What was found, or the error that a user is to see. Others are raised.
@@ -134,11 +140,14 @@ def work(job: Job, fetch: Callable[[], Plan], task: Task | Seal) -> Result | Sea
     try:
         _check_job(job, node)
         loaded = _loaded(job, fetch, task.file)
+        if token is not None:
+            assert isinstance(task, Task)
+            return _send(job, loaded, task, token)
         return _carry_out(job, loaded, task, node)
     except CkptconvError as e:
         return Failure(e, node)
     except OSError as e:
-        return Failure(explain(e, Path(job.folder)), node)
+        return Failure(_explain(e, job, node), node)
     except MemoryError:
         return Failure(ClusterError(f"out of memory on node {node}", hint="lower --max-memory"), node)
 
@@ -151,13 +160,51 @@ def _carry_out(job: Job, loaded: _Loaded, task: Task | Seal, node: str) -> Resul
             digests = seal(layout, task.crcs, sink, task.digests)
             sink.finish()
             return Sealed(task.file, digests)
-        tile = tile_bytes(Options(workers=1, max_memory=job.max_memory))
-        result = carry_out(task, layout, loaded.filler, sink, loaded.buffers, tile=tile, going=lambda: True)
+        result = _fill(job, loaded, task, sink)
         sink.finish()  # another node cannot sync what this one has written
     finally:
         sink.close()
+    return result
+
+
+def _fill(job: Job, loaded: _Loaded, task: Task, sink: Sink) -> Result:
+    tile = tile_bytes(Options(workers=1, max_memory=job.max_memory))
+    layout = loaded.part.files[0].layout
+    result = carry_out(task, layout, loaded.filler, sink, loaded.buffers, tile=tile, going=lambda: True)
     assert result is not None
     return result
+
+
+def _send(job: Job, loaded: _Loaded, task: Task, token: Mapping[str, Any]) -> Result:
+    """Carry out a task whose bytes are parts of an upload; a file that is to be sealed is one task."""
+    from ckptconv.engine.remotesink import Parts, Spooled
+    from ckptconv.storage import objects
+
+    file = loaded.part.files[0]
+    upload = objects.known(str(place(job.folder) / file.name), token, file.layout.size)
+    with tempfile.TemporaryDirectory(prefix="ckptconv-") as spool:
+        sink: Sink
+        if file.layout.needs_crc:
+            sink = Spooled(Path(spool), file, lambda: upload, upload.close)
+        else:
+            sink = Parts(file, upload, upload.close)
+        try:
+            result = _fill(job, loaded, task, sink)
+            if file.layout.needs_crc:
+                crcs = {tensor: [crc] for tensor, crc in result.crcs.items()}
+                digests = seal(file.layout, crcs, sink, result.digests)
+                result = replace(result, digests=tuple(digests), crcs={})
+            sink.finish()
+        finally:
+            sink.close()
+    return replace(result, sent=upload.sent())
+
+
+def _explain(error: OSError, job: Job, node: str) -> BaseException:
+    """Say of a store's error on which node it was met: each has credentials and an endpoint of its own."""
+    if error.filename is not None and is_remote(os.fsdecode(error.filename)):
+        error.strerror = f"{error.strerror or error} (on node {node})"
+    return explain(error, place(job.folder))
 
 
 @dataclass(slots=True)
@@ -188,8 +235,10 @@ def _loaded(job: Job, fetch: Callable[[], Plan], file: int) -> _Loaded:
     while len(_kept) >= _KEPT:
         _kept.popitem(last=False)[1].sources.close()
     part = fetch()
-    sources = SourceFiles(part.inputs)
-    filler = Filler(part, part.files[0], sources, pairs_by_tensor(part.relation))
+    sources, pairs = SourceFiles(part.inputs, job.max_memory // 2), pairs_by_tensor(part.relation)
+    if sources.is_remote:
+        sources.expect(needed(part, part.files[0], pairs))
+    filler = Filler(part, part.files[0], sources, pairs)
     _kept[key] = made = _Loaded(part, sources, filler, *_common[0])
     return made
 
@@ -203,7 +252,8 @@ def _check_job(job: Job, node: str) -> None:
         )
     if (job.run, job.folder) in _seen:
         return
-    if not _soon(lambda: marks(Path(job.folder), job.run)):
+    forget()
+    if not _soon(lambda: marks(place(job.folder), job.run)):
         raise _unshared(f"node {node} does not see the output folder of this run", job.folder)
     _seen.add((job.run, job.folder))
 
@@ -224,9 +274,10 @@ def _soon(true: Callable[[], bool]) -> bool:
 
 
 def _unshared(message: str, where: str | Path) -> ClusterError:
-    return ClusterError(message, where=where, hint=SHARED)
+    return ClusterError(message, where=where, hint=SAME_STORE if is_remote(where) else SHARED)
 
 
+SAME_STORE = "give every node the same endpoint and credentials, in the environment of its 'ray start'"
 SHARED = "use folders on a file system that all nodes share, mounted at the same path"
 
 
@@ -234,7 +285,7 @@ def unshared_input(failure: Failure, inputs: Iterable[FileStamp]) -> BaseExcepti
     """Return a failure's error, or one that says that its node sees other files than this one does."""
     error = failure.error
     for known in inputs:
-        if isinstance(error, CkptconvError) and error.where == _from_anywhere(known.path):
+        if isinstance(error, CkptconvError) and error.where == from_anywhere(known.path):
             with suppress(OSError):
                 if stamp(known.path) == known:
                     return _unshared(f"node {failure.node} does not see this file as it is here", error.where)

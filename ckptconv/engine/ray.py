@@ -18,7 +18,8 @@ from ckptconv.engine.journal import Journal
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import DIGEST_BLOCK, Options
 from ckptconv.engine.output import interrupted
-from ckptconv.engine.part import Failure, Job, Seal, Sealed, part_of, unshared_input, work
+from ckptconv.engine.part import Failure, Job, Seal, Sealed, from_anywhere, part_of, unshared_input, work
+from ckptconv.engine.remotesink import Outputs
 from ckptconv.engine.sink import create
 from ckptconv.engine.task import Result, Task, tasks_of
 from ckptconv.errors import ClusterError, InputChangedError
@@ -43,9 +44,15 @@ _STOPPING = 10.0  # seconds tasks get to notice that they are cancelled
 
 
 def run_on_ray(
-    plan: Plan, files: Sequence[int], folder: Path, options: Options, journal: Journal, ledger: Ledger
+    plan: Plan,
+    files: Sequence[int],
+    folder: Path,
+    options: Options,
+    journal: Journal,
+    ledger: Ledger,
+    outputs: Outputs | None = None,
 ) -> None:
-    """Write the files of these numbers.
+    """Write the files of these numbers; with ``outputs`` the folder is behind a URL, and workers send parts.
 
     Raises:
         ClusterError: if there is no cluster, a node sees other files, or a task was lost too often.
@@ -55,8 +62,8 @@ def run_on_ray(
     run = secrets.token_hex(8)
     journal.mark(run)
     with _connected(options):
-        job = Job(run, os.path.abspath(folder), options.max_memory)
-        _Cluster(plan, folder, options, job, ledger).run(files)
+        job = Job(run, from_anywhere(str(folder)), options.max_memory)
+        _Cluster(plan, folder, options, job, ledger, outputs).run(files)
 
 
 @contextmanager
@@ -106,18 +113,32 @@ def _unreachable(address: str, error: Exception) -> ClusterError:
 
 
 def _work(job: Job, part: list[Any], task: Task | Seal) -> Result | Sealed | Failure:
-    """Run on a worker. The part comes inside a list, so that Ray does not load it for every task."""
-    return work(job, lambda: ray.get(part[0]), task)
+    """Run on a worker. The part comes inside a list, so that Ray does not load it for every task.
+
+    Args:
+        job: The run.
+        part: The file's part of the plan, by reference, and the token of its upload, if it is one.
+        task: The task.
+    """
+    return work(job, lambda: ray.get(part[0]), task, part[1])
 
 
 class _Cluster:
     """Keep so many tasks under way, and finish each file when its last task is done."""
 
-    def __init__(self, plan: Plan, folder: Path, options: Options, job: Job, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        options: Options,
+        job: Job,
+        ledger: Ledger,
+        outputs: Outputs | None,
+    ) -> None:
         self._plan, self._folder, self._options = plan, folder, options
-        self._job, self._ledger = job, ledger
+        self._job, self._ledger, self._outputs = job, ledger, outputs
         self._pairs = pairs_by_tensor(plan.relation)
-        self._parts: dict[int, Any] = {}
+        self._parts: dict[int, list[Any]] = {}  # of each file: its part of the plan, its upload's token
         self._under_way: dict[Any, int] = {}  # reference -> file
         # Spread: copying is bound by the nodes' networks, so none should get many tasks first.
         self._remote = ray.remote(
@@ -157,13 +178,18 @@ class _Cluster:
         blocks = max(_SHORTEST, min(_LONGEST, share))
         for number in files:
             file = self._plan.files[number]
-            create(self._folder / (file.name + ".part"), file.layout.size)
+            size, token = file.layout.size, None
+            if self._outputs is None:
+                create(self._folder / (file.name + ".part"), size)
+            else:
+                token = self._outputs.begin(file).token()
             self._ledger.open(number)
-            self._parts[number] = ray.put(part_of(self._plan, number, self._pairs))
-            yield from tasks_of(number, file.layout.size, blocks)
+            self._parts[number] = [ray.put(part_of(self._plan, number, self._pairs)), token]
+            least = 1 if self._outputs is None else self._outputs.blocks_apart(file)
+            yield from tasks_of(number, size, -(-blocks // least) * least)
 
     def _submit(self, task: Task | Seal) -> None:
-        ref = self._remote.remote(self._job, [self._parts[task.file]], task)
+        ref = self._remote.remote(self._job, self._parts[task.file], task)
         self._under_way[ref] = task.file
 
     def _take(self, ref: Any) -> None:
@@ -171,14 +197,19 @@ class _Cluster:
         found = self._result(ref)
         if isinstance(found, Sealed):
             self._whole(file, found.digests)
-        elif self._ledger.took(found):
-            if self._plan.files[file].layout.needs_crc:
+            return
+        if self._outputs is not None:
+            self._outputs.took(self._plan.files[file], found.sent)
+        if self._ledger.took(found):
+            if self._plan.files[file].layout.needs_crc and self._outputs is None:
                 self._submit(Seal(file, self._ledger.crcs(file), self._ledger.digests(file)))
             else:
                 self._whole(file, None)
 
     def _whole(self, file: int, digests: list[bytes] | None) -> None:
         del self._parts[file]
+        if self._outputs is not None:
+            self._outputs.whole(self._plan.files[file])
         self._ledger.whole(file, digests)
 
     def _result(self, ref: Any) -> Result | Sealed:

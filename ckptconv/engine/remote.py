@@ -13,7 +13,7 @@ from ckptconv.engine.options import Options, Report, default_workers
 from ckptconv.engine.output import explain, in_order, interrupted, stale
 from ckptconv.engine.remotejournal import RemoteJournal
 from ckptconv.engine.remotesink import Outputs
-from ckptconv.errors import OutputError, UsageError
+from ckptconv.errors import OutputError
 from ckptconv.graph.plan import Plan
 from ckptconv.storage import objects
 from ckptconv.storage.files import SourceFiles
@@ -34,17 +34,17 @@ def run_remotely(
     files are written as ``NAME.part`` and renamed then.
 
     Raises:
-        UsageError: if the place cannot be written to, or a cluster is to write there.
+        UsageError: if the place cannot be written to.
         OutputError: if the folder is not empty or writing fails.
         MismatchError: if replicas differ.
+        ClusterError: if a cluster was asked for, and cannot do it.
         InputChangedError: if a source file changed meanwhile.
         InterruptedRunError: on Ctrl-C; what is whole is kept for ``resume``.
     """
     tell = listen or (lambda event: None)
-    if options.engine != "local":
-        raise UsageError("a cluster writes to folders that all its machines see", hint="give --engine local")
     objects.writable(str(folder))
-    options = replace(options, workers=options.workers or max(_WORKERS, default_workers()))
+    if options.engine == "local":
+        options = replace(options, workers=options.workers or max(_WORKERS, default_workers()))
     digest = plan.digest()
     try:
         forget()
@@ -113,7 +113,12 @@ def _run(plan: Plan, folder: Path, options: Options, journal: RemoteJournal, tel
         todo = [i for i, f in enumerate(plan.files) if f.name not in done]
         try:
             with SourceFiles(plan.inputs, options.max_memory // 2) as sources:
-                run_locally(plan, todo, folder, options, sources, ledger, outputs)
+                if todo and options.engine == "ray":
+                    from ckptconv.engine.ray import run_on_ray
+
+                    run_on_ray(plan, todo, folder, options, journal, ledger, outputs)
+                else:
+                    run_locally(plan, todo, folder, options, sources, ledger, outputs)
                 sources.check()
             _commit(plan, folder, journal, outputs)
         except BaseException:

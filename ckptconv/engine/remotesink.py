@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.remotejournal import RemoteJournal
 from ckptconv.engine.sink import PartFile, Sink, create
+from ckptconv.engine.task import block_count
 from ckptconv.graph.plan import OutFile
 from ckptconv.storage import objects
 from ckptconv.storage.objects import Upload
 
-__all__ = ["Outputs"]
+__all__ = ["Outputs", "Parts", "Spooled"]
 
 
 class Outputs:
@@ -57,12 +58,18 @@ class Outputs:
         """Return how many blocks make a part of a file."""
         return 1 if file.layout.needs_crc else objects.part_size(file.layout.size) // DIGEST_BLOCK
 
+    def blocks_apart(self, file: OutFile) -> int:
+        """Return how many blocks must be made by one process: those of a part, or all of the file."""
+        if file.layout.needs_crc or not objects.is_divisible(str(self._folder)):
+            return block_count(file.layout.size)
+        return self.blocks(file)
+
     def open(self, file: OutFile) -> Sink:
         """Begin a file. One whose early bytes depend on later ones is spooled to disk first."""
+        whole = lambda: self.whole(file)  # noqa: E731
         if file.layout.needs_crc:
-            create(self._spool / (file.name + ".part"), file.layout.size)
-            return _Spooled(self, file)
-        return _Parts(self, file, self.begin(file))
+            return Spooled(self._spool, file, lambda: self.begin(file), whole)
+        return Parts(file, self.begin(file), whole)
 
     def begin(self, file: OutFile) -> Upload:
         """Begin the upload of a file."""
@@ -72,16 +79,17 @@ class Outputs:
         self._journal.begun(file.name, upload.token())
         return upload
 
-    def whole(self, file: OutFile, upload: Upload) -> None:
+    def took(self, file: OutFile, receipts: Mapping[int, str]) -> None:
+        """Enter parts of a file that another process has sent."""
+        self._open[file.name].took(receipts)
+
+    def whole(self, file: OutFile) -> None:
         """All of a file has been sent."""
+        upload = self._open[file.name]
         upload.close()
         self._journal.uploaded(file.name, upload.token())
         with self._lock:
             self._whole[file.name] = self._open.pop(file.name)
-
-    def spool(self) -> Path:
-        """Return the folder on disk for files that cannot be sent as they are made."""
-        return self._spool
 
     def complete(self, name: str) -> None:
         """Make a file visible."""
@@ -97,11 +105,17 @@ class Outputs:
                 upload.abort()
 
 
-class _Parts:
-    """Gather a file's bytes to parts; the tasks of a file are its parts, so a part is one thread's."""
+class Parts:
+    """Gather a file's bytes to parts; the tasks of a file are its parts, so a part is one thread's.
 
-    def __init__(self, outputs: Outputs, file: OutFile, upload: Upload) -> None:
-        self._outputs, self._file, self._upload = outputs, file, upload
+    Args:
+        file: The file.
+        upload: Sends them.
+        whole: Called when all have been sent.
+    """
+
+    def __init__(self, file: OutFile, upload: Upload, whole: Callable[[], None]) -> None:
+        self._file, self._upload, self._all_sent = file, upload, whole
         self._part = objects.part_size(file.layout.size)
         self._lock = threading.Lock()
         self._filling: dict[int, bytearray] = {}
@@ -127,7 +141,7 @@ class _Parts:
         raise AssertionError("what was sent is not read back")
 
     def finish(self) -> None:
-        self._outputs.whole(self._file, self._upload)
+        self._all_sent()
 
     def abort(self) -> None:
         self._upload.abort()
@@ -136,16 +150,26 @@ class _Parts:
         self._filling.clear()
 
 
-class _Spooled(PartFile):
-    """Write a file to disk, and send it when it is sealed."""
+class Spooled(PartFile):
+    """Write a file to disk, and send it when it is sealed.
 
-    def __init__(self, outputs: Outputs, file: OutFile) -> None:
-        super().__init__(outputs.spool(), file.name)
-        self._outputs, self._file = outputs, file
+    Args:
+        spool: A folder on disk.
+        file: The file.
+        begin: Begins its upload.
+        whole: Called when all of it has been sent.
+    """
+
+    def __init__(
+        self, spool: Path, file: OutFile, begin: Callable[[], Upload], whole: Callable[[], None]
+    ) -> None:
+        create(spool / (file.name + ".part"), file.layout.size)
+        super().__init__(spool, file.name)
+        self._file, self._begin, self._all_sent = file, begin, whole
 
     def finish(self) -> None:
         self.close()
-        upload = self._outputs.begin(self._file)
+        upload = self._begin()
         size = objects.part_size(self._file.layout.size)
         with open(self.path, "rb") as spooled:
             index = 0
@@ -153,4 +177,4 @@ class _Spooled(PartFile):
                 upload.part(index, bytearray(part))
                 index += 1
         self.path.unlink()
-        self._outputs.whole(self._file, upload)
+        self._all_sent()

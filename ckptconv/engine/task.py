@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import xxhash
 
@@ -57,12 +57,14 @@ class Result:
         crcs: The sum of each tensor's bytes in its span, by the tensor's number in the layout, where the
             container records sums.
         overflows: Values that became infinite in a cast to float16.
+        sent: Receipts of the parts of an upload that another process than the asking one has sent.
     """
 
     task: Task
     digests: tuple[bytes, ...]
     crcs: Mapping[int, Crc]
     overflows: int
+    sent: Mapping[int, str] = field(default_factory=dict)
 
 
 def block_count(size: int) -> int:

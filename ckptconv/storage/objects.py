@@ -11,7 +11,19 @@ from typing import Any, Protocol
 from ckptconv.errors import UsageError
 from ckptconv.storage.remote import attempt, split
 
-__all__ = ["PART", "Upload", "begin", "claim", "delete", "known", "part_size", "put", "resume", "writable"]
+__all__ = [
+    "PART",
+    "Upload",
+    "begin",
+    "claim",
+    "delete",
+    "is_divisible",
+    "known",
+    "part_size",
+    "put",
+    "resume",
+    "writable",
+]
 
 PART = 8 << 20
 """Bytes of a part of a file below 72 GB; S3 takes from 5 MiB on."""
@@ -21,10 +33,19 @@ _READ_ONLY = ("hf", "http", "https", "github", "git", "zip", "tar", "data")
 
 
 class Upload(Protocol):
-    """An object on its way. Parts come in any order and from any thread; `complete` makes it visible."""
+    """An object on its way. Parts come in any order and from any thread; `complete` makes it visible.
+
+    Where `is_divisible` says so, many processes may send parts, each by an upload `known` by its token.
+    """
 
     def part(self, index: int, data: bytearray) -> None:
         """Send the part of that number, from 0 on."""
+
+    def sent(self) -> Mapping[int, str]:
+        """Return the receipts of the parts that were sent from here, by their numbers."""
+
+    def took(self, receipts: Mapping[int, str]) -> None:
+        """Enter parts that another process has sent."""
 
     def close(self) -> None:
         """All parts are there."""
@@ -42,6 +63,11 @@ class Upload(Protocol):
 def part_size(size: int) -> int:
     """Return the size of the parts of an object of ``size`` bytes: a multiple of 4 MiB."""
     return max(PART, -(-size // _PARTS // (4 << 20)) * (4 << 20))
+
+
+def is_divisible(url: str) -> bool:
+    """Whether the parts of an object may come from many processes; else one process sends all of it."""
+    return _is_s3(url)
 
 
 def writable(url: str) -> None:
@@ -107,9 +133,9 @@ def resume(url: str, size: int, token: Mapping[str, Any]) -> Upload | None:
     return upload if upload.is_whole() else None
 
 
-def known(url: str, token: Mapping[str, Any]) -> Upload:
-    """Return an upload that an earlier run has begun, to be aborted."""
-    return _S3Upload(url, 0, token) if _is_s3(url) else _Renamed(url, 0, token)
+def known(url: str, token: Mapping[str, Any], size: int = 0) -> Upload:
+    """Return an upload that another process has begun: to abort it, or to send parts of ``size`` bytes."""
+    return _S3Upload(url, size, token) if _is_s3(url) else _Renamed(url, size, token)
 
 
 def _is_s3(url: str) -> bool:
@@ -137,6 +163,13 @@ class _S3Upload:
         sent = attempt(lambda: self._fs.call_s3("upload_part", Body=data, **number), self._url)
         with self._lock:
             self._parts[index] = sent["ETag"]
+
+    def sent(self) -> Mapping[int, str]:
+        return dict(self._parts)
+
+    def took(self, receipts: Mapping[int, str]) -> None:
+        with self._lock:
+            self._parts.update(receipts)
 
     def close(self) -> None:
         if not self._parts:
@@ -199,18 +232,28 @@ class _Renamed:
         self._waiting: dict[int, bytearray] = {}
         self._next = 0
         self._file: Any = None
-        if token is None:
-            self._file = self._fs.open(self._path + ".part", "wb", block_size=part_size(size))
 
     def part(self, index: int, data: bytearray) -> None:
         with self._lock:
+            if self._file is None:
+                block = part_size(self._size)
+                self._file = self._fs.open(self._path + ".part", "wb", block_size=block)
             self._waiting[index] = data
             while (due := self._waiting.pop(self._next, None)) is not None:
                 self._file.write(due)
                 self._next += 1
 
+    def sent(self) -> Mapping[int, str]:
+        return dict.fromkeys(range(self._next), "")
+
+    def took(self, receipts: Mapping[int, str]) -> None:
+        self._next = len(receipts)
+
     def close(self) -> None:
-        self._file.close()
+        if self._next == 0:
+            self.part(0, bytearray())
+        if self._file is not None:
+            self._file.close()
 
     def token(self) -> Mapping[str, Any]:
         return {"upload": ".part"}

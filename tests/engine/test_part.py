@@ -16,12 +16,13 @@ import torch
 import ckptconv as api
 from ckptconv.engine import part
 from ckptconv.engine.fill import pairs_by_tensor
-from ckptconv.engine.journal import Journal
+from ckptconv.engine.journal import JOURNAL, Journal
 from ckptconv.engine.part import Failure, Job, part_of, unshared_input, work
 from ckptconv.engine.sink import create
-from ckptconv.engine.task import Result, Task
+from ckptconv.engine.task import Result, Task, block_count
 from ckptconv.errors import ClusterError, FormatError, InputChangedError
 from ckptconv.graph import Plan
+from ckptconv.storage.places import forget, place
 from running import ROOT, fails
 
 
@@ -43,6 +44,10 @@ def job(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         for file in plan.files:
             create(out / (file.name + ".part"), file.layout.size)
         yield Job("this run", str(out), 1 << 20)
+    close_all()
+
+
+def close_all() -> None:
     while part._kept:
         part._kept.popitem()[1].sources.close()
 
@@ -77,6 +82,40 @@ def test_urls_of_a_part_stay_as_they_are(plan: Plan) -> None:
     one = part_of(there, 0, pairs_by_tensor(there.relation))
     assert [i.path for i in one.inputs] == [url]
     assert {e.path for s in one.stored.values() for e in s.extents} == {url}
+
+
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_a_file_behind_a_url_is_sent_by_who_makes_it(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """Where parts cannot come from many processes, one task sends the file, sealed if it has to be."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr(part, "_PATIENCE", ())
+    from ckptconv.engine.remotejournal import RemoteJournal
+    from ckptconv.engine.remotesink import Outputs
+
+    source, fields = tmp_path / "model.pt", dict(to="hf", assets=False, format=format)
+    api.convert(source, tmp_path / "whole", **fields)
+    fs, folder, plan = fsspec.filesystem("memory"), place("memory://sent"), api.plan(source, **fields)
+    fs.store.clear()
+    forget()
+    journal = RemoteJournal(folder, "plan", resume=False)
+    journal.mark("this run")
+    outputs = Outputs(folder, tmp_path, journal)
+    (file,) = plan.files
+    token = outputs.begin(file).token()
+    assert outputs.blocks_apart(file) == block_count(file.layout.size)
+    one, job = part_of(plan, 0, pairs_by_tensor(plan.relation)), Job("this run", str(folder), 1 << 20)
+    assert isinstance(work(replace(job, run="another"), lambda: one, Task(0, 0, 1), token), Failure)
+    found = work(job, lambda: one, Task(0, 0, outputs.blocks_apart(file)), token)
+    assert isinstance(found, Result) and all(found.digests) and found.sent
+    assert sorted(fs.find("/sent")) == [f"/sent/{JOURNAL}", f"/sent/{file.name}.part"]
+    outputs.took(file, found.sent)
+    outputs.whole(file)
+    outputs.complete(file.name)
+    assert fs.cat_file(f"/sent/{file.name}") == (tmp_path / "whole" / file.name).read_bytes()
+    fs.store.clear()
+    close_all()
 
 
 def test_an_output_folder_that_is_not_the_runs_is_refused(plan: Plan, job: Job, tmp_path: Path) -> None:

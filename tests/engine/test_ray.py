@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ import pytest
 import torch
 
 import ckptconv as api
-import ray_workers
 from ckptconv.engine import ray as engine
 from ckptconv.engine.events import Event, FileDone, Progress, Started, Stored
 from ckptconv.engine.journal import JOURNAL
@@ -28,6 +25,7 @@ from ckptconv.engine.options import Options
 from ckptconv.engine.run import run
 from ckptconv.errors import ClusterError, InputChangedError, MismatchError, OutputError
 from ckptconv.graph import Box, Pair
+from ray_cluster import Cluster
 from running import ROOT, contents, final_names, succeeds
 
 ray: Any = pytest.importorskip("ray")
@@ -36,70 +34,6 @@ pytestmark = pytest.mark.ray
 TENSORS, ELEMENTS, FILES = 12, 1 << 20, 6
 FIELDS: dict[str, Any] = dict(to="hf", assets=False, max_shard_size="9MB")
 FLAGS = ("--to", "hf", "--no-assets", "--max-shard-size", "9MB")
-
-
-class Cluster:
-    """A head without cores, two nodes of one core, and the folder by which tests rule their workers."""
-
-    def __init__(self, control: Path) -> None:
-        from ray.cluster_utils import Cluster as Nodes
-
-        self.control = control
-        self.calm()
-        few = {"object_store_memory": 80 << 20, "include_dashboard": False}
-        # A node that is lost is noticed in 3 s.
-        checks = {"initial_delay_ms": 0, "period_ms": 500, "failure_threshold": 6}
-        system = {f"health_check_{k}": v for k, v in checks.items()}
-        self.nodes = Nodes(
-            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": system, **few}
-        )
-        self.address = self.nodes.address
-        self.add()
-        self.add()
-
-    def add(self) -> Any:
-        return self.nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
-
-    def calm(self, slow: float = 0.0) -> None:
-        """Let workers do as they should, but each task ``slow`` seconds later."""
-        for path in self.control.iterdir():
-            path.unlink()
-        (self.control / "slow").write_text(str(slow))
-        (self.control / "attempts").touch()
-
-    def attempts(self) -> list[tuple[str, str]]:
-        """Return the node and the task of every attempt so far."""
-        lines = (self.control / "attempts").read_text().splitlines()
-        return [(node, rest) for node, _, rest in (line.partition(" ") for line in lines)]
-
-    def again(self) -> Counter[str]:
-        """Count the tasks that were begun more than once."""
-        return Counter({task: n - 1 for task, n in Counter(t for _, t in self.attempts()).items() if n > 1})
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    control = tmp_path_factory.mktemp("control")
-    tests, before = Path(ray_workers.__file__).parent, dict(os.environ)
-    # What the nodes, and so their workers, are started with.
-    os.environ[ray_workers.CONTROL] = str(control)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(tests), before.get("PYTHONPATH", "")])
-    made = Cluster(control)
-    yield made
-    made.nodes.shutdown()
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def cluster(nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """The cluster, connected to; files are cut into tasks of two blocks."""
-    nodes.calm()
-    hook = {"worker_process_setup_hook": "ray_workers.setup"}
-    ray.init(nodes.address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=hook)
-    monkeypatch.setattr(engine, "_SHORTEST", 2)
-    yield nodes
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

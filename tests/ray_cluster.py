@@ -1,0 +1,48 @@
+"""Start a Ray cluster of several nodes on this machine, whose workers a test rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Cluster"]
+
+
+class Cluster:
+    """A head without cores, two nodes of one core, and the folder by which tests rule their workers."""
+
+    def __init__(self, control: Path) -> None:
+        from ray.cluster_utils import Cluster as Nodes
+
+        self.control = control
+        self.calm()
+        few = {"object_store_memory": 80 << 20, "include_dashboard": False}
+        # A node that is lost is noticed in 3 s.
+        checks = {"initial_delay_ms": 0, "period_ms": 500, "failure_threshold": 6}
+        system = {f"health_check_{k}": v for k, v in checks.items()}
+        self.nodes = Nodes(
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": system, **few}
+        )
+        self.address = self.nodes.address
+        self.add()
+        self.add()
+
+    def add(self) -> Any:
+        return self.nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+
+    def calm(self, slow: float = 0.0) -> None:
+        """Let workers do as they should, but each task ``slow`` seconds later."""
+        for path in self.control.iterdir():
+            path.unlink()
+        (self.control / "slow").write_text(str(slow))
+        (self.control / "attempts").touch()
+
+    def attempts(self) -> list[tuple[str, str]]:
+        """Return the node and the task of every attempt so far."""
+        lines = (self.control / "attempts").read_text().splitlines()
+        return [(node, rest) for node, _, rest in (line.partition(" ") for line in lines)]
+
+    def again(self) -> Counter[str]:
+        """Count the tasks that were begun more than once."""
+        return Counter({task: n - 1 for task, n in Counter(t for _, t in self.attempts()).items() if n > 1})
