@@ -17,6 +17,7 @@ from ckptconv.engine.options import Options, default_workers, tile_bytes
 from ckptconv.engine.output import interrupted
 from ckptconv.engine.sink import PartFile, Sink, create
 from ckptconv.engine.task import Task, carry_out, seal, tasks_of
+from ckptconv.engine.threads import on_threads
 from ckptconv.graph.plan import OutFile, Plan
 from ckptconv.storage.files import SourceFiles
 
@@ -88,33 +89,21 @@ class _Threads:
         self._plan, self._folder, self._options = plan, folder, options
         self._sources, self._ledger = sources, ledger
         self._pairs = pairs_by_tensor(plan.relation)
-        self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._error: BaseException | None = None
         self._behind = WriteBehind()
         self._outputs = outputs or _Disk(folder, self._behind)
         self._open: dict[int, _Open] = {}
 
     def run(self, files: Sequence[int]) -> None:
-        tasks = self._tasks(files)
         count = self._options.workers or default_workers()
-        threads = [threading.Thread(target=self._worker, args=(tasks,), daemon=True) for _ in range(count)]
-        for t in threads:
-            t.start()
         try:
-            for t in threads:
-                while t.is_alive():
-                    t.join(0.1)
-        except KeyboardInterrupt:
-            self._stop.set()
-            for t in threads:
-                t.join()
-            self._error = interrupted(self._folder)
-        self._behind.close()
-        for one in self._open.values():
-            one.sink.close()
-        if self._error is not None:
-            raise self._error
+            on_threads(self._tasks(files), self._do, count=count, memory=Buffers, stop=self._stop)
+        except KeyboardInterrupt as e:
+            raise interrupted(self._folder) from e
+        finally:
+            self._behind.close()
+            for one in self._open.values():
+                one.sink.close()
 
     def _tasks(self, files: Sequence[int]) -> Iterator[tuple[Task, _Open]]:
         """Yield the blocks of all files in order, each file opened when its first block is due."""
@@ -128,22 +117,8 @@ class _Threads:
             for task in tasks_of(number, file.layout.size, self._outputs.blocks(file)):
                 yield task, one
 
-    def _worker(self, tasks: Iterator[tuple[Task, _Open]]) -> None:
-        buffers = Buffers()
-        try:
-            while not self._stop.is_set():
-                with self._lock:
-                    found = next(tasks, None)
-                if found is None:
-                    return
-                self._do(*found, buffers)
-        except BaseException as e:
-            with self._lock:
-                if self._error is None:
-                    self._error = e
-            self._stop.set()
-
-    def _do(self, task: Task, one: _Open, buffers: Buffers) -> None:
+    def _do(self, due: tuple[Task, _Open], buffers: Buffers) -> None:
+        task, one = due
         layout = self._plan.files[task.file].layout
         tile = tile_bytes(self._options)
         going = lambda: not self._stop.is_set()  # noqa: E731
@@ -155,6 +130,5 @@ class _Threads:
             ledger = self._ledger
             digests = seal(layout, ledger.crcs(task.file), one.sink, ledger.digests(task.file))
         one.sink.finish()
-        with self._lock:
-            del self._open[task.file]
+        del self._open[task.file]
         self._ledger.whole(task.file, digests)

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
@@ -17,9 +18,11 @@ __all__ = [
     "check_space",
     "commit",
     "explain",
+    "explained",
     "in_order",
     "interrupted",
     "is_there",
+    "kept",
     "prepare",
     "remove_parts",
     "stale",
@@ -53,6 +56,32 @@ def interrupted(folder: Path) -> InterruptedRunError:
     return InterruptedRunError(
         "interrupted; what is whole is kept", where=folder, hint="run the same command again with --resume"
     )
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C and the system's errors into ones that say what to do."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        raise interrupted(folder) from e
+    except OSError as e:
+        raise explain(e, folder) from e
+
+
+@contextmanager
+def kept(journal: Journal, *, after: bool) -> Iterator[None]:
+    """Keep the journal of a run that fails with something whole; of one that succeeds if ``after`` says so."""
+    try:
+        yield
+    except BaseException:
+        if not journal.done:
+            journal.remove()
+        raise
+    if after:
+        journal.named_all()
+    else:
+        journal.remove()
 
 
 def is_there(folder: Path, file: OutFile, journal: Journal) -> bool:

@@ -10,7 +10,7 @@ from ckptconv.engine.events import Listener, Started, Stored
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.local import run_locally
 from ckptconv.engine.options import Options, Report, default_workers
-from ckptconv.engine.output import explain, in_order, interrupted, stale
+from ckptconv.engine.output import explained, in_order, kept, stale
 from ckptconv.engine.remotejournal import RemoteJournal
 from ckptconv.engine.remotesink import Outputs
 from ckptconv.errors import OutputError
@@ -47,24 +47,13 @@ def run_remotely(
         options = replace(options, workers=options.workers or max(_WORKERS, default_workers()))
     digest = plan.digest()
     try:
-        forget()
-        _prepare(plan, folder)
-        journal = RemoteJournal(folder, digest, resume=options.resume, overwrite=options.overwrite)
-        _check_empty(plan, folder, journal)
-        try:
-            report = _run(plan, folder, options, journal, tell)
-        except BaseException:
-            if not journal.done:
-                journal.remove()
-            raise
-        if keep_journal:
-            journal.named_all()
-        else:
-            journal.remove()
-    except KeyboardInterrupt as e:
-        raise interrupted(folder) from e
-    except OSError as e:
-        raise explain(e, folder) from e
+        with explained(folder):
+            forget()
+            _prepare(plan, folder)
+            journal = RemoteJournal(folder, digest, resume=options.resume, overwrite=options.overwrite)
+            _check_empty(plan, folder, journal)
+            with kept(journal, after=keep_journal):
+                report = _run(plan, folder, options, journal, tell)
     finally:
         forget()
     tell(Stored(str(folder)))

@@ -13,9 +13,9 @@ from ckptconv.engine.options import Options, Report
 from ckptconv.engine.output import (
     check_space,
     commit,
-    explain,
-    interrupted,
+    explained,
     is_there,
+    kept,
     prepare,
     remove_parts,
 )
@@ -59,26 +59,14 @@ def run(
 
         return run_remotely(plan, folder, options, listen, keep_journal=keep_journal)
     digest = plan.digest()
-    try:
+    with explained(folder):
         prepare(plan, folder, options, digest)
         with (
             Journal(folder, digest, resume=options.resume, overwrite=options.overwrite) as journal,
             SourceFiles(plan.inputs, options.max_memory // 2) as sources,
+            kept(journal, after=keep_journal),
         ):
-            try:
-                report = _run(plan, folder, options, journal, sources, tell)
-            except BaseException:
-                if not journal.done:
-                    journal.remove()
-                raise
-            if keep_journal:
-                journal.named_all()
-            else:
-                journal.remove()
-    except KeyboardInterrupt as e:
-        raise interrupted(folder) from e
-    except OSError as e:
-        raise explain(e, folder) from e
+            report = _run(plan, folder, options, journal, sources, tell)
     tell(Stored(str(folder)))
     return report
 

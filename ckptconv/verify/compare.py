@@ -17,6 +17,7 @@ from ckptconv.engine.events import FileDone, Listener, Progress, Started
 from ckptconv.engine.fill import Filler, pairs_by_tensor, window_of
 from ckptconv.engine.gather import Array, raw_dtype
 from ckptconv.engine.options import Options, default_workers, tile_bytes
+from ckptconv.engine.threads import on_threads
 from ckptconv.errors import MismatchError
 from ckptconv.graph import Drop, OutFile, Pair, Plan, restrict
 from ckptconv.storage.base import Placed
@@ -76,9 +77,7 @@ class Comparer:
         self._tile = tile_bytes(Options(options.workers, options.max_memory * 6 // 7))
         self._workers = options.workers or default_workers()
         self._stop = threading.Event()
-        self._jobs_lock = threading.Lock()
         self._turn = threading.Condition()
-        self._error: BaseException | None = None
         self._tally = Tally()
         self._finder = Finder(plan, sources, self._pairs, self._tally)
         self.files: dict[str, FileDigest] = {}
@@ -90,23 +89,14 @@ class Comparer:
             InputChangedError: if a file changed meanwhile.
         """
         self._tell(Started(sum(f.layout.size for f in self._plan.files), 0))
-        jobs = self._jobs()
-        threads = [
-            threading.Thread(target=self._worker, args=(jobs,), daemon=True) for _ in range(self._workers)
-        ]
-        for t in threads:
-            t.start()
-        try:
-            for t in threads:
-                while t.is_alive():
-                    t.join(0.1)
-        except BaseException:
-            self._give_up(None)
-            for t in threads:
-                t.join()
-            raise
-        if self._error is not None:
-            raise self._error
+        on_threads(
+            self._jobs(),
+            self._one,
+            count=self._workers,
+            memory=Buffers,
+            stop=self._stop,
+            stopped=self._wake,
+        )
         order = {t.name: i for i, t in enumerate(t for f in self._plan.files for t in f.layout.tensors)}
         return sorted(self._tally.found(), key=lambda m: order.get(m.tensor, -1))
 
@@ -135,23 +125,14 @@ class Comparer:
             if size == 0 and digests:
                 self._digested(work)
 
-    def _worker(self, jobs: Iterator[tuple[_Work, int, int]]) -> None:
-        buffers = Buffers()
-        try:
-            while not self._stop.is_set():
-                with self._jobs_lock:
-                    job = next(jobs, None)
-                if job is None:
-                    return
-                self._compare(*job, buffers)
-                self._tell(Progress(job[2] - job[1]))
-        except BaseException as e:
-            self._give_up(e)
+    def _one(self, job: tuple[_Work, int, int], buffers: Buffers) -> None:
+        work, lo, hi = job
+        self._compare(work, lo, hi, buffers)
+        self._tell(Progress(hi - lo))
 
-    def _give_up(self, error: BaseException | None) -> None:
+    def _wake(self) -> None:
+        """Wake what waits for its turn."""
         with self._turn:
-            self._error = self._error or error
-            self._stop.set()
             self._turn.notify_all()
 
     def _compare(self, work: _Work, lo: int, hi: int, buffers: Buffers) -> None:

@@ -18,6 +18,7 @@ from ckptconv.engine.events import Listener, Progress, Started
 from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.gather import Array
 from ckptconv.engine.options import Options, default_workers, tile_bytes
+from ckptconv.engine.threads import on_threads
 from ckptconv.errors import MismatchError
 from ckptconv.graph import OutFile, Pair, Plan
 from ckptconv.graph.terms import operands
@@ -66,7 +67,8 @@ def compare(
     run = _Run(a, b, tensors, (atol, rtol), how, listen or (lambda event: None))
     found = run.go()
     order = {"shape": 0, "differs": 1, "within": 2, "equal": 3}
-    found.sort(key=lambda t: (order[t.verdict], not t.unbounded, -t.relative, -t.largest))
+    place = {t.name: i for i, t in enumerate(tensors)}
+    found.sort(key=lambda t: (order[t.verdict], not t.unbounded, -t.relative, -t.largest, place[t.name]))
     return Diff(a.source, b.source, {}, {}, tuple(found), atol, rtol, run.total, perf_counter() - begin)
 
 
@@ -175,8 +177,6 @@ class _Run:
         self._workers = options.workers or default_workers()
         self._tile = tile_bytes(replace(options, max_memory=options.max_memory // 2))  # two sides at a time
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
         self._found: list[TensorDiff] = []
         self.total = sum(_nbytes(a, t.a) + _nbytes(b, t.b) for t in tensors if self._comparable(t))
 
@@ -186,23 +186,13 @@ class _Run:
     def go(self) -> list[TensorDiff]:
         self._tell(Started(self.total, 0))
         with SourceFiles(self._a.inputs) as ours, SourceFiles(self._b.inputs) as theirs:
-            jobs = self._jobs(ours, theirs)
-            threads = [
-                threading.Thread(target=self._worker, args=(jobs,), daemon=True) for _ in range(self._workers)
-            ]
-            for t in threads:
-                t.start()
-            try:
-                for t in threads:
-                    while t.is_alive():
-                        t.join(0.1)
-            except KeyboardInterrupt:
-                self._stop.set()
-                for t in threads:
-                    t.join()
-                raise
-            if self._error is not None:
-                raise self._error
+            on_threads(
+                self._jobs(ours, theirs),
+                self._one,
+                count=self._workers,
+                memory=lambda: (Buffers(), Buffers()),
+                stop=threading.Event(),
+            )
             ours.check()
             theirs.check()
         return self._found
@@ -224,22 +214,8 @@ class _Run:
             for lo in range(0, spec.numel, step):
                 yield work, lo, min(lo + step, spec.numel)
 
-    def _worker(self, jobs: Iterator[tuple[_Work, int, int]]) -> None:
-        buffers = Buffers(), Buffers()
-        try:
-            while not self._stop.is_set():
-                with self._lock:
-                    job = next(jobs, None)
-                if job is None:
-                    return
-                self._one(*job, buffers)
-        except BaseException as e:
-            with self._lock:
-                if self._error is None:
-                    self._error = e
-            self._stop.set()
-
-    def _one(self, work: _Work, lo: int, hi: int, buffers: tuple[Buffers, Buffers]) -> None:
+    def _one(self, job: tuple[_Work, int, int], buffers: tuple[Buffers, Buffers]) -> None:
+        work, lo, hi = job
         a, b = work.a.values(lo, hi, buffers[0]), work.b.values(lo, hi, buffers[1])
         tile = Tile(lo)
         alike = a.dtype == b.dtype and np.array_equal(raw(a), raw(b))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ckptconv import convert
 from ckptconv.differences import diff
+from ckptconv.engine.events import Progress
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.verify.outcome import Diff, TensorDiff
 from megatron_cases import Case
@@ -78,6 +81,24 @@ def test_all_that_can_differ(tmp_path: Path) -> None:
     assert one(found, "little").index == (3, 4) and one(found, "little").largest == 2**-20
     assert one(found, "shape").shape_b == (3, 2)
     assert any("float32 in A, bfloat16 in B" in text for _, text in found.notes)
+
+
+def test_tensors_that_differ_alike_keep_their_order(tmp_path: Path) -> None:
+    tensors = {f"t{i}": torch.ones(3) for i in range(6)}
+    a, b = model(tmp_path / "a.safetensors", **tensors), model(tmp_path / "b.safetensors", **tensors)
+    rest, told = threading.Event(), itertools.count(1)
+
+    def listen(event: object) -> None:
+        """Hold the first tensor back until the others are compared."""
+        if isinstance(event, Progress):
+            number = next(told)
+            if number == 1:
+                rest.wait(10)
+            elif number == len(tensors):
+                rest.set()
+
+    found = diff(a, b, workers=2, listen=listen)
+    assert [t.name for t in found.tensors] == list(tensors)
 
 
 def test_another_type_alone_is_said_and_is_no_difference(tmp_path: Path) -> None:
