@@ -71,7 +71,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def kept(journal: Journal, *, after: bool) -> Iterator[None]:
-    """Keep the journal of a run that fails with something whole; of one that succeeds if ``after`` says so."""
+    """Keep the journal of a run that fails with something whole, and ``after`` one that succeeds if asked."""
     try:
         yield
     except BaseException:

@@ -37,12 +37,15 @@ def on_threads(
     """
     lock = threading.Lock()
     errors: list[BaseException] = []
+    begun: list[threading.Event] = []
+    ends = [threading.Event() for _ in range(count)]
 
     def halt() -> None:
         stop.set()
         stopped()
 
-    def work() -> None:
+    def work(end: threading.Event) -> None:
+        begun.append(end)
         try:
             mine = memory()
             while not stop.is_set():
@@ -54,19 +57,21 @@ def on_threads(
         except BaseException as e:
             errors.append(e)
             halt()
+        finally:
+            end.set()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    # Events, since an interrupted Thread.join takes its thread for dead (CPython 3.11, Lib/threading.py,
+    # _wait_for_tstate_lock). A thread that has not begun when the run stops draws no job.
     try:
-        for t in threads:
-            t.start()
-        for t in threads:
-            while t.is_alive():
-                t.join(0.1)
-    except BaseException:  # Ctrl-C, perhaps before all have started
+        for end in ends:
+            threading.Thread(target=work, args=(end,), daemon=True).start()
+        for end in ends:
+            while not end.wait(0.1):  # a signal that another thread took ends no wait without a time
+                pass
+    except BaseException:
         halt()
-        for t in threads:
-            if t.is_alive():
-                t.join()
+        for end in begun:
+            end.wait()
         raise
     if errors:
         raise errors[0]
