@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from svg import available, save
+
 __all__ = ["draw_growth"]
 
 _GREY = "#8c959f"
@@ -21,20 +23,12 @@ def draw_growth(path: Path, series: Mapping[str, Sequence[tuple[float, float, fl
     Returns:
         Whether matplotlib was there to draw it.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    if not available():
         return False
-    matplotlib.use("svg")
-    matplotlib.rcParams.update(
-        {"svg.fonttype": "none", "svg.hashsalt": "ckptconv", "font.family": "sans-serif", "font.size": 9}
-    )
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6))
-    for panel, title, column in zip(
-        panels, ("seconds of processor time", "peak memory, MB"), (1, 2), strict=True
-    ):
+    for panel, title, column in zip(panels, _TITLES, (1, 2), strict=True):
         for marker, (name, points) in zip("os^Dv<", series.items(), strict=False):
             panel.plot(
                 [p[0] for p in points], [p[column] for p in points], marker=marker, ms=4, lw=1, label=name
@@ -49,10 +43,5 @@ def draw_growth(path: Path, series: Mapping[str, Sequence[tuple[float, float, fl
         panel.set_xlabel("tensors + places in files + pairs of boxes")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None}, facecolor="white")
-    pyplot.close(figure)
-    text = path.read_text(encoding="utf-8")
-    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", encoding="utf-8")
+    save(figure, path)
     return True

@@ -10,25 +10,12 @@ from typing import Any
 from cases import CASES, Case
 from results import Results
 from runner import BASELINE, TWO
+from svg import save
 from targets import ratios
 
-__all__ = ["available", "draw_ratios", "draw_tools"]
+__all__ = ["draw_ratios", "draw_tools"]
 
 _OURS, _THEIRS, _LINE = "#1f6feb", "#8c959f", "#cf222e"
-
-
-def available() -> bool:
-    """Return whether matplotlib is there."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("svg")
-    # Text stays text, and the same numbers make the same file.
-    matplotlib.rcParams.update(
-        {"svg.fonttype": "none", "svg.hashsalt": "ckptconv", "font.family": "sans-serif", "font.size": 9}
-    )
-    return True
 
 
 def draw_ratios(path: Path, found: Sequence[Results]) -> None:
@@ -50,7 +37,7 @@ def draw_ratios(path: Path, found: Sequence[Results]) -> None:
         axes.set_yticks(range(len(cases)), [c.name for c in cases])
         title = f"{results.label()}: time / cp + sync, 2 workers; red: target"
         _finish(axes, title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_tools(path: Path, results: Results) -> bool:
@@ -70,7 +57,7 @@ def draw_tools(path: Path, results: Results) -> bool:
     left.set_yticks(range(len(cases)), names, fontsize=7)
     for axes, what in ((left, "seconds"), (right, "peak RSS, MB")):
         _finish(axes, f"{results.label()}: {what}; blue: ckptconv")
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -100,14 +87,3 @@ def _finish(axes: Any, title: str) -> None:
     axes.invert_yaxis() if not axes.yaxis_inverted() else None
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None}, facecolor="white")
-    pyplot.close(figure)
-    text = path.read_text(encoding="utf-8")
-    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", encoding="utf-8")

@@ -24,9 +24,10 @@ from typing import IO
 import report
 from cases import CASES, LARGE, Case
 from machine import describe
-from plot import available, draw_ratios, draw_tools
+from plot import draw_ratios, draw_tools
 from results import Results, load, save
 from runner import Runner, remove, say
+from svg import available
 from targets import CAUSES, judge
 
 HERE = Path(__file__).resolve().parent
