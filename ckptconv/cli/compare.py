@@ -18,10 +18,13 @@ Text = Optional[str]  # noqa: UP045
 Texts = Optional[list[str]]  # noqa: UP045
 _Config = Annotated[
     Text,
-    typer.Option(metavar="DIR_OR_ID", help="Where config.json is, if not beside it.", show_default=False),
+    typer.Option(metavar="DIR_OR_HUB_ID", help="Where config.json is, if not beside it.", show_default=False),
 ]
 _Family = Annotated[
-    Text, typer.Option(metavar="NAME", help="The architecture's table, or a file.", show_default=False)
+    Text,
+    typer.Option(
+        metavar="NAME_OR_FILE", help="The architecture's table, or a file of one.", show_default=False
+    ),
 ]
 _Weights = Annotated[
     Optional[WeightsChoice],  # noqa: UP045
@@ -44,7 +47,7 @@ def _diff(
     tensors: Annotated[
         Texts,
         typer.Option(
-            metavar="GLOB", help="Compare tensors whose name matches; repeatable.", show_default=False
+            metavar="GLOB", help="Compare tensors whose name matches; may be repeated.", show_default=False
         ),
     ] = None,
     atol: Annotated[float, typer.Option(metavar="X", help="Absolute difference allowed.")] = 0.0,
@@ -57,7 +60,7 @@ def _diff(
     weights: _Weights = None,
     vocab_size: _Vocab = None,
     drop: Annotated[
-        Texts, typer.Option(metavar="GLOB", help="Leave tensors out; repeatable.", show_default=False)
+        Texts, typer.Option(metavar="GLOB", help="Leave tensors out; may be repeated.", show_default=False)
     ] = None,
     report: Annotated[
         Optional[Path],  # noqa: UP045
@@ -74,8 +77,8 @@ def _diff(
 ) -> None:
     """Compare two checkpoints of any formats, tensor by tensor.
 
-    Under Hugging Face's names where those of the two differ. Exit code 3 if anything differs beyond the
-    tolerances; an element type alone does not count.
+    Under Hugging Face's names where those of the two differ; an element type alone does not count.
+    Exit code 3 if anything differs beyond the tolerances.
     """
     from ckptconv.cli import render_compare
     from ckptconv.cli.render_verify import describe, follow

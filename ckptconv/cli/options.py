@@ -195,8 +195,8 @@ def _flags(
     family: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            metavar="NAME",
-            help="Check names and shapes against this architecture instead of the config's.",
+            metavar="NAME_OR_FILE",
+            help="Take the architecture of this name, or the one this file defines, not the config's.",
             rich_help_panel=_ASSETS,
             show_default=False,
         ),

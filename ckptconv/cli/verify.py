@@ -108,8 +108,8 @@ def _verify_roundtrip(
 ) -> None:
     """Compare a converted model with its source, bit for bit, and certify it.
 
-    Give the flags the conversion had; what was written, and in which dtype, is found out. Without HF: prove
-    from metadata that SRC survives the round trip, then read it and compare its copies.
+    Give the flags the conversion had; what was written, and in which dtype, is found out.
+    Without HF: prove from metadata that SRC survives the round trip, and compare its copies.
     """
     from ckptconv.cli import render_verify
     from ckptconv.errors import UsageError
