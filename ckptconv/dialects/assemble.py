@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from ckptconv.dialects.base import Dialect, Line, Traits, for_reading, traits_of
 from ckptconv.dialects.factors import factor_cut, factor_of, is_gate_told, unpack_factor, with_implied
+from ckptconv.dialects.stacked import turned
 from ckptconv.errors import PlanError
 from ckptconv.graph import Box, Pair, Relation, Spec
 from ckptconv.slots import Pack, Table
@@ -275,19 +276,5 @@ def _one_by_one(
         raise PlanError(f"{match[0]} {list(spec.shape)} does not hold {count} experts")
     other = spec.numel // (count * fixed)
     rows, columns = (fixed, other) if which == "1" else (other, fixed)
-    single = Spec((columns, rows), spec.dtype)
-    right: dict[str, Spec] = {}
-    pairs: list[Pair] = []
-    for e in range(count):
-        name = f"{where}:{stem}experts.linear_fc{which}.weight{e}"
-        box = Box.of(
-            where,
-            spec.shape,
-            view=(count, rows, columns),
-            start=(e, 0, 0),
-            size=(1, rows, columns),
-            order=(0, 2, 1),
-        )
-        right[name] = single
-        pairs.append(Pair(box, Box.whole(name, single.shape)))
-    return Relation({where: spec}, right, tuple(pairs))
+    names = [f"{where}:{stem}experts.linear_fc{which}.weight{e}" for e in range(count)]
+    return turned(where, spec, names, rows, columns)

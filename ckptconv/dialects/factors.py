@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ckptconv.dialects.stacked import turned
 from ckptconv.errors import PlanError
-from ckptconv.graph import Box, Pair, Relation, Spec
+from ckptconv.graph import Relation, Spec
 from ckptconv.topology import Cut
 
 __all__ = [
@@ -137,20 +138,6 @@ def unpack_factor(where: str, name: str, tensors: Mapping[str, Spec]) -> Relatio
         )
     other = spec.numel // (count * rank)
     rows, columns = (other, rank) if match["part"] == "a" else (rank, other)
-    single = Spec((columns, rows), spec.dtype)
     part: Literal["A", "B"] = "A" if match["part"] == "a" else "B"
-    right, pairs = {}, []
-    for e in range(count):
-        weight = f"{match['stem']}experts.linear_fc{match['which']}.weight{e}"
-        key = f"{where}:{Factor(weight, part).name()}"
-        box = Box.of(
-            where,
-            spec.shape,
-            view=(count, rows, columns),
-            start=(e, 0, 0),
-            size=(1, rows, columns),
-            order=(0, 2, 1),
-        )
-        right[key] = single
-        pairs.append(Pair(box, Box.whole(key, single.shape)))
-    return Relation({where: spec}, right, tuple(pairs))
+    weights = [f"{match['stem']}experts.linear_fc{match['which']}.weight{e}" for e in range(count)]
+    return turned(where, spec, [f"{where}:{Factor(w, part).name()}" for w in weights], rows, columns)

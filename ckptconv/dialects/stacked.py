@@ -7,13 +7,13 @@ Names: megatron-core 0.16.1, ``transformer/transformer_block.py`` (``sharded_sta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from ckptconv.errors import PlanError
 from ckptconv.graph import Box, Pair, Relation, Spec
 
-__all__ = ["are_alike", "stacked_axes", "stacks", "unstacked"]
+__all__ = ["are_alike", "stacked_axes", "stacks", "turned", "unstacked"]
 
 _HINT: Final = "copy the whole iteration again, from one save"
 
@@ -129,3 +129,31 @@ def _names(key: str, shape: tuple[int, ...]) -> tuple[list[str], tuple[int, ...]
     numbers: Iterable[int] = [int(expert[2])] if expert[2] is not None else range(counts.pop(0))
     found = [match for name in names if (match := _SAVED.fullmatch(name)) is not None]
     return [f"{m[1]}{m[3]}{e}" for m in found for e in numbers], rest
+
+
+def turned(where: str, spec: Spec, names: Sequence[str], rows: int, columns: int) -> Relation:
+    """Relate a tensor that holds one matrix an expert to their transposes, one by one.
+
+    Args:
+        where: Name of the left side; in memory it is ``[experts, rows, columns]``, whatever its own shape.
+        spec: Its shape and dtype.
+        names: Names of the right side, one an expert; each is ``[columns, rows]``.
+        rows: Rows of each matrix as it is stored.
+        columns: Its columns.
+    """
+    single = Spec((columns, rows), spec.dtype)
+    pairs = [
+        Pair(
+            Box.of(
+                where,
+                spec.shape,
+                view=(len(names), rows, columns),
+                start=(e, 0, 0),
+                size=(1, rows, columns),
+                order=(0, 2, 1),
+            ),
+            Box.whole(name, single.shape),
+        )
+        for e, name in enumerate(names)
+    ]
+    return Relation({where: spec}, dict.fromkeys(names, single), tuple(pairs))
