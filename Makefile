@@ -44,6 +44,7 @@ test-ray: $(READY)  ## run a Ray cluster on this machine, and kill its nodes
 
 faults: $(READY)  ## kill, damage and starve conversions of every kind, and print what became of them
 	PYTHONPATH=tests $(BIN)/python tests/faults/long.py --times $(KILLS) --damage $(DAMAGE)
+	$(if $(CASES),PYTHONPATH=tests $(BIN)/python tests/faults/flips.py $(CASES))
 
 fuzz: $(READY)  ## fuzz the parsers, all at once, for FUZZ_SECONDS each
 	$(BIN)/python $(PIP_INSTALL) -e '.[fuzz]'

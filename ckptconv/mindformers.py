@@ -25,7 +25,7 @@ from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.families import Family
-from ckptconv.graph import Box, OutFile, Pair, Plan, Relation, Spec, restrict
+from ckptconv.graph import AssetFile, Box, OutFile, Pair, Plan, Relation, Spec, restrict
 from ckptconv.naming import Named, name_tensors
 from ckptconv.options import ConvertOptions
 from ckptconv.readers.base import Checkpoint, Note, ReadOptions
@@ -219,6 +219,7 @@ class _Chosen:
     like: Mapping[str, Spec]
     container: Container
     notes: tuple[Note, ...]
+    assets: tuple[AssetFile, ...] = ()
 
 
 def lay_out(
@@ -265,7 +266,7 @@ def lay_out(
     relation = as_stored(retyped(relation, held), chosen.like, options.dtype)
     made, files, notes = _files(relation.right, chosen.container, options.strategy)
     stored = {n: Stored(dtype_named(s.dtype), s.shape, ()) for n, s in made.right.items()}
-    target = Target(relation.compose(made), lambda tensors: files, (), (*chosen.notes, *notes))
+    target = Target(relation.compose(made), lambda tensors: files, chosen.assets, (*chosen.notes, *notes))
     return target, replace(source, stored=stored)
 
 
@@ -282,12 +283,20 @@ def _like(options: ConvertOptions) -> _Chosen:
         raise UsageError(
             "--like takes names and packing from a checkpoint; leave the flags that say them out"
         )
-    words, notes = _settled(style, model.tensors, _find_run(model, None)[1], _layouts(options))
+    yaml, run = _find_run(model, None)
+    flags = _layouts(options)
+    words, notes = _settled(style, model.tensors, run, flags)
     container: Container = "safetensors" if "safetensors" in model.format else "ckpt"
     lost = [n for n in model.tensors if style.is_ignored(n)]
     if lost:
         notes.append(Note("info", f"--like: buffers are not written: {some(lost)}"))
-    return _Chosen(style, words, model.tensors, _container(options) or container, tuple(notes))
+    assets: tuple[AssetFile, ...] = ()
+    if yaml is not None:
+        if any(_from_run(run, word) not in (None, value) for word, value in flags.items()):
+            notes.append(Note("info", f"--like: {yaml.name} says another layout, so it is not written"))
+        else:  # what it alone says, such as use_rearrange_rope, has to be known of what is written too
+            assets = (AssetFile(yaml.name, str(yaml), yaml.read_bytes()),)
+    return _Chosen(style, words, model.tensors, _container(options) or container, tuple(notes), assets)
 
 
 def _chosen(options: ConvertOptions, slots: Mapping[str, Spec], family: Family) -> _Chosen:

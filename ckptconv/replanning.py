@@ -86,7 +86,8 @@ def plan_again(source: Path, there: Checkpoint, options: ConvertOptions) -> tupl
     back = _to_hf(source, ours, there, theirs)
     found = None if back.terms else _as_found(source, ours, there, back.relation, alike=False)
     if found is not None and not found[0].terms and planned(found[0]).keys() == found[1].right.keys():
-        return found
+        guessed = [("guess", f"the output: {text}") for level, text in back.notes if level == "guess"]
+        return replace(found[0], notes=(*found[0].notes, *guessed)), found[1]
     # Something is added on the way to Hugging Face's names, or a tied head is stored as one of its own: the
     # output is then compared with what would be written in its layout.
     try:

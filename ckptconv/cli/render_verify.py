@@ -104,7 +104,9 @@ def _rows(found: Result, certified: bool) -> dict[str, str]:
     }
     if found.logits is not None:
         near = "" if found.logits.largest is None else f", {found.logits.largest:.3g} from the reference"
-        rows["logits"] = f"{len(found.logits.prompt)} tokens in {found.logits.dtype}{near}"
+        error = found.logits.error
+        ran = f"{len(found.logits.prompt)} tokens in {found.logits.dtype}{near}"
+        rows["logits"] = ran if error is None else error.message
     return {k: v for k, v in rows.items() if v}
 
 

@@ -146,6 +146,10 @@ def _verify_roundtrip(
         render_verify.result(found, certified=certify and found.ok)
     if not found.ok:
         raise typer.Exit(3)
+    if found.logits is not None and found.logits.error is not None:
+        if how.json:
+            raise typer.Exit(found.logits.error.exit_code)
+        raise found.logits.error  # the bytes are as they must be, but what was asked for was not done
 
 
 def _check(

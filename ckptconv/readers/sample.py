@@ -29,20 +29,25 @@ class Sampler:
         raw = b"".join(self._bytes(*span) for span in stored.spans(lo, hi))
         return np.frombuffer(raw, numpy_dtype(stored.dtype))
 
-    def rounds_to(self, master: Stored, at: int, model: FileTensor, count: int = 512) -> bool:
-        """Whether the master's elements from ``at`` on, rounded, start the model's tensor.
+    def rounds_to(self, master: Stored, at: int, model: FileTensor) -> bool:
+        """Whether the master's elements from ``at`` on, rounded, start the model's tensor."""
+        return self.apart(master, at, model) is None
 
-        The first and the last ``count`` elements are compared; a NaN equals any other, as those that training
-        leaves have no one bit pattern.
+    def apart(self, master: Stored, at: int, model: FileTensor, count: int = 512) -> int | None:
+        """Return the first of the model's elements looked at that the master's do not round to.
+
+        The first and the last ``count`` elements are compared, with the master's from ``at`` on; a NaN equals
+        any other, as those that training leaves have no one bit pattern. What cannot be compared is apart.
         """
         if not model.is_contiguous or master.dtype.kind != "float" or model.dtype.kind != "float":
-            return False
+            return 0
         n = model.numel
         for lo, hi in ((0, min(count, n)), (max(0, n - count), n)):
             ours = cast(self.elements(master, at + lo, at + hi), master.dtype, model.dtype)
-            if not np.array_equal(ours, self.elements(model, lo, hi), equal_nan=True):
-                return False
-        return True
+            theirs = self.elements(model, lo, hi)
+            if not np.array_equal(ours, theirs, equal_nan=True):
+                return lo + int(np.argmax((ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs))))
+        return None
 
     def _bytes(self, path: str, offset: int, count: int) -> bytes:
         key = (path, offset, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,16 @@ def run_model(folder: Path, reference: Path | None = None) -> tuple[Logits, list
         reference: A model to compare logits with, given the same tokens.
 
     Returns:
-        How it ran; and names missing or unexpected, shapes that do not fit, values that are not finite, and
-        logits that are further from the reference's than the types explain.
-
-    Raises:
-        CkptconvError: if transformers cannot load one of them.
+        How it ran, or why it did not; and names missing or unexpected, shapes that do not fit, values that
+        are not finite, and logits that are further from the reference's than the types explain.
     """
+    try:
+        return _run(folder, reference)
+    except CkptconvError as e:
+        return Logits(error=e), []
+
+
+def _run(folder: Path, reference: Path | None) -> tuple[Logits, list[Mismatch]]:
     model, info = _load(folder)
     wrong = [Mismatch("logits", str(n), "transformers misses it") for n in sorted(info["missing_keys"])]
     wrong += [
@@ -77,12 +82,27 @@ def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
             torch_dtype="auto",
         )
     except Exception as e:  # transformers raises every kind here
+        code = _code(folder)
+        why = f"its code ({code}) is no part of transformers" if code else f"{type(e).__name__}: {_line(e)}"
         raise CkptconvError(
-            f"transformers cannot load the model: {(str(e).splitlines() or [type(e).__name__])[0]}",
+            f"no logits: transformers cannot load the model: {why}",
             where=folder,
-            hint="leave --logits out where the model's code is not part of transformers",
+            hint="leave --logits out; code of a model's folder is never run" if code else None,
         ) from e
     return model.eval(), info
+
+
+def _line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "")
+
+
+def _code(folder: Path) -> str | None:
+    """Return the class that config.json says is made by code of its own (``auto_map``), if it does."""
+    try:
+        found = json.loads((folder / "config.json").read_bytes())["auto_map"]
+        return next((str(found[k]) for k in ("AutoModelForCausalLM", "AutoModel") if k in found), None)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _prompt(folder: Path, config: Any) -> tuple[int, ...]:

@@ -279,7 +279,7 @@ def _notes(found: Iterable[Data]) -> str:
 def _logits(data: Data | None) -> str:
     if data is None:
         return ""
-    return facts((k, text(v)) for k, v in data.items() if v is not None)
+    return facts((k, text(v)) for k, v in data.items() if v not in (None, "", []))
 
 
 def _place(place: Data, word: str, tensor: str) -> str:

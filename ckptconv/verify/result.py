@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
 
+from ckptconv.errors import CkptconvError
+
 __all__ = ["FileDigest", "Kind", "Logits", "Mismatch", "Place", "Proof", "Result"]
 
 Kind = Literal["value", "replica", "missing", "unexpected", "shape", "dtype", "metadata", "asset", "logits"]
@@ -84,19 +86,21 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Say how the model ran.
+    """Say how the model ran, or why it could not.
 
     Attributes:
         prompt: The token ids it was given.
         dtype: The type it ran in.
         largest: The largest difference to the logits of the reference; None without one.
         tolerance: The most it may be.
+        error: Why there are no logits; None where there are.
     """
 
-    prompt: tuple[int, ...]
-    dtype: str
+    prompt: tuple[int, ...] = ()
+    dtype: str = ""
     largest: float | None = None
     tolerance: float | None = None
+    error: CkptconvError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +196,7 @@ def _logits(logits: Logits) -> dict[str, Any]:
         "dtype": logits.dtype,
         "largest": _number(logits.largest),
         "tolerance": logits.tolerance,
+        "error": None if logits.error is None else logits.error.message,
     }
 
 

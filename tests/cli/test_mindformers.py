@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import ckptconv as package
 from ckptconv.storage.mindspore import open_mindspore
-from running import ROOT, assert_equal, fails, loaded, succeeds
+from running import ROOT, assert_equal, ckptconv, fails, loaded, succeeds
 
 FIXTURES = ROOT / "fixtures" / "mindspore"
 FILES = {
@@ -90,6 +90,33 @@ def test_a_model_becomes_the_real_checkpoint(pairs: Path, tmp_path: Path, case: 
     if file and not lost:
         (made,) = tmp_path.glob("out/checkpoint.*")
         assert made.read_bytes() == like.read_bytes()
+
+
+def test_what_only_the_yaml_says_is_known_of_what_is_written_like_it(pairs: Path, tmp_path: Path) -> None:
+    case, out = pairs / "glm4_rearrange_concat_fp32", tmp_path / "out"
+    yaml = next((case / "ms").glob("*.yaml"))
+    succeeds("hf-to-mindformers", case / "hf", out, "--like", case / "ms" / "glm.ckpt")
+    assert (out / yaml.name).read_bytes() == yaml.read_bytes()
+    succeeds("verify-roundtrip", case / "hf", out)
+    (out / yaml.name).unlink()  # now it is guessed, and said which flag settles it
+    result = ckptconv("verify-roundtrip", case / "hf", out)
+    assert result.code == 3
+    assert (
+        "guess: the output: rows of query and key are as published" in result.err and "--yaml" in result.err
+    )
+    succeeds("verify-roundtrip", case / "hf", out, "--yaml", yaml)
+
+
+def test_a_yaml_that_the_flags_contradict_is_not_written(pairs: Path, tmp_path: Path) -> None:
+    case, like = pairs / "qwen3_mcore_bf16", tmp_path / "like"
+    like.mkdir()
+    shutil.copyfile(case / "ms" / "mcore_contiguous.ckpt", like / "model.ckpt")
+    text = "model:\n  model_config:\n    use_contiguous_weight_layout_attention: {}\n"
+    for said, flag, kept in (("true", "contiguous", True), ("false", "contiguous", False)):
+        (like / "run.yaml").write_text(text.format(said))
+        out = tmp_path / said
+        succeeds("hf-to-mindformers", case / "hf", out, "--like", like / "model.ckpt", "--qkv-layout", flag)
+        assert (out / "run.yaml").exists() is kept
 
 
 @pytest.mark.parametrize(

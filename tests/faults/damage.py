@@ -26,12 +26,12 @@ import ckptconv as api
 from ckptconv.errors import CkptconvError
 from ckptconv.roundtrip import verify_roundtrip
 from faults.kinds import Source
+from faults.places import Ranges, spans_of
 from running import CASES, contents
 
 __all__ = ["OUTPUTS", "SAMPLES", "Bench", "Sample", "peak_bytes"]
 
 _SECONDS = 60  # a hang, even on a busy machine
-Ranges = list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +133,8 @@ def _limit(seconds: int) -> Iterator[None]:
 
 def payload(root: Path) -> dict[str, Ranges]:
     """Return where in each file the weights lie."""
-    found: dict[str, Ranges] = {}
-    for stored in api.open(root).checkpoint.stored.values():
-        for path, offset, count in stored.spans(0, stored.numel):
-            found.setdefault(str(Path(path)), []).append((offset, offset + count))
-    return {path: sorted(ranges) for path, ranges in found.items()}
+    found = spans_of(api.open(root).checkpoint.stored)
+    return {str(Path(path)): sorted(ranges) for path, ranges in found.items()}
 
 
 class Bench:

@@ -105,6 +105,30 @@ def test_verify_finds_what_the_disk_did(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "out" / NAME).exists()
 
 
+def with_code(out: Path) -> None:
+    """Make a model one whose code lies on the hub."""
+    config = json.loads((out / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    (out / "config.json").write_text(json.dumps(config))
+
+
+def test_bytes_are_judged_where_the_model_cannot_run(out: Path, tmp_path: Path) -> None:
+    with_code(out)
+    words = ("verify-roundtrip", DEMO, out, "--logits", "--family", "qwen2")
+    page = tmp_path / "page.html"
+    result = run_command(*words, "--report", page)
+    assert result.code == 1
+    assert "21 tensors" in result.out and "verified" in result.out and (out / NAME).exists()
+    assert "modeling_own.OwnForCausalLM" in result.err and "leave --logits out" in result.err
+    assert "modeling_own.OwnForCausalLM" in page.read_text()
+    result = run_command(*words, "--json")
+    said = json.loads(result.out)
+    assert result.code == 1 and said["ok"] and "modeling_own" in said["logits"]["error"]
+    spoil(out)
+    result = run_command(*words)
+    assert result.code == 3 and "1 x value" in result.out and "no logits" in result.out
+
+
 def test_a_reference_needs_logits(out: Path) -> None:
     fails(2, "verify-roundtrip", DEMO, out, "--reference", out)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.graph import Relation
@@ -247,11 +249,14 @@ def _check_rounding(
             continue
         box = boxes[0]
         stored = reading.graph.stored[box.tensor]
-        if not reading.sampler.rounds_to(stored, box.offset, tensor, count=64):
-            path, byte, _ = next(stored.spans(box.offset, box.offset + 1))
+        apart = reading.sampler.apart(stored, box.offset, tensor, count=64)
+        if apart is not None:
+            at = box.offset + apart
+            path, byte, _ = next(stored.spans(at, at + 1))
+            index, step = [int(i) for i in np.unravel_index(apart, tensor.shape)], tensor.dtype.itemsize
             raise PlanError(
-                f"the fp32 master of {name} does not round to its 16-bit weights",
-                where=f"{path} from byte {byte} on, and {tensor.path}",
+                f"the fp32 master of {name}{index} does not round to its 16-bit weights",
+                where=f"{path} at byte {byte}, and {tensor.path} at byte {tensor.offset + apart * step}",
                 hint="optimizer and model states are of different saves; copy one whole save, or take the "
                 "16-bit weights (--weights model)",
             )
