@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,15 +40,28 @@ class Sampler:
         The first and the last ``count`` elements are compared, with the master's from ``at`` on; a NaN equals
         any other, as those that training leaves have no one bit pattern. What cannot be compared is apart.
         """
+        for lo, differ in self._compared(master, at, model, count):
+            if differ.any():
+                return lo + int(np.argmax(differ))
+        return None
+
+    def resembles(self, master: Stored, at: int, model: FileTensor) -> bool:
+        """Whether most of the elements looked at are those the master's round to: damage spares the rest."""
+        found = [differ for _, differ in self._compared(master, at, model, 512)]
+        return 2 * sum(int(d.sum()) for d in found) < sum(d.size for d in found)
+
+    def _compared(
+        self, master: Stored, at: int, model: FileTensor, count: int
+    ) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+        """Yield the first element of a run of the model's, and which of the run differ."""
         if not model.is_contiguous or master.dtype.kind != "float" or model.dtype.kind != "float":
-            return 0
+            yield 0, np.ones(1, np.bool_)
+            return
         n = model.numel
         for lo, hi in ((0, min(count, n)), (max(0, n - count), n)):
             ours = cast(self.elements(master, at + lo, at + hi), master.dtype, model.dtype)
             theirs = self.elements(model, lo, hi)
-            if not np.array_equal(ours, theirs, equal_nan=True):
-                return lo + int(np.argmax((ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs))))
-        return None
+            yield lo, (ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs))
 
     def _bytes(self, path: str, offset: int, count: int) -> bytes:
         key = (path, offset, count)

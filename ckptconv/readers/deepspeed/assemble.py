@@ -118,7 +118,7 @@ def _fits(reading: Reading, tensor: FileTensor, located: Sequence[Master] | None
         return True
     box = located[0].boxes[0]
     stored = reading.graph.stored[box.tensor]
-    return tensor.dtype == stored.dtype or reading.sampler.rounds_to(stored, box.offset, tensor)
+    return tensor.dtype == stored.dtype or reading.sampler.resembles(stored, box.offset, tensor)
 
 
 def assemble(
