@@ -177,8 +177,8 @@ def diff(
     ]
     return replace(
         found,
-        a=str(a),
-        b=str(b),
+        a=str(place(a)),
+        b=str(place(b)),
         only_a={n: left.plan.relation.right[n] for n in only_a},
         only_b={n: right.plan.relation.right[n] for n in only_b},
         seconds=perf_counter() - begin,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ __all__ = ["Cluster"]
 
 
 class Cluster:
-    """A head without cores, two nodes of one core, and the folder by which tests rule their workers."""
+    """A head without cores, two nodes of one core, and the folder by which tests rule their workers.
+
+    Attributes:
+        address: For those who belong to it.
+        client: For those who do not; its server needs grpcio.
+    """
 
     def __init__(self, control: Path) -> None:
         from ray.cluster_utils import Cluster as Nodes
@@ -21,10 +27,12 @@ class Cluster:
         # A node that is lost is noticed in 3 s.
         checks = {"initial_delay_ms": 0, "period_ms": 500, "failure_threshold": 6}
         system = {f"health_check_{k}": v for k, v in checks.items()}
-        self.nodes = Nodes(
-            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": system, **few}
-        )
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        head = {"num_cpus": 0, "_system_config": system, "ray_client_server_port": port, **few}
+        self.nodes = Nodes(initialize_head=True, head_node_args=head)
         self.address = self.nodes.address
+        self.client = f"ray://127.0.0.1:{port}"
         self.add()
         self.add()
 

@@ -51,8 +51,8 @@ def run(
         InterruptedRunError: on Ctrl-C; what is whole is kept for ``resume``.
     """
     tell = listen or (lambda event: None)
-    if options.engine == "ray" and find_spec("ray") is None:
-        raise UsageError("Ray is not installed", hint="pip install 'ckptconv[ray]'")
+    if options.engine == "ray":
+        _check_packages(options.address or "")
     folder = place(folder)
     if is_remote(folder):
         from ckptconv.engine.remote import run_remotely
@@ -69,6 +69,13 @@ def run(
             report = _run(plan, folder, options, journal, sources, tell)
     tell(Stored(str(folder)))
     return report
+
+
+def _check_packages(address: str) -> None:
+    if find_spec("ray") is None:
+        raise UsageError("Ray is not installed", hint="pip install 'ckptconv[ray]'")
+    if address.startswith("ray://") and find_spec("grpc") is None:
+        raise UsageError("Ray's client is not installed", hint="pip install 'ray[client]'")
 
 
 def forget(folder: Path) -> None:

@@ -207,12 +207,16 @@ def _is_inside(name: str) -> bool:
     return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") and name != ".metadata"  # by which a distributed checkpoint is read
+
+
 def _files(folder: Path) -> Iterator[str]:
     """Yield the files of a folder; hidden ones and those of an unfinished run are none of a model's."""
     if is_remote(folder):
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             inside = path.relative_to(folder)
-            hidden = any(part.startswith(".") for part in inside.parts)
+            hidden = any(_is_hidden(part) for part in inside.parts)
             if not hidden and path.suffix != ".part" and path != folder / NAME:
                 yield inside.as_posix()
         return
@@ -220,7 +224,7 @@ def _files(folder: Path) -> Iterator[str]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
             path = Path(root, name)
-            if name.startswith(".") or name.endswith(".part") or not path.is_file() or path == folder / NAME:
+            if _is_hidden(name) or name.endswith(".part") or not path.is_file() or path == folder / NAME:
                 continue
             yield path.relative_to(folder).as_posix()
 

@@ -264,6 +264,34 @@ def test_the_command_line_prints_nothing_of_rays(
     assert {n: b for n, b in found.items() if n in whole} == whole
 
 
+def test_who_does_not_belong_to_the_cluster_is_a_client(
+    nodes: Cluster, big: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    pytest.importorskip("grpc")
+    nodes.calm()
+    flags = [*FLAGS, "--engine", "ray", "--address", nodes.client, "--json"]
+    words = ["convert", str(big), str(tmp_path / "out"), *flags]
+    process = subprocess.run(
+        [sys.executable, "-m", "ckptconv", *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["bytes"] > 0 and process.stderr == ""
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_client_without_its_package_is_told_which(nodes: Cluster, big: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['grpc'] = None; from ckptconv.cli import main; main()"
+    flags = [*FLAGS, "--engine", "ray", "--address", nodes.client]
+    process = subprocess.run(
+        [sys.executable, "-c", code, "convert", str(big), str(tmp_path / "out"), *flags],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.returncode == 2 and "pip install 'ray[client]'" in process.stderr
+    assert "Traceback" not in process.stderr and not (tmp_path / "out").exists()
+
+
 def test_no_cluster_is_an_error_that_says_how_to_start_one(tmp_path: Path) -> None:
     source = tmp_path / "model.pt"
     torch.save({"w": torch.ones(5)}, source)
