@@ -22,6 +22,8 @@ _BUSY = (
 class Fault:
     """What happens to requests: ``503``, ``reset`` before it is done or in the answer, ``slow``, ``delay``.
 
+    One that is a ``stall`` is taken and never answered; the answer to ``stall-midway`` never ends.
+
     Attributes:
         kind: What happens.
         matches: Which requests, by their first line.
@@ -132,11 +134,18 @@ class FaultyProxy:
                         return
                     if fault == "reset-early":
                         return
+                    if fault == "stall":
+                        incoming.read(1)  # until the client goes
+                        return
                     server.sendall(head + body)
                     answer = _head(outgoing)
                     rest = b"" if line.startswith("HEAD") else _body(outgoing, answer)
                     if fault == "reset":
                         client.sendall((answer + rest)[: (len(answer) + len(rest)) // 2])
+                        return
+                    if fault == "stall-midway":
+                        client.sendall((answer + rest)[: len(answer) + len(rest) // 2])
+                        incoming.read(1)
                         return
                     if fault == "delay":
                         time.sleep(0.6)

@@ -25,6 +25,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     from ckptconv.errors import CkptconvError
+    from ckptconv.storage.places import advice
 
     # --debug may stand before or after the command.
     debug = "--debug" in arguments
@@ -50,7 +51,8 @@ def _run(arguments: list[str]) -> int:
         if debug:
             raise
         text = f"{e.strerror}" if isinstance(e, OSError) and e.strerror else str(e)
-        return _fail(text, getattr(e, "filename", None), None, 1, as_json)
+        hint = advice(e) if isinstance(e, OSError) else None
+        return _fail(text, getattr(e, "filename", None), hint, 1, as_json)
     except MemoryError:
         return _fail("out of memory", None, "lower --max-memory or --workers", 1, as_json)
     except Exception as e:

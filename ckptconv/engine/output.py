@@ -13,6 +13,7 @@ from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
 from ckptconv.engine.options import Options
 from ckptconv.errors import InterruptedRunError, OutputError
 from ckptconv.graph.plan import OutFile, Plan
+from ckptconv.storage.places import advice
 
 __all__ = [
     "check_space",
@@ -47,7 +48,7 @@ def explain(error: BaseException, folder: Path) -> BaseException:
     return OutputError(
         f"{error.strerror or error}",
         where=error.filename or folder,
-        hint=_NEXT.get(error.errno or 0, "see to the cause, then run again with --resume"),
+        hint=advice(error) or _NEXT.get(error.errno or 0, "see to the cause, then run again with --resume"),
     )
 
 

@@ -177,13 +177,14 @@ def _fill(job: Job, loaded: _Loaded, task: Task, sink: Sink) -> Result:
 
 def _send(job: Job, loaded: _Loaded, task: Task, token: Mapping[str, Any]) -> Result:
     """Carry out a task whose bytes are parts of an upload; a file that is to be sealed is one task."""
-    from ckptconv.engine.remotesink import Parts, Spooled
+    from ckptconv.engine.remotesink import Parts, Spooled, check_spool
     from ckptconv.storage import objects
 
     file = loaded.part.files[0]
     upload = objects.known(str(place(job.folder) / file.name), token, file.layout.size)
     with tempfile.TemporaryDirectory(prefix="ckptconv-") as spool:
         sink: Sink
+        check_spool(Path(spool), [file])
         if file.layout.needs_crc:
             sink = Spooled(Path(spool), file, lambda: upload, upload.close)
         else:

@@ -12,7 +12,7 @@ from ckptconv.engine.local import run_locally
 from ckptconv.engine.options import Options, Report, default_workers
 from ckptconv.engine.output import explained, in_order, kept, stale
 from ckptconv.engine.remotejournal import RemoteJournal
-from ckptconv.engine.remotesink import Outputs
+from ckptconv.engine.remotesink import Outputs, check_spool
 from ckptconv.errors import OutputError
 from ckptconv.graph.plan import Plan
 from ckptconv.storage import objects
@@ -97,6 +97,8 @@ def _run(plan: Plan, folder: Path, options: Options, journal: RemoteJournal, tel
         outputs = Outputs(folder, Path(spool), journal)
         done = outputs.take_up(sizes)
         resumed = sum(sizes[n] for n in done)
+        if options.engine == "local":
+            check_spool(Path(spool), [f for f in plan.files if f.name not in done])
         tell(Started(plan.bytes_out, resumed))
         ledger = Ledger(plan, folder, journal, tell)
         todo = [i for i, f in enumerate(plan.files) if f.name not in done]

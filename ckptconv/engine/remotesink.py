@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,11 +12,30 @@ from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.remotejournal import RemoteJournal
 from ckptconv.engine.sink import PartFile, Sink, create
 from ckptconv.engine.task import block_count
+from ckptconv.errors import OutputError
 from ckptconv.graph.plan import OutFile
 from ckptconv.storage import objects
 from ckptconv.storage.objects import Upload
 
-__all__ = ["Outputs", "Parts", "Spooled"]
+__all__ = ["Outputs", "Parts", "Spooled", "check_spool"]
+
+_SPOOLED = 2  # files that lie on disk at a time: one is sent while the next is made
+
+
+def check_spool(spool: Path, files: Iterable[OutFile]) -> None:
+    """Refuse to start where what is first written to disk does not fit there.
+
+    Raises:
+        OutputError: if the two largest files that are spooled need more than is free.
+    """
+    sizes = sorted((f.layout.size for f in files if f.layout.needs_crc), reverse=True)
+    need, free = sum(sizes[:_SPOOLED]), shutil.disk_usage(spool).free
+    if need > free:
+        raise OutputError(
+            f"{need} bytes are to be spooled before they are sent, but only {free} are free",
+            where=spool.parent,
+            hint="set TMPDIR to a folder with more space, or write smaller files with --max-shard-size",
+        )
 
 
 class Outputs:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote
 
-__all__ = ["forget", "is_remote", "open_binary", "place"]
+__all__ = ["advice", "forget", "is_remote", "open_binary", "place"]
 
 # A path object has lost one slash of its URL. One letter alone would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(?!/)")
@@ -44,6 +44,29 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     if is_remote(path):
         return cast(BinaryIO, place(path).open("rb"))
     return cast(BinaryIO, open(path, "rb", buffering=0))
+
+
+_CREDENTIALS = {
+    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "hf": "HF_TOKEN",
+}
+
+
+def advice(error: OSError) -> str | None:
+    """Return what to do about an error of a store behind a URL; None if it is of none."""
+    if not isinstance(error.filename, str) or not is_remote(error.filename):
+        return None
+    scheme = error.filename.partition("://")[0]
+    names = _CREDENTIALS.get(scheme, "what the store's own tools take")
+    if type(error).__name__ == "NoCredentialsError":
+        return f"set credentials in the environment: {names}"
+    if isinstance(error, PermissionError):
+        return f"see that you may read and write there, and with which credentials: {names}"
+    if isinstance(error, FileNotFoundError):
+        more = " and the endpoint (AWS_ENDPOINT_URL)" if scheme == "s3" else ""
+        return f"check the name of the bucket{more}"
+    return "see that the store can be reached, then run again; --resume goes on where a conversion ended"
 
 
 def forget() -> None:

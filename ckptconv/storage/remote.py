@@ -11,7 +11,18 @@ from typing import Any, TypeVar
 
 from ckptconv.errors import UsageError
 
-__all__ = ["BLOCKS", "Entry", "attempt", "entry_of", "fetch", "file_system", "forget", "listing", "split"]
+__all__ = [
+    "BLOCKS",
+    "Entry",
+    "NoCredentialsError",
+    "attempt",
+    "entry_of",
+    "fetch",
+    "file_system",
+    "forget",
+    "listing",
+    "split",
+]
 
 T = TypeVar("T")
 Entry = Mapping[str, Any]
@@ -35,9 +46,15 @@ _FINAL = (
     LookupError,
     AttributeError,
 )
+_NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
 _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound")
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+
+
+class NoCredentialsError(OSError):
+    """Say that a store asks for credentials and there are none: of what is there, nothing is known."""
+
 
 _lock = threading.Lock()
 _listings: dict[str, dict[str, Entry] | None] = {}
@@ -95,14 +112,16 @@ def attempt(what: Callable[[], T], where: str) -> T:
         try:
             return what()
         except _FINAL as e:
-            if isinstance(e, OSError) and e.filename is None:
-                e.filename = where
+            if isinstance(e, OSError):
+                if e.errno is None:  # the packages give a text alone
+                    e.errno, e.strerror = _NUMBERS.get(type(e), errno.EIO), str(e) or type(e).__name__
+                e.filename = e.filename or where
             raise
         except Exception as e:
             if type(e).__name__ in _CREDENTIALS:
-                raise PermissionError(errno.EACCES, f"no credentials: {e}", where) from e
+                raise NoCredentialsError(errno.EACCES, f"no credentials: {e}", where) from e
             if i == _TRIES - 1:
-                said = f"{type(e).__name__}: {e}"
+                said = f"{type(e).__name__}: {e}".removesuffix(": ")
                 raise OSError(errno.EIO, f"given up after {_TRIES} tries: {said}", where) from e
             time.sleep(_WAIT * 2**i * random.uniform(0.75, 1.25))
     raise AssertionError("unreachable")

@@ -11,6 +11,7 @@ from ckptconv.errors import CkptconvError, InputChangedError
 from ckptconv.storage import remote
 from ckptconv.storage.files import SourceFiles, stamp
 from faulty import Fault, FaultyProxy
+from running import fails
 
 
 def same(one: Path, two: Path) -> None:
@@ -61,6 +62,25 @@ def test_a_server_that_stays_broken_is_an_error(s3: FaultyProxy, put, demo_run: 
         run(made, tmp_path / "out", Options())
     assert "optim_states" in str(caught.value.where)
     assert not [p for p in (tmp_path / "out").iterdir() if p.name != ".ckptconv-journal"]
+
+
+@pytest.mark.parametrize("kind", ["stall", "stall-midway"])
+def test_a_server_that_never_answers_is_an_error(
+    s3: FaultyProxy, put, demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.3)  # 15 s
+    url = put(demo_run)
+    s3.faults = [Fault(kind, lambda line: "optim_states" in line, 4)]
+    ckptconv.convert(url, tmp_path / "late", to="hf")
+    remote.forget()
+    s3.faults = [Fault(kind, lambda line: "optim_states" in line, None)]
+    told = fails(
+        1, "convert", url, tmp_path / "out", "--to", "hf", naming=("given up after 5 tries", "optim_states")
+    )
+    assert "timeout" in told.lower()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_object_that_changes_is_noticed(s3: FaultyProxy, put, demo_run: Path, tmp_path: Path) -> None:

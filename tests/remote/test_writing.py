@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -138,6 +139,31 @@ def test_a_server_that_takes_no_parts_leaves_nothing(s3: FaultyProxy, model: Pat
         ckptconv.convert(model, f"s3://{s3.bucket}/out", to="hf")
     s3.faults = []
     assert s3.found() == [] and s3.uploads() == []
+
+
+def test_a_server_that_never_answers_leaves_nothing(
+    s3: FaultyProxy, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.3)  # 15 s
+    s3.faults = [Fault("stall", lambda line: "partNumber" in line, None)]
+    with pytest.raises(CkptconvError, match=r"given up after 5 tries: .*[Tt]ime"):
+        ckptconv.convert(model, f"s3://{s3.bucket}/out", to="hf", max_shard_size="100KB")
+    s3.faults = []
+    assert s3.found() == [] and s3.uploads() == []
+
+
+def test_a_spool_without_space_is_refused_before_anything_is_sent(
+    s3: FaultyProxy, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(model)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(OutputError, match="only 100000 are free") as caught:
+        ckptconv.convert(model, f"s3://{s3.bucket}/out", to="hf", format="bin")
+    assert "TMPDIR" in str(caught.value)
+    assert s3.found() == [] and not [line for line in s3.lines if line.startswith("POST")]
+    ckptconv.convert(model, f"s3://{s3.bucket}/out", to="hf")  # nothing is spooled
 
 
 def test_a_changed_input_is_noticed_before_anything_is_seen(
