@@ -124,21 +124,28 @@ def _dup(m: Machine, pos: int) -> int:
 
 @_op(b"q", "BINPUT")
 def _binput(m: Machine, pos: int) -> int:
-    m.memo[m.data[pos]] = m.stack[-1]
+    m.store(m.data[pos], m.stack[-1])
     return pos + 1
 
 
 @_op(b"r", "LONG_BINPUT")
 def _long_binput(m: Machine, pos: int) -> int:
-    m.memo[_u32(m.data, pos)[0]] = m.stack[-1]
+    index = _u32(m.data, pos)[0]
     m.charge(1)
+    if index == len(m.memo) and not m.far:
+        m.memo.append(m.stack[-1])
+    else:
+        m.store(index, m.stack[-1])
     return pos + 4
 
 
 @_op(b"\x94", "MEMOIZE")
 def _memoize(m: Machine, pos: int) -> int:
     m.charge(1)
-    m.memo[len(m.memo)] = m.stack[-1]
+    if m.far:
+        m.store(len(m.memo) + len(m.far), m.stack[-1])
+    else:
+        m.memo.append(m.stack[-1])
     return pos
 
 
@@ -147,27 +154,27 @@ def _put(m: Machine, pos: int) -> int:
     text, end = _line(m, pos)
     index = _int_of(m, text)
     m.check_key(index)
-    m.memo[index] = m.stack[-1]
+    m.store(index, m.stack[-1])
     m.charge(1)
     return end
 
 
 @_op(b"h", "BINGET")
 def _binget(m: Machine, pos: int) -> int:
-    m.stack.append(m.memo[m.data[pos]])
+    m.stack.append(m.recall(m.data[pos]))
     return pos + 1
 
 
 @_op(b"j", "LONG_BINGET")
 def _long_binget(m: Machine, pos: int) -> int:
-    m.stack.append(m.memo[_u32(m.data, pos)[0]])
+    m.stack.append(m.recall(_u32(m.data, pos)[0]))
     return pos + 4
 
 
 @_op(b"g", "GET")
 def _get(m: Machine, pos: int) -> int:
     text, end = _line(m, pos)
-    m.stack.append(m.memo[_int_of(m, text)])
+    m.stack.append(m.recall(_int_of(m, text)))
     return end
 
 
@@ -440,23 +447,23 @@ def _frozenset(m: Machine, pos: int) -> int:
 def _set_pairs(m: Machine, target: object, items: list[object]) -> None:
     if len(items) % 2:
         raise FormatError("a key without a value")
-    if type(target) is Record:
-        into = target.entries
-    elif type(target) in (dict, OrderedDict, defaultdict):
-        into = target  # type: ignore[assignment]
-    else:
-        raise FormatError(f"keys set on a {type(target).__name__}")
-    for key, value in zip(items[::2], items[1::2], strict=True):
+    keys, values = items[::2], items[1::2]
+    for key in keys:
         if type(key) is not str:
             m.check_key(key)
-        into[key] = value
+    if type(target) is Record:
+        target.set(zip(keys, values, strict=True))
+    elif type(target) in (dict, OrderedDict, defaultdict):
+        target.update(zip(keys, values, strict=True))  # type: ignore[attr-defined]
+    else:
+        raise FormatError(f"keys set on a {type(target).__name__}")
 
 
 def _extend(target: object, items: list[object]) -> None:
     if type(target) is list:
         target.extend(items)
     elif type(target) is Record:
-        target.items.extend(items)
+        target.append(items)
     else:
         raise FormatError(f"elements appended to a {type(target).__name__}")
 
@@ -495,7 +502,7 @@ def _additems(m: Machine, pos: int) -> int:
     items = m.pop_mark()
     target = m.stack[-1]
     if type(target) is Record and not m.exact:
-        target.items.extend(items)
+        target.append(items)
     elif type(target) is set:
         for item in items:
             m.check_key(item)

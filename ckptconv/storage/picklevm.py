@@ -7,9 +7,10 @@ Nothing here imports or calls what a pickle names. The opcodes are in ``pickleop
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 from ckptconv.errors import FormatError
 
@@ -20,8 +21,10 @@ __all__ = ["FACTORIES", "Global", "Hook", "Limits", "Machine", "Record", "Trunca
 _HASH_BITS: Final = 60
 _COLLISION_COST: Final = 2000
 
-# A record and its empty containers take some 400 bytes, five times a list.
+# A record with containers of its own takes some 400 bytes, five times a list.
 _RECORD_COST: Final = 5
+_NONE: Final[Mapping[Any, object]] = MappingProxyType({})  # one for all records without
+_MAX_CALLEES: Final = 256  # kept of one pickle
 
 
 # What a pickle calls to do harm. No checkpoint needs any of it, so such a call says what the file is; every
@@ -101,10 +104,10 @@ class Record:
 
     cls: str
     args: tuple[object, ...] = ()
-    kwargs: dict[str, object] = field(default_factory=dict)
+    kwargs: Mapping[str, object] = field(default_factory=lambda: _NONE)
     state: object = None
-    items: list[object] = field(default_factory=list)
-    entries: dict[object, object] = field(default_factory=dict)
+    items: list[object] | tuple[()] = ()
+    entries: Mapping[object, object] = field(default_factory=lambda: _NONE)
     form: Literal["call", "new", "reconstruct"] = "call"
     module: str | None = None
 
@@ -114,9 +117,23 @@ class Record:
         module = self.cls.rpartition(".")[0] if self.module is None else self.module
         return Global(module, self.cls[len(module) + 1 :])
 
+    def append(self, values: Iterable[object]) -> None:
+        """Add elements."""
+        if type(self.items) is not list:
+            self.items = []
+        self.items += values
+
+    def set(self, pairs: Iterable[tuple[object, object]]) -> None:
+        """Set keys; whoever calls it has checked them."""
+        if type(self.entries) is not dict:
+            self.entries = {}
+        self.entries.update(pairs)
+
     def get(self, name: str, default: object = None) -> object:
         """Return an attribute from the state: a dict, or the ``(dict, slots)`` pair of protocol 2."""
-        parts = self.state if type(self.state) is tuple and len(self.state) == 2 else (self.state,)
+        if type(self.state) is dict:
+            return self.state.get(name, default)
+        parts = self.state if type(self.state) is tuple and len(self.state) == 2 else ()
         for part in parts:
             if type(part) is dict and name in part:
                 return part[name]
@@ -146,8 +163,8 @@ class Machine:
     """Keep the stacks, the memo and the budget while a pickle is read."""
 
     __slots__ = (
-        "budget", "data", "end", "exact", "hooks", "limits", "memo", "meta", "persistent", "result", "size",
-        "stack",
+        "budget", "callees", "data", "end", "exact", "far", "hooks", "limits", "memo", "meta", "persistent",
+        "result", "size", "stack",
     )  # fmt: skip
 
     def __init__(
@@ -163,7 +180,11 @@ class Machine:
         self.size = len(data)
         self.stack: list[object] = []
         self.meta: list[list[object]] = []
-        self.memo: dict[int, object] = {}
+        # Picklers count the memo up from 0, so it is a list; what is stored elsewhere lies in ``far``.
+        self.memo: list[object] = []
+        self.far: dict[int, object] = {}
+        # By identity, and so kept: the callee, its name, and what is made of its calls.
+        self.callees: dict[int, tuple[Global, str, Hook | None, _Constructor | None]] = {}
         self.persistent = persistent
         self.hooks = hooks or {}
         self.limits = limits
@@ -182,6 +203,26 @@ class Machine:
         items = self.stack
         self.stack = self.meta.pop()
         return items
+
+    def store(self, index: int, value: object) -> None:
+        """Keep a value in the memo."""
+        memo = self.memo
+        if index == len(memo):
+            memo.append(value)
+            if self.far:
+                self.far.pop(index, None)
+        elif 0 <= index < len(memo):
+            memo[index] = value
+        else:
+            self.far[index] = value
+
+    def recall(self, index: int) -> object:
+        """Return what was kept.
+
+        Raises:
+            KeyError: if nothing was.
+        """
+        return self.memo[index] if 0 <= index < len(self.memo) else self.far[index]
 
     def check_key(self, key: object) -> None:
         """Refuse what cannot be hashed, or only at a cost out of proportion to the input."""
@@ -232,8 +273,23 @@ class Machine:
         if kwargs is not None and type(kwargs) is not dict:
             raise FormatError(f"keyword arguments are a {type(kwargs).__name__}, not a dict")
         form: Literal["call", "new"] = "new" if new else "call"
+        known = self.callees.get(id(func)) or self._callee(func)
+        if known is None:
+            return Record("<call>", (func, args), kwargs or _NONE, form=form)
+        callee, name, hook, constructor = known
+        if not kwargs:
+            if hook is not None:
+                return hook(args)
+            if constructor is not None:
+                made = constructor(self, args)
+                if made is not None:
+                    return made
+        return Record(name, args, kwargs or _NONE, form=form, module=callee.module)
+
+    def _callee(self, func: object) -> tuple[Global, str, Hook | None, _Constructor | None] | None:
+        """Look up what is called; None if it is the result of a call."""
         if type(func) is Record:
-            return Record("<call>", (func, args), kwargs or {}, form=form)
+            return None
         if type(func) is not Global:
             raise FormatError(f"call of a {type(func).__name__}")
         name = func.qualified
@@ -242,16 +298,11 @@ class Machine:
                 f"the pickle calls {short(name)}, which no checkpoint needs: it was made to do harm. "
                 "Nothing of it was run"
             )
-        if not kwargs:
-            hook = self.hooks.get(name)
-            if hook is not None:
-                return hook(args)
-            constructor = (_EXACT if self.exact else _CONSTRUCTORS).get(name)
-            if constructor is not None:
-                made = constructor(self, args)
-                if made is not None:
-                    return made
-        return Record(name, args, kwargs or {}, form=form, module=func.module)
+        if len(self.callees) >= _MAX_CALLEES:
+            self.callees.clear()
+        found = (func, name, self.hooks.get(name), (_EXACT if self.exact else _CONSTRUCTORS).get(name))
+        self.callees[id(func)] = found
+        return found
 
     def build(self, target: object, state: object) -> None:
         """Keep the state of a record; on plain values (an OrderedDict's ``_metadata``) ignore it.

@@ -8,7 +8,7 @@ elements of sets are in an order of their own, the same in every process.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from struct import Struct
@@ -358,7 +358,7 @@ class _Pickler:
             yield from batch
             self.out += b"e" if many else b"a"
 
-    def _items(self, values: dict[object, object]) -> Iterator[object]:
+    def _items(self, values: Mapping[object, object]) -> Iterator[object]:
         for batch in _batches(values.items()):
             many = len(batch) > 1
             self.out += b"(" if many else b""
