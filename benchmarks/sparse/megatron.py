@@ -76,7 +76,8 @@ def write_ranks(run: Path, config: Mapping[str, Any], parallel: Parallel) -> Non
             "checkpoint_version": 3.0,
             "iteration": ITERATION,
             "model": _model({n: TensorRef(n, dtype(s.dtype), s.shape) for n, s in chunks[0].items()}),
-            "rng_state": states[rank.pp],
+            # Python's differs in all ranks of a real run; numpy's and torch's are seeded by stage.
+            "rng_state": [{**states[rank.pp][0], "random_rng_state": random.Random(number).getstate()}],
             "num_floating_point_operations_so_far": 123_456_789_012,
         }
         folder = step / layout.grid.folder(rank)

@@ -5,6 +5,9 @@ arguments. Unpickling each of thousands takes longer than all else a plan needs,
 of the others the archive's directory (but for its checksums), the first and the last header, the byte order
 and the pickle are compared with it.
 
+Python's random state, 625 whole numbers, differs in all ranks, and with it the pickle's length: where it is
+stored, and not used for anything else, it does not count. The padding after the pickle makes up for it.
+
 The header that each entry has before its data repeats the directory. Where entries follow one another without
 a gap, as torch writes them, the directory alone says where the data is, so that only those two are read: with
 one for each tensor, 4,096 ranks of DeepSeek-V3 would take half a million reads all over the disk.
@@ -12,6 +15,7 @@ one for each tensor, 4,096 ranks of DeepSeek-V3 would take half a million reads 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -21,18 +25,31 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptconv.errors import FormatError
+from ckptconv.storage import inert
 from ckptconv.storage.window import Window
 from ckptconv.storage.zipindex import ZipIndex
 
 __all__ = ["Bytes", "Outline", "number_at", "numbers_apart", "outline"]
 
 _CENTRAL: Final = Struct("<4s6H3L5H2L")
-_CRC: Final = 16  # position of the checksum in a directory entry
+_LOCAL: Final = Struct("<4s5H3L2H")
+_FIXED: Final = 28  # bytes of a local header before the length of its extra field
+_U32: Final = Struct("<L")
+_CRC: Final = 16  # positions in a directory entry: of the checksum,
+_SIZES: Final = 20  # of the two lengths,
+_HEADER: Final = 42  # and of where the header is
 _PICKLE: Final = "/data.pkl"
 _ORDER: Final = "/byteorder"
 _DESCRIPTORS: Final = (0, 16, 24)  # bytes after an entry's data
 # Opcodes of numbers that stand in the pickle as they are, and their bytes.
 _INTEGERS: Final = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
+
+# Python's random state as Megatron-LM stores it (core_v0.16.1, ``training/checkpointing.py``,
+# ``get_rng_state``): (3, 625 whole numbers below 2**32, None), in protocol 2 or later. Each number's first
+# byte tells its length.
+_NUMBERS: Final = re.compile(rb"(?:K.|M..|J....|\x8a\x05.....)+", re.DOTALL)
+_STATE: Final = re.compile(rb"random_rng_state(?:q.|r....|\x94)K\x03\((?=[KMJ\x8a])", re.DOTALL)
+_REST: Final = re.compile(rb"t(?:q.|r....|\x94)N\x87", re.DOTALL)
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -45,37 +62,89 @@ class Outline:
         size: Its length.
         start: Where the archive's directory begins.
         tail: The bytes from there on, checksums zeroed.
-        sums: Where in ``tail`` checksums are, but for that of the byte order.
-        sum_of_pickle: Where in ``tail`` that of the pickle is.
+        free: Where in ``tail`` bytes may differ: checksums but for that of the byte order, the length of the
+            pickle, and where the header of the entry after it is. They are zeroed.
+        places: Where in ``tail`` the pickle's entry is, and that of the entry after it.
         headers: Position and bytes of the first and the last header, and of the byte order with its own.
-        pickle: The pickle, and where it begins.
+        following: The entry after the pickle: its header and what else opening reads of it, where its data
+            begins, and how far that is from the pickle's end.
+        pickle: The pickle.
         at: Where the pickle begins.
+        numbers: Where in it the numbers of the random state begin and end; ``(0, 0)`` if there are none.
     """
 
     size: int
     start: int
     tail: Bytes
-    sums: npt.NDArray[np.intp]
-    sum_of_pickle: int
+    free: npt.NDArray[np.intp]
+    places: tuple[int, int]
     headers: tuple[tuple[int, bytes], ...]
+    following: Following
     pickle: Bytes
     at: int
+    numbers: tuple[int, int]
 
     def pickle_of(self, window: Window) -> Bytes | None:
-        """Return the pickle of another file if all else is as in this one, else None."""
+        """Return the pickle of another file if all else is as in this one, else None.
+
+        The numbers of its random state are replaced by those of this one.
+        """
         if window.size != self.size:
             return None
         raw = window.read_at(self.start, len(self.tail))
         tail = np.frombuffer(bytearray(raw), np.uint8)
-        tail[self.sums] = 0
+        tail[self.free] = 0
         if not np.array_equal(tail, self.tail):
             return None
         if any(window.read_at(at, len(header)) != header for at, header in self.headers):
             return None
-        pickle = window.read_at(self.at, len(self.pickle))
-        stored = int.from_bytes(raw[self.sum_of_pickle : self.sum_of_pickle + 4], "little")
+        at, after = self.places
+        (stored, size, again), (header,) = _u32s(raw, at + _CRC, 3), _u32s(raw, after + _HEADER, 1)
+        if size != again or header != self.at + size + self.following.gap:
+            return None
+        if not self.following.is_at(window, header):
+            return None
+        pickle = window.read_at(self.at, size)
         # As `ZipIndex.read` does; 0 stands where torch was told not to compute it.
-        return np.frombuffer(pickle, np.uint8) if stored in (0, crc32(pickle)) else None
+        if stored not in (0, crc32(pickle)):
+            return None
+        begin, end = self.numbers
+        if end and (found := _NUMBERS.match(pickle, begin)) is not None:
+            pickle = pickle[:begin] + self.pickle[begin:end].tobytes() + pickle[found.end() :]
+        return np.frombuffer(pickle, np.uint8) if len(pickle) == len(self.pickle) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Hold what is known of the entry after the pickle.
+
+    Attributes:
+        gap: Bytes between the pickle's end and this entry's header.
+        header: Its local header up to the length of the extra field, which pads the data to its place.
+        name: Its name.
+        begin: Where its data begins.
+        data: Its data if opening a file reads it (the byte order), else nothing.
+    """
+
+    gap: int
+    header: bytes
+    name: bytes
+    begin: int
+    data: bytes
+
+    def is_at(self, window: Window, at: int) -> bool:
+        """Tell whether a file has the same entry, its header at ``at``, its data where this one has it."""
+        wide = at + _LOCAL.size + len(self.name)
+        if wide > self.begin:
+            return False
+        raw = window.read_at(at, self.begin + len(self.data) - at)
+        extra = int.from_bytes(raw[_FIXED : _LOCAL.size], "little")
+        same = raw[:_FIXED] == self.header and raw[_LOCAL.size : wide - at] == self.name
+        return same and wide + extra == self.begin and raw.endswith(self.data)
+
+
+def _u32s(raw: bytes, at: int, count: int) -> tuple[int, ...]:
+    return tuple([_U32.unpack_from(raw, at + 4 * i)[0] for i in range(count)])
 
 
 def outline(window: Window) -> Outline | None:
@@ -88,8 +157,13 @@ def outline(window: Window) -> Outline | None:
     if window.start or len(names) != 1:
         return None
     entries = sorted(index.positions.items(), key=lambda entry: entry[1])
+    order = [name for name, _ in entries]
     ends = [at for _, at in entries[1:]] + [index.start]
+    after = order.index(names[0]) + 1
+    if after == len(order):
+        return None
     headers = []
+    following: Following | None = None
     for i, ((name, at), end) in enumerate(zip(entries, ends, strict=True)):
         try:
             begin, size = index.locate(name)
@@ -97,19 +171,41 @@ def outline(window: Window) -> Outline | None:
             return None
         if end - begin - size not in _DESCRIPTORS:
             return None
-        if i in (0, len(entries) - 1) or name.endswith(_ORDER):
-            headers.append((at, window.read_at(at, begin - at + (size if name.endswith(_ORDER) else 0))))
+        shown = size if name.endswith(_ORDER) else 0
+        if i == after:
+            previous, length = index.locate(names[0])
+            head = window.read_at(at, _FIXED)
+            data = window.read_at(begin, shown)
+            following = Following(at - previous - length, head, name.encode(), begin, data)
+        elif i in (0, len(entries) - 1) or shown:
+            headers.append((at, window.read_at(at, begin - at + shown)))
+    assert following is not None
     begin, size = index.locate(names[0])
-    pickle = np.frombuffer(window.read_at(begin, size), np.uint8)
+    pickle = window.read_at(begin, size)
     tail = np.frombuffer(bytearray(window.read_at(index.start, window.size - index.start)), np.uint8)
-    places = _sums(tail.tobytes(), len(index.sizes))
-    sums = np.array([p + i for n, p in places.items() if not n.endswith(_ORDER) for i in range(4)], np.intp)
-    tail[sums] = 0
-    return Outline(window.size, index.start, tail, sums, places[names[0]], tuple(headers), pickle, begin)
+    places = _entries(tail.tobytes(), len(index.sizes))
+    free = [p + _CRC + i for n, p in places.items() if not n.endswith(_ORDER) for i in range(4)]
+    pair = (places[names[0]], places[order[after]])
+    free += [pair[0] + _SIZES + i for i in range(8)] + [pair[1] + _HEADER + i for i in range(4)]
+    zeroed = np.array(free, np.intp)
+    tail[zeroed] = 0
+    return Outline(
+        window.size, index.start, tail, zeroed, pair, tuple(headers), following,
+        np.frombuffer(pickle, np.uint8), begin, _numbers(pickle),
+    )  # fmt: skip
 
 
-def _sums(tail: bytes, count: int) -> dict[str, int]:
-    """Return where the checksum of each entry is."""
+def _numbers(pickle: bytes) -> tuple[int, int]:
+    """Find the numbers of Python's random state, if they are stored once and nothing is made of them."""
+    state = _STATE.search(pickle)
+    found = _NUMBERS.match(pickle, state.end()) if state is not None else None
+    if found is None or _REST.match(pickle, found.end()) is None:
+        return 0, 0
+    return found.span() if inert.used_once(pickle, *found.span()) else (0, 0)
+
+
+def _entries(tail: bytes, count: int) -> dict[str, int]:
+    """Return where each entry is in the directory."""
     found: dict[str, int] = {}
     at = 0
     for _ in range(count):
@@ -117,7 +213,7 @@ def _sums(tail: bytes, count: int) -> dict[str, int]:
         if fields[0] != b"PK\1\2":
             raise FormatError("the archive's directory is damaged")
         name = tail[at + _CENTRAL.size : at + _CENTRAL.size + fields[10]]
-        found[name.decode()] = at + _CRC
+        found[name.decode()] = at
         at += _CENTRAL.size + sum(fields[10:13])
     return found
 

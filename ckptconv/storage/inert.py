@@ -20,10 +20,11 @@ from ckptconv.errors import FormatError
 from ckptconv.storage.pickleops import NAMES, TABLE
 from ckptconv.storage.picklevm import Global, Hook, Limits, Machine, Record, Truncated
 
-__all__ = ["Global", "Hook", "Limits", "Record", "load", "load_at"]
+__all__ = ["Global", "Hook", "Limits", "Record", "load", "load_at", "used_once"]
 
 _CHUNK: Final = 1 << 16
 _DEFAULT: Final = Limits()
+_RECALLS: Final = b"hjg"  # GET in its three forms
 
 Persistent = Callable[[object], object]
 Where = str | PathLike[str] | None
@@ -96,6 +97,29 @@ def load_at(
     machine = Machine(b"", persistent, hooks, limits, exact)
     end = _run(machine, more, offset, where)
     return machine.result, end
+
+
+def used_once(data: bytes, begin: int, end: int) -> bool:
+    """Tell whether a tuple of a sound pickle is made by its own opcodes and never recalled.
+
+    Args:
+        data: A pickle that `load` read.
+        begin: Where the first opcode of its elements would begin.
+        end: Where the TUPLE that ends them would be.
+    """
+    m = Machine(data, lambda pid: Record("storage"), None, _DEFAULT)
+    boundaries = 0
+    made: object = None
+    pos = 0
+    while pos >= 0:
+        at = pos
+        pos = TABLE[data[at]](m, at + 1)
+        boundaries += at in (begin, end)
+        if at == end:
+            made = m.stack[-1]
+        elif made is not None and data[at] in _RECALLS and m.stack[-1] is made:
+            return False
+    return boundaries == 2 and type(made) is tuple
 
 
 def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> int:
