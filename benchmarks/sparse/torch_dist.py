@@ -16,7 +16,9 @@ from ckptconv.graph import Spec
 from ckptconv.storage.base import FileLayout
 from ckptconv.storage.dcp_out import OutChunk, Place, describe
 from ckptconv.storage.namespaces import namespace
+from ckptconv.storage.picklevm import Record
 from ckptconv.storage.torchbin import TensorRef, complete, layout_tree
+from ckptconv.storage.torchpickle import dump
 from ckptconv.topology import Grid, Rank, stage_layers
 from sparse.megatron import ITERATION, arguments, model_layout
 from sparse.models import Parallel, slots_of
@@ -48,6 +50,16 @@ def write_torch_dist(run: Path, config: Mapping[str, Any], parallel: Parallel) -
         cuts[chunk.tensor].append(chunk)
         written[file] += [(at + begin, content) for begin, content in record.fixed]
         ends[file] = at + record.size
+    objects: dict[str, object] = {}
+    content = complete(None)
+    held: dict[int, list[str]] = defaultdict(list)
+    for rank, name in _objects(layout, config):
+        file = f"__{number[rank]}_0.distcp"
+        places[name, None] = Place(file, ends[file], len(content))
+        objects[name] = _new("metadata.BytesStorageMetadata", {})
+        held[number[rank]].append(name)
+        written[file].append((ends[file], content))
+        ends[file] += len(content)
     for file, pieces in written.items():
         with open(step / file, "wb", buffering=0) as out:
             out.truncate(ends[file])
@@ -55,13 +67,93 @@ def write_torch_dist(run: Path, config: Mapping[str, Any], parallel: Parallel) -
                 out.seek(at)
                 out.write(content)
     written.clear()
-    (step / ".metadata").write_bytes(describe({}, places, cuts, flat=False))
+    (step / ".metadata").write_bytes(dump(_metadata(objects, places, cuts, held))[0])
     args = namespace(arguments(config, parallel, layout.vocab or 0))
     common = {"args": args, "checkpoint_version": 3.0, "iteration": ITERATION}
     (step / "common.pt").write_bytes(complete(common))
     (step / "metadata.json").write_text(json.dumps(_MARKER))
     (run / "latest_checkpointed_iteration.txt").write_text(str(ITERATION))
     (run / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def _new(name: str, state: object) -> Record:
+    module = f"torch.distributed.checkpoint.{name.rpartition('.')[0]}"
+    return Record(f"torch.distributed.checkpoint.{name}", state=state, form="new", module=module)
+
+
+def _metadata(
+    objects: Mapping[str, object],
+    places: Mapping[tuple[str, Shape | None], Place],
+    cuts: Mapping[str, list[OutChunk]],
+    held: Mapping[int, list[str]],
+) -> Record:
+    """Return what torch's ``Metadata`` says, and the plan of each rank, which Megatron-core keeps with it.
+
+    The plans (core 0.16.1, ``dist_checkpointing/strategies/state_dict_saver.py``) tell of every record once
+    more, and so are half of the file.
+    """
+    root = describe(objects, places, cuts, flat=False)
+    assert isinstance(root.state, dict)
+    tensors = root.state["state_dict_metadata"]
+    items: dict[int, list[Record]] = defaultdict(list)
+    for name, chunks in cuts.items():
+        about = tensors[name].state
+        for chunk, stored in zip(chunks, about["chunks"], strict=True):
+            index = {"fqn": name, "index": None, "offset": stored.state["offsets"]}
+            chunk_state = {"offsets": stored.state["offsets"], "sizes": stored.state["sizes"]}
+            data = {
+                "chunk": _new("metadata.ChunkStorageMetadata", chunk_state),
+                "properties": _new("metadata.TensorProperties", about["properties"].state),
+                "size": about["size"],
+            }
+            rank = int(places[name, chunk.offsets].file.split("_")[2])
+            items[rank].append(_item(index, 2, _new("planner.TensorWriteData", data)))
+    for rank, names in held.items():
+        items[rank] += [_item({"fqn": name, "index": None}, 3, None) for name in names]
+    rest = {"storage_data": None, "planner_data": {}, "usable": True}
+    plans = [_new("planner.SavePlan", {"items": items[rank], **rest}) for rank in sorted(items)]
+    root.state["all_local_plans"] = plans
+    return root
+
+
+def _item(index: Mapping[str, object], kind: int, data: Record | None) -> Record:
+    planner = "torch.distributed.checkpoint.planner"
+    state = {
+        "index": _new("metadata.MetadataIndex", index),
+        "type": Record(f"{planner}.WriteItemType", (kind,), module=planner),
+        "bytes_io_data": None,
+        "tensor_data": data,
+    }
+    return _new("planner.WriteItem", state)
+
+
+def _objects(layout: Layout, config: Mapping[str, Any]) -> Iterator[tuple[Rank, str]]:
+    """Yield who saves which object: the extra states of TransformerEngine's modules, random states."""
+    grid = layout.grid
+    experts = config.get("n_routed_experts") or 0
+    dense = config.get("first_k_dense_replace", config["num_hidden_layers"])
+    first = {rank.pp: rank for rank in reversed(grid.ranks())}
+    of_block = {(rank.pp, grid.experts(rank)[0]): rank for rank in reversed(grid.ranks())}
+    for place, layers in layout.stages.items():
+        for layer in layers.values():
+            at = f"decoder.layers.{layer}"
+            for module in (
+                "self_attention.linear_proj",
+                "self_attention.linear_q_up_proj",
+                "input_layernorm",
+            ):
+                yield first[place.pp], f"{at}.{module}._extra_state/shard_0_1"
+            for expert in range(experts if layer >= dense else 0):
+                rank = of_block[place.pp, expert // (experts // grid.blocks)]
+                for module in ("linear_fc1", "linear_fc2"):
+                    name = f"{at}.mlp.experts.experts.{module}._extra_state/shard_{expert}_{experts}"
+                    yield rank, name
+    shape = (grid.pp, grid.tp, len(grid.ranks()) // (grid.pp * grid.tp))
+    of_replica: dict[tuple[int, int], int] = defaultdict(int)
+    for rank in grid.ranks():
+        dp = of_replica[rank.pp, rank.tp]
+        of_replica[rank.pp, rank.tp] += 1
+        yield rank, f"rng_state/shard_{rank.pp}.{rank.tp}.{dp}_{'.'.join(map(str, shape))}"
 
 
 @lru_cache(maxsize=256)

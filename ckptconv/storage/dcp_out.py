@@ -149,7 +149,7 @@ def layout(
         files[f"__0_{len(files)}.distcp"] = joined(records)
     if double := cuts.keys() & state.keys():
         raise PlanError(f"{short(min(double))} is given twice")
-    return DcpLayout(files, describe(state, places, cuts, flat=flat))
+    return DcpLayout(files, dump(describe(state, places, cuts, flat=flat))[0])
 
 
 def _tensor(parts: Sequence[OutChunk]) -> Record:
@@ -179,8 +179,8 @@ def describe(
     cuts: Mapping[str, Sequence[OutChunk]],
     *,
     flat: bool,
-) -> bytes:
-    """Return the content of ``.metadata``.
+) -> Record:
+    """Return the ``Metadata`` that is the content of ``.metadata``.
 
     Args:
         objects: The ``BytesStorageMetadata`` of each object by name.
@@ -205,7 +205,7 @@ def describe(
         "storage_meta": _new(_METADATA, "StorageMeta", meta),
         "version": VERSION,
     }
-    return dump(_new(_METADATA, "Metadata", root))[0]
+    return _new(_METADATA, "Metadata", root)
 
 
 def _new(module: str, name: str, state: object) -> Record:
