@@ -29,7 +29,7 @@ def draw_growth(path: Path, series: Mapping[str, Sequence[tuple[float, float, fl
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6))
     for panel, title, column in zip(panels, _TITLES, (1, 2), strict=True):
-        for marker, (name, points) in zip("os^Dv<", series.items(), strict=False):
+        for marker, (name, points) in zip("os^Dv<>pX", series.items(), strict=False):
             panel.plot(
                 [p[0] for p in points], [p[column] for p in points], marker=marker, ms=4, lw=1, label=name
             )

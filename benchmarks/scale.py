@@ -68,6 +68,12 @@ SERIES: dict[str, tuple[str, list[tuple[int, str]]]] = {
     "tensor-parallel ranks (Megatron, EP8, 6 layers)": ("megatron-merge", [
         (n, f"write_ranks(out, {_V3.format(6)}, Parallel({n}, 2, 8, {n}))") for n in (1, 2, 4, 8)
     ]),
+    "pipeline-parallel ranks (Megatron, TP8 EP8, 16 layers)": ("megatron-merge", [
+        (n, f"write_ranks(out, {_V3.format(16)}, Parallel(8, {n}, 8, 8))") for n in (1, 2, 4, 8)
+    ]),
+    "layers (torch_dist, TP8 EP8)": ("megatron-merge", [
+        (n, f"write_torch_dist(out, {_V3.format(n)}, Parallel(8, 2, 8, 8))") for n in (4, 8, 16, 32)
+    ]),
 }  # fmt: skip
 _COUNT = """
 import ckptconv, sys
