@@ -22,11 +22,15 @@ from ckptconv.errors import MismatchError
 from ckptconv.graph import Drop, OutFile, Pair, Plan, restrict
 from ckptconv.storage.base import Placed
 from ckptconv.storage.files import SourceFiles
+from ckptconv.verify.order import grouped, in_turns
 from ckptconv.verify.replicas import Finder
 from ckptconv.verify.result import FileDigest, Mismatch, Place
 from ckptconv.verify.tally import Tally
 
 __all__ = ["Comparer"]
+
+_LEAST = 1 << 16  # bytes of a tile
+_SHARED = 4  # tiles' worth of the source that is held for files cut from the same rows
 
 
 @dataclass(slots=True)
@@ -101,29 +105,38 @@ class Comparer:
         return sorted(self._tally.found(), key=lambda m: order.get(m.tensor, -1))
 
     def _jobs(self) -> Iterator[tuple[_Work, int, int]]:
-        """Yield tiles that cut no element, file by file."""
+        """Yield tiles that cut no element, file by file; files that share parts of the source take turns.
+
+        Their tiles are so much smaller that a group reads pieces of the source that are as long as one tile,
+        and these are held as long as it takes.
+        """
         begun: set[str] = set()
-        for file in self._plan.files:
-            digests = self._digests and file.name not in begun
-            begun.add(file.name)
-            filler = Filler(self._plan, file, self._sources, self._pairs)
-            work = _Work(file, filler, digests, hashlib.sha256() if self._sha256 else None)
-            offsets = [t.offset for t in file.layout.tensors]
-            lo, size = 0, file.layout.size
-            while lo < size:
-                if not digests and (gap := _gap(offsets, file, lo)):
-                    self._tell(Progress(gap))
-                    lo += gap
-                    continue
-                hi = min(lo + self._tile, size)
-                if (i := bisect_right(offsets, hi) - 1) >= 0:
-                    tensor = file.layout.tensors[i]
-                    if tensor.offset < hi < tensor.offset + tensor.nbytes:
-                        hi -= (hi - tensor.offset) % tensor.dtype.itemsize
-                yield work, lo, hi
-                lo = hi
-            if size == 0 and digests:
-                self._digested(work)
+        for group in grouped(self._plan.files, self._pairs):
+            tile = max(min(_LEAST, self._tile), self._tile // len(group))
+            self._sources.share(_SHARED * self._tile if len(group) > 1 else 0)
+            yield from in_turns([self._tiles(file, tile, begun) for file in group])
+
+    def _tiles(self, file: OutFile, tile: int, begun: set[str]) -> Iterator[tuple[_Work, int, int]]:
+        digests = self._digests and file.name not in begun
+        begun.add(file.name)
+        filler = Filler(self._plan, file, self._sources, self._pairs)
+        work = _Work(file, filler, digests, hashlib.sha256() if self._sha256 else None)
+        offsets = [t.offset for t in file.layout.tensors]
+        lo, size = 0, file.layout.size
+        while lo < size:
+            if not digests and (gap := _gap(offsets, file, lo)):
+                self._tell(Progress(gap))
+                lo += gap
+                continue
+            hi = min(lo + tile, size)
+            if (i := bisect_right(offsets, hi) - 1) >= 0:
+                tensor = file.layout.tensors[i]
+                if tensor.offset < hi < tensor.offset + tensor.nbytes:
+                    hi -= (hi - tensor.offset) % tensor.dtype.itemsize
+            yield work, lo, hi
+            lo = hi
+        if size == 0 and digests:
+            self._digested(work)
 
     def _one(self, job: tuple[_Work, int, int], buffers: Buffers) -> None:
         work, lo, hi = job

@@ -21,6 +21,7 @@ from ckptconv.graph import Relation
 from ckptconv.readers.base import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.roundtrip import verify_roundtrip
+from ckptconv.storage.files import SourceFiles
 from ckptconv.storage.stored import Stored
 from ckptconv.verify.result import Result
 from running import CASES, ROOT, case_run
@@ -287,6 +288,29 @@ def test_a_source_that_changes_meanwhile(ranks: Path, back: Path, tmp_path: Path
 
     with pytest.raises(InputChangedError):
         verify_roundtrip(source, back, listen=touch)
+
+
+@pytest.mark.parametrize("sizes", [{"tp": 4}, {"tp": 2, "pp": 2}])
+def test_ranks_are_compared_with_a_source_that_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=512, num_hidden_layers=2, num_attention_heads=8, intermediate_size=1536
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    ckptconv.convert(tmp_path / "hf", tmp_path / "ranks", to="megatron", sizes=sizes)
+    count, read = [0], SourceFiles._read
+
+    def counted(self: SourceFiles, path: str, offset: int, buffer: memoryview) -> int:
+        count[0] += len(buffer)
+        return read(self, path, offset, buffer)
+
+    monkeypatch.setattr(SourceFiles, "_read", counted)
+    is_ok(verify_roundtrip(tmp_path / "hf", tmp_path / "ranks", workers=4, max_memory=16 << 20))
+    files = [*tmp_path.glob("hf/*.safetensors"), *tmp_path.rglob("ranks/**/*.pt")]
+    assert count[0] <= 1.2 * sum(p.stat().st_size for p in files)
 
 
 def test_logits_need_an_output(ranks: Path) -> None:
