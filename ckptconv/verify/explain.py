@@ -256,7 +256,7 @@ def _slices(shape: Sequence[int], box: Box) -> tuple[tuple[int, int, int], ...] 
         step = stride // unit
         fit = -((start - dim) // step)
         if count > fit:
-            if start or step * fit != dim or count % fit:
+            if step * fit != dim or count % fit:
                 return None
             axes.append((count // fit, dim * unit))
             count = fit

@@ -164,12 +164,12 @@ dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
 color:var(--dim);min-width:110px}
 .tiles b{display:block;font-size:24px;line-height:1.25;color:var(--ink);font-variant-numeric:tabular-nums}
 .tiles .good b{color:var(--good)}.tiles .bad b{color:var(--bad)}.tiles .mild b{color:var(--mild)}
-.scroll{overflow:auto;max-height:640px}
+.scroll{overflow:auto;max-height:640px;scrollbar-gutter:stable}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
 .n,th.n{text-align:right;white-space:nowrap}
 .sortable td:first-child{min-width:19em}.sortable td:has(.bar){width:34%;vertical-align:middle}
-td.where{min-width:17em}
+td.where{min-width:24em}
 thead th{position:sticky;top:0;background:var(--card);z-index:1;white-space:nowrap}
 th button{all:unset;cursor:pointer;color:var(--dim);font-weight:600;font-size:13px}
 th button:focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:3px}

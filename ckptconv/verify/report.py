@@ -43,7 +43,7 @@ def inspect_report(data: Data) -> str:
     Args:
         data: What ``inspect --json`` prints.
     """
-    layout = "  ".join(f"{k} {v}" for k, v in data["layout"].items())
+    layout = _layout(data)
     lead = facts(
         [
             ("producer", text(" ".join([data["producer"], *map(str, data["versions"].values())]))),
@@ -258,9 +258,12 @@ def _summary(data: Data | None) -> str:
     """Say in a line what a checkpoint is."""
     if data is None:
         return ""
-    layout = " ".join(f"{k} {v}" for k, v in data["layout"].items())
-    said = [data["producer"], data["format"], layout, f"{_short(data['parameters'])} parameters"]
+    said = [data["producer"], data["format"], _layout(data), f"{_short(data['parameters'])} parameters"]
     return text(", ".join(filter(None, said)))
+
+
+def _layout(data: Data) -> str:
+    return ", ".join(f"{k} {v}" for k, v in data["layout"].items())
 
 
 def _tolerance(data: Data) -> str:

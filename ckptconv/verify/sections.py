@@ -57,7 +57,7 @@ def _files(holders: Sequence[Data]) -> str:
             Cell(size(h["bytes"]), h["bytes"], right=True),
             Cell(f'<span class="bar" style="width:{100 * h["bytes"] / most:.2f}%"></span>', h["bytes"]),
         )
-        for h in sorted(holders, key=lambda h: -h["bytes"])[:ROWS]
+        for h in sorted(holders, key=lambda h: (-h["bytes"], len(h["name"]), h["name"]))[:ROWS]
     ]
     heads = ("file", "tensors", "of them copies", "size", "share")
     return table(heads, rows, label="files", more=more(len(holders))) if rows else ""

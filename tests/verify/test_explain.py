@@ -136,6 +136,12 @@ def test_slices_name_the_elements_of_their_box(shape: tuple[int, ...], data: st.
     assert sorted(read(part, flat)) == sorted(elements(box))
 
 
+def test_slices_that_begin_within_a_step() -> None:
+    """Every other column from the second on is one run of a stride over all rows."""
+    part = part_of((2, 1, 4), Box.of("t", (2, 1, 4), start=(0, 0, 1), size=(2, 1, 2), step=(1, 1, 2)))
+    assert part.slices == ((0, 2, 1), (0, 1, 1), (1, 4, 2))
+
+
 @given(st.integers(0, 30), st.lists(st.tuples(st.integers(1, 4), st.integers(1, 12)), max_size=3), shapes)
 def test_any_box_is_said_rightly(offset: int, axes: list[tuple[int, int]], shape: tuple[int, ...]) -> None:
     box = Box.strided("t", offset, axes)
