@@ -10,7 +10,7 @@ from cases import CASES, Case
 from measure import Usage
 from results import Results
 from runner import BASELINE, COPY, ONE, READ, TWO, Outcome
-from targets import judge, ratios, table
+from targets import judge, ratios, table, titled
 
 __all__ = ["headline", "markdown", "megatron", "splice"]
 
@@ -24,6 +24,10 @@ _COLUMNS = (
     "conversion", "out, GB", "2 workers, s", "1 worker, s", "`cp` + `sync`, s", "times `cp` + `sync`",
     "other tool, s", "times ours", "peak RSS, MB", "other's, MB",
 )  # fmt: skip
+_NOT_HELD = (
+    "† Measured before memory was held for the programs: what went through the page cache or into memory, "
+    "`cp` above all, waited for the host as well."
+)
 _OURS = (TWO, ONE, COPY, BASELINE, READ)
 
 
@@ -44,6 +48,8 @@ def markdown(found: Sequence[Results], plots: Sequence[tuple[str, str]]) -> str:
         )
     lines += ["", *(f"![{caption}]({path})\n" for caption, path in plots)]
     lines += ["### Targets", "", f"At {found[-1].label()}.", "", *table(judge(found[-1])), ""]
+    if not all(o.held for r in found for o in r.cases.values()):
+        lines += [_NOT_HELD, ""]
     for results in reversed(found):
         lines += [f"### Overview, {results.label()}", "", *_overview(results), ""]
     lines += ["### All numbers", ""]
@@ -76,7 +82,7 @@ def _overview(results: Results) -> Iterator[str]:
             _peak(runs.get(TWO)),
             _peak(runs.get(tool)) if tool else "",
         ]
-        yield f"| {case.title} | " + " | ".join(cells) + " |"
+        yield f"| {titled(case, outcome)} | " + " | ".join(cells) + " |"
 
 
 def _detail(case: Case, found: Sequence[Results]) -> Iterator[str]:

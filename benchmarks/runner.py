@@ -14,6 +14,7 @@ from typing import IO
 
 from cases import LARGE, SOURCES, Case, Tool
 from measure import Failed, Usage, drop_caches, measure, warm
+from pages import held
 
 __all__ = ["BASELINE", "COPY", "ONE", "READ", "TWO", "Outcome", "Runner"]
 
@@ -39,6 +40,7 @@ class Outcome:
         problems: Why a program has no numbers, by its name.
         checks: What was compared, and what came of it.
         load: Load average when it began.
+        held: Whether memory was held for the programs, see pages.py.
     """
 
     bytes_in: int = 0
@@ -47,6 +49,7 @@ class Outcome:
     problems: dict[str, str] = field(default_factory=dict)
     checks: list[str] = field(default_factory=list)
     load: float = 0.0
+    held: bool = False
 
     def add(self, setting: str, program: str, usage: Usage) -> None:
         """Keep one run."""
@@ -72,7 +75,7 @@ class Runner:
 
     def run(self, case: Case) -> Outcome:
         """Run one case; whatever fails is written down, and the rest goes on."""
-        outcome = Outcome(load=os.getloadavg()[0])
+        outcome = Outcome(load=os.getloadavg()[0], held=True)
         try:
             for name in case.needs:
                 self.make(name, outcome)
@@ -194,9 +197,12 @@ class Runner:
         copy = ["cp", "-r", "--reflink=never", str(self._out), str(self._copy)]
         sync = ["sync", *(str(self._copy / f.relative_to(self._out)) for f in _files(self._out))]
         self._prepare(setting, [self._out])
-        first = measure(copy, cwd=ROOT, log=self._log)
+        cached = 2 if setting == "cold" else 1
+        with held(cached * outcome.bytes_out):
+            first = measure(copy, cwd=ROOT, log=self._log)
+            synced = first.then(measure(sync, cwd=ROOT, log=self._log))
         outcome.add(setting, COPY, first)
-        outcome.add(setting, BASELINE, first.then(measure(sync, cwd=ROOT, log=self._log)))
+        outcome.add(setting, BASELINE, synced)
         remove(self._copy)
 
     def _once(
@@ -204,14 +210,23 @@ class Runner:
     ) -> None:
         remove(self._out)
         self._prepare(setting, [self._source(n) for n in self._inputs(case)])
-        outcome.add(setting, name, _all(measure(step, cwd=ROOT, log=self._log) for step in steps))
+        with held(self._memory(outcome, setting)):
+            usage = _all(measure(step, cwd=ROOT, log=self._log) for step in steps)
+        outcome.add(setting, name, usage)
+
+    @staticmethod
+    def _memory(outcome: Outcome, setting: str) -> int:
+        """Return the bytes a run of ours brings into the page cache, which it writes past."""
+        return {"cold": outcome.bytes_in, "tmpfs": outcome.bytes_out}.get(setting, 0)
 
     def _tool(self, case: Case, outcome: Outcome, tool: Tool, *, check: bool) -> None:
         outputs = (self._theirs, self._theirs.with_suffix(".pt"))
         try:
             steps = [self._command(step, out=self._out) for step in tool.steps]
             self._prepare("warm", [self._source(n) for n in self._inputs(case)])
-            outcome.add("warm", tool.name, _all(measure(step, cwd=ROOT, log=self._log) for step in steps))
+            with held(outcome.bytes_in + outcome.bytes_out):
+                usage = _all(measure(step, cwd=ROOT, log=self._log) for step in steps)
+            outcome.add("warm", tool.name, usage)
             if check and tool.same:
                 self._compare(tool.checker, tool.same, f"{tool.name} and ckptconv", outcome)
         except Failed as e:
@@ -234,7 +249,9 @@ class Runner:
             for name, workers in ((TWO, 2), (ONE, 1))[:: -1 if i % 2 else 1]:
                 self._prepare("tmpfs", [self._source(n) for n in self._inputs(case)])
                 command = self._ours(case, workers, out=self._tmpfs)
-                outcome.add("tmpfs", name, measure(command, cwd=ROOT, log=self._log))
+                with held(self._memory(outcome, "tmpfs")):
+                    usage = measure(command, cwd=ROOT, log=self._log)
+                outcome.add("tmpfs", name, usage)
                 remove(self._tmpfs)
 
     def _quick(self, case: Case, outcome: Outcome) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from cases import CASES
+from cases import CASES, Case
 from results import Results
 from runner import BASELINE, ONE, TWO, Outcome
 
-__all__ = ["Target", "judge", "ratios", "table"]
+__all__ = ["Target", "judge", "ratios", "table", "titled"]
 
 CAUSES = Path(__file__).resolve().parent / "causes.json"
 _MEMORY = 150e6 + 64 * 2**20  # ckptconv's default for --max-memory
@@ -44,6 +44,11 @@ def ratios(outcome: Outcome, setting: str, first: str, second: str) -> list[floa
     return sorted(a.wall / b.wall for a, b in zip(runs.get(first, ()), runs.get(second, ()), strict=False))
 
 
+def titled(case: Case, outcome: Outcome) -> str:
+    """Return the conversion's title, marked if no memory was held while it was measured."""
+    return case.title if outcome.held else f"{case.title} †"
+
+
 def judge(results: Results) -> list[Target]:
     """Judge every target that was measured at one size."""
     return [*_speeds(results), *_scalings(results), *_memories(results)]
@@ -68,7 +73,7 @@ def _speeds(results: Results) -> Iterator[Target]:
         if found:
             aim = f"2 workers at most {case.limit:g} times `cp` + `sync`"
             met = median(found) <= case.limit
-            yield Target(f"{case.name} speed", aim, case.title, _spread(found), met)
+            yield Target(f"{case.name} speed", aim, titled(case, outcome), _spread(found), met)
 
 
 def _scalings(results: Results) -> Iterator[Target]:
@@ -79,7 +84,9 @@ def _scalings(results: Results) -> Iterator[Target]:
         found = ratios(outcome, "tmpfs", ONE, TWO)
         if found:
             aim = f"2 workers at least {_SCALING:g} times as fast as 1, written to memory"
-            yield Target(f"{case.name} scaling", aim, case.title, _spread(found), median(found) >= _SCALING)
+            yield Target(
+                f"{case.name} scaling", aim, titled(case, outcome), _spread(found), median(found) >= _SCALING
+            )
 
 
 def _memories(results: Results) -> Iterator[Target]:

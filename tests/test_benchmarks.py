@@ -54,3 +54,12 @@ def test_a_difference_of_one_bit_is_found(tmp_path):
     different = _run("same_tensors.py", tmp_path / "a", tmp_path / "b")
     assert different.returncode == 1
     assert "lm_head.weight differs" in different.stderr
+
+
+def test_held_memory_is_let_go_of_when_its_input_ends():
+    command = [sys.executable, str(BENCHMARKS / "pages.py"), str(1 << 20)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"ready\n"
+        assert holder.poll() is None
+        holder.stdin.close()
+        assert holder.wait(10) == 0
