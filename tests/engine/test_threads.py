@@ -62,6 +62,14 @@ def test_an_error_in_drawing_jobs_is_raised() -> None:
 
 
 def test_ctrl_c_is_raised_when_every_thread_has_ended() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        _interrupt_one()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_one() -> None:
     stop, ended = threading.Event(), threading.Event()
 
     def do(job: int, mine: None) -> None:

@@ -24,7 +24,7 @@ from ckptconv.verify.certificate import NAME as CERTIFICATE
 from faults.kinds import Kind, Source
 from running import ROOT, command, contents, succeeds
 
-__all__ = ["COLUMNS", "Count", "Killer", "table", "takers"]
+__all__ = ["COLUMNS", "Count", "Killer", "final", "table", "takers", "untimed"]
 
 _DIES = Path(__file__).parent / "dies.py"
 _WEIGHTS = (".safetensors", ".bin", ".index.json")
@@ -72,12 +72,12 @@ def _cell(count: Count, column: str) -> str:
     return str(len(value) if isinstance(value, list) else value)
 
 
-def _final(out: Path) -> Files:
+def final(out: Path) -> Files:
     """Return what lies in the folder under a final name."""
-    return {n: b for n, b in _untimed(contents(out)).items() if not n.endswith(".part") and n != JOURNAL}
+    return {n: b for n, b in untimed(contents(out)).items() if not n.endswith(".part") and n != JOURNAL}
 
 
-def _untimed(files: Files) -> Files:
+def untimed(files: Files) -> Files:
     """Leave out of a certificate how long the verification took."""
     if (data := files.get(CERTIFICATE)) is None:
         return files
@@ -126,13 +126,13 @@ class Killer:
         self._old: Files = {}
         self._fresh()
         if kind.old is not None:
-            self._old = _final(self._out)
+            self._old = final(self._out)
         ran = subprocess.run(
             [sys.executable, str(_DIES), "0", str(self._out), *self._words(), "--quiet"],
             capture_output=True, cwd=ROOT, env=_environment(), timeout=600, check=False,
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr.decode()
-        self.expected = _untimed(contents(self._out))
+        self.expected = untimed(contents(self._out))
         steps, first, seconds = ran.stderr.split()[-3:]
         self._steps, self._first, self._span = int(steps), int(first), float(seconds)
 
@@ -187,12 +187,12 @@ class Killer:
 
     def _look(self) -> None:
         """Judge what a killed run left, resume it, and judge the result."""
-        left = _untimed(contents(self._out))
+        left = untimed(contents(self._out))
         if left == self._old or left == self.expected:
             self.count.ended += 1
             return
         self.count.inside += 1
-        files = _final(self._out)
+        files = final(self._out)
         journal = left.get(JOURNAL, b"")
         if b'"naming"' in journal or JOURNAL not in left:
             self.count.naming += 1
@@ -207,7 +207,7 @@ class Killer:
             self.count.whole += 1
         words = [w for w in self._words() if w != "--overwrite"]
         succeeds(*words, "--resume", "--quiet")
-        now = _untimed(contents(self._out))
+        now = untimed(contents(self._out))
         differs = sorted(n for n in {*now, *self.expected} if now.get(n) != self.expected.get(n))
         assert not differs, f"resumed to other bytes: {differs}"
         self.count.resumed += 1
