@@ -12,7 +12,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["describe", "file_system"]
+__all__ = ["describe", "file_system", "machine_of"]
 
 _PACKAGES = ("numpy", "safetensors", "torch")
 _TOOLS = {
@@ -45,6 +45,11 @@ def describe(work: Path, pythons: Mapping[str, str]) -> dict[str, str]:
     for interpreter, (label, *packages) in _TOOLS.items():
         facts[label] = _asked(pythons[interpreter], _VERSIONS, *packages) or "not installed"
     return facts
+
+
+def machine_of(facts: Mapping[str, str]) -> str:
+    """Return what two runs must share to be of the same machine."""
+    return f"{facts['processor']}, {facts['system']}"
 
 
 def file_system(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from cases import CASES, Case
+from machine import machine_of
 from measure import Usage
 from results import Results
 from runner import BASELINE, COPY, ONE, READ, TWO, Outcome
@@ -26,7 +27,7 @@ _COLUMNS = (
 )  # fmt: skip
 _NOT_HELD = (
     "† Measured before memory was held for the programs: what went through the page cache or into memory, "
-    "`cp` above all, waited for the host as well."
+    "`cp` above all, may have waited for the host as well."
 )
 _OURS = (TWO, ONE, COPY, BASELINE, READ)
 
@@ -46,6 +47,7 @@ def markdown(found: Sequence[Results], plots: Sequence[tuple[str, str]]) -> str:
         lines.append(
             f"| {results.label()} | {times}; load average before a case {min(loads):.1f}-{max(loads):.1f} |"
         )
+    lines += [f"| also | {text} |" for text in _elsewhere(found)]
     lines += ["", *(f"![{caption}]({path})\n" for caption, path in plots)]
     lines += ["### Targets", "", f"At {found[-1].label()}.", "", *table(judge(found[-1])), ""]
     if not all(o.held for r in found for o in r.cases.values()):
@@ -56,6 +58,17 @@ def markdown(found: Sequence[Results], plots: Sequence[tuple[str, str]]) -> str:
     for case in CASES:
         lines += _detail(case, found)
     return "\n".join(lines)
+
+
+def _elsewhere(found: Sequence[Results]) -> Iterator[str]:
+    """Say which cases were measured on another machine than the one described."""
+    here = machine_of(found[-1].machine)
+    for results in found:
+        others: dict[str, list[str]] = {}
+        for case in CASES:
+            if (outcome := results.cases.get(case.name)) and outcome.machine not in ("", here):
+                others.setdefault(outcome.machine, []).append(case.title)
+        yield from (f"{results.label()} on {m}: {', '.join(titles)}" for m, titles in others.items())
 
 
 def _repeats(results: Results) -> str:

@@ -23,7 +23,7 @@ from typing import IO
 
 import report
 from cases import CASES, LARGE, Case
-from machine import describe
+from machine import describe, machine_of
 from plot import draw_ratios, draw_tools
 from results import Results, load, save
 from runner import Runner, remove, say
@@ -105,7 +105,14 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
         results = load(path) if args.cases else None
         results = results or Results(args.size)
         results.machine = describe(work, pythons)
-        runner = Runner(work, size=args.size, repeat=args.repeat, pythons=pythons, log=log)
+        runner = Runner(
+            work,
+            size=args.size,
+            repeat=args.repeat,
+            pythons=pythons,
+            log=log,
+            machine=machine_of(results.machine),
+        )
         try:
             for i, case in enumerate(chosen):
                 elapsed = time.monotonic() - begin

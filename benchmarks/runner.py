@@ -41,6 +41,7 @@ class Outcome:
         checks: What was compared, and what came of it.
         load: Load average when it began.
         held: Whether memory was held for the programs, see pages.py.
+        machine: Processor and system.
     """
 
     bytes_in: int = 0
@@ -50,6 +51,7 @@ class Outcome:
     checks: list[str] = field(default_factory=list)
     load: float = 0.0
     held: bool = False
+    machine: str = ""
 
     def add(self, setting: str, program: str, usage: Usage) -> None:
         """Keep one run."""
@@ -66,8 +68,16 @@ class Runner:
     """
 
     def __init__(
-        self, work: Path, *, size: float, repeat: int, pythons: Mapping[str, str], log: IO[bytes]
+        self,
+        work: Path,
+        *,
+        size: float,
+        repeat: int,
+        pythons: Mapping[str, str],
+        log: IO[bytes],
+        machine: str,
     ) -> None:
+        self._machine = machine
         self.work, self._size, self.repeat, self._log = work, size, repeat, log
         self._pythons = dict(pythons)
         self._out, self._theirs, self._copy = work / "out", work / "theirs", work / "copy"
@@ -75,7 +85,7 @@ class Runner:
 
     def run(self, case: Case) -> Outcome:
         """Run one case; whatever fails is written down, and the rest goes on."""
-        outcome = Outcome(load=os.getloadavg()[0], held=True)
+        outcome = Outcome(load=os.getloadavg()[0], held=True, machine=self._machine)
         try:
             for name in case.needs:
                 self.make(name, outcome)

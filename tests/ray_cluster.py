@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ckptconv.engine.events import Event, Progress
 
 __all__ = ["Cluster"]
 
@@ -50,6 +54,21 @@ class Cluster:
         """Return the node and the task of every attempt so far."""
         lines = (self.control / "attempts").read_text().splitlines()
         return [(node, rest) for node, _, rest in (line.partition(" ") for line in lines)]
+
+    def striking(self, node: Any, strike: Callable[[Any], None]) -> tuple[Callable[[Event], None], list[str]]:
+        """Return a listener that strikes at a node when it has a task, and the tasks it then had."""
+        self.calm(slow=0.3)
+        lost: list[str] = []
+
+        def listen(event: Event) -> None:
+            """Strike while the node has a task, which is 0.3 s long and has just begun."""
+            if isinstance(event, Progress) and not lost:
+                while not any(one == node.node_id for one, _ in self.attempts()):
+                    time.sleep(0.01)
+                lost.extend(task for one, task in self.attempts() if one == node.node_id)
+                strike(node)
+
+        return listen, lost
 
     def again(self) -> Counter[str]:
         """Count the tasks that were begun more than once."""

@@ -14,7 +14,6 @@ from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import Options, default_workers, tile_bytes
-from ckptconv.engine.output import interrupted
 from ckptconv.engine.sink import PartFile, Sink, create
 from ckptconv.engine.task import Task, carry_out, seal, tasks_of
 from ckptconv.engine.threads import on_threads
@@ -68,7 +67,7 @@ def run_locally(
     """Write the files of these numbers; to ``outputs``, if they do not go to the folder on disk.
 
     Raises:
-        InterruptedRunError: on Ctrl-C.
+        KeyboardInterrupt: on Ctrl-C, when no thread writes any more.
         Exception: the first that a task raised.
     """
     _Threads(plan, folder, options, sources, ledger, outputs).run(files)
@@ -86,7 +85,7 @@ class _Threads:
         ledger: Ledger,
         outputs: Outputs | None,
     ) -> None:
-        self._plan, self._folder, self._options = plan, folder, options
+        self._plan, self._options = plan, options
         self._sources, self._ledger = sources, ledger
         self._pairs = pairs_by_tensor(plan.relation)
         self._stop = threading.Event()
@@ -98,8 +97,6 @@ class _Threads:
         count = self._options.workers or default_workers()
         try:
             on_threads(self._tasks(files), self._do, count=count, memory=Buffers, stop=self._stop)
-        except KeyboardInterrupt as e:
-            raise interrupted(self._folder) from e
         finally:
             self._behind.close()
             for one in self._open.values():

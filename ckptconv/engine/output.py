@@ -13,7 +13,7 @@ from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
 from ckptconv.engine.options import Options
 from ckptconv.errors import InterruptedRunError, OutputError
 from ckptconv.graph.plan import OutFile, Plan
-from ckptconv.storage.places import advice
+from ckptconv.storage.places import advice, is_remote
 
 __all__ = [
     "check_space",
@@ -21,7 +21,6 @@ __all__ = [
     "explain",
     "explained",
     "in_order",
-    "interrupted",
     "is_there",
     "kept",
     "prepare",
@@ -29,15 +28,10 @@ __all__ = [
     "stale",
 ]
 
-_NEXT = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        "free space or raise the limit, then run again with --resume",
-    ),
-    **dict.fromkeys(
-        (errno.EMFILE, errno.ENFILE), "raise the limit (ulimit -n), then run again with --resume"
-    ),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FIRST = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space or raise the limit"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit (ulimit -n)"),
 }
 
 
@@ -45,18 +39,19 @@ def explain(error: BaseException, folder: Path) -> BaseException:
     """Turn an operating system's error into one that says what to do."""
     if not isinstance(error, OSError):
         return error
+    if error.errno in _DENIED:
+        hint = "choose a folder you may write to"
+    else:
+        hint = f"{_FIRST.get(error.errno or 0, 'see to the cause')}, then run again{_resuming(folder)}"
     return OutputError(
-        f"{error.strerror or error}",
-        where=error.filename or folder,
-        hint=advice(error) or _NEXT.get(error.errno or 0, "see to the cause, then run again with --resume"),
+        f"{error.strerror or error}", where=error.filename or folder, hint=advice(error) or hint
     )
 
 
-def interrupted(folder: Path) -> InterruptedRunError:
-    """Return the error of a run that was interrupted."""
-    return InterruptedRunError(
-        "interrupted; what is whole is kept", where=folder, hint="run the same command again with --resume"
-    )
+def _resuming(folder: Path) -> str:
+    """Return the flag to add next time; without a journal a folder that holds other files takes none."""
+    there = not is_remote(folder) and folder.is_dir() and not (folder / JOURNAL).exists()
+    return "" if there and any(folder.iterdir()) else " with --resume"
 
 
 @contextmanager
@@ -65,7 +60,11 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as e:
-        raise interrupted(folder) from e
+        raise InterruptedRunError(
+            "interrupted; what is whole is kept",
+            where=folder,
+            hint=f"run the same command again{_resuming(folder)}",
+        ) from e
     except OSError as e:
         raise explain(e, folder) from e
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,23 +182,19 @@ def _send(job: Job, loaded: _Loaded, task: Task, token: Mapping[str, Any]) -> Re
 
     file = loaded.part.files[0]
     upload = objects.known(str(place(job.folder) / file.name), token, file.layout.size)
+    if not file.layout.needs_crc:
+        with closing(Parts(file, upload, upload.close)) as parts:
+            result = _fill(job, loaded, task, parts)
+            parts.finish()
+        return replace(result, sent=upload.sent())
     with tempfile.TemporaryDirectory(prefix="ckptconv-") as spool:
-        sink: Sink
         check_spool(Path(spool), [file])
-        if file.layout.needs_crc:
-            sink = Spooled(Path(spool), file, lambda: upload, upload.close)
-        else:
-            sink = Parts(file, upload, upload.close)
-        try:
-            result = _fill(job, loaded, task, sink)
-            if file.layout.needs_crc:
-                crcs = {tensor: [crc] for tensor, crc in result.crcs.items()}
-                digests = seal(file.layout, crcs, sink, result.digests)
-                result = replace(result, digests=tuple(digests), crcs={})
-            sink.finish()
-        finally:
-            sink.close()
-    return replace(result, sent=upload.sent())
+        with closing(Spooled(Path(spool), file, lambda: upload, upload.close)) as spooled:
+            result = _fill(job, loaded, task, spooled)
+            crcs = {tensor: [crc] for tensor, crc in result.crcs.items()}
+            digests = seal(file.layout, crcs, spooled, result.digests)
+            spooled.finish()
+    return replace(result, digests=tuple(digests), crcs={}, sent=upload.sent())
 
 
 def _explain(error: OSError, job: Job, node: str) -> BaseException:

@@ -17,7 +17,6 @@ from ckptconv.engine.fill import pairs_by_tensor
 from ckptconv.engine.journal import Journal
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import DIGEST_BLOCK, Options
-from ckptconv.engine.output import interrupted
 from ckptconv.engine.part import Failure, Job, Seal, Sealed, from_anywhere, part_of, unshared_input, work
 from ckptconv.engine.remotesink import Outputs
 from ckptconv.engine.sink import create
@@ -56,7 +55,7 @@ def run_on_ray(
 
     Raises:
         ClusterError: if there is no cluster, a node sees other files, or a task was lost too often.
-        InterruptedRunError: on Ctrl-C.
+        KeyboardInterrupt: on Ctrl-C, when the tasks are cancelled.
         Exception: the first that a task raised.
     """
     run = secrets.token_hex(8)
@@ -160,9 +159,6 @@ class _Cluster:
                 )
                 for ref in ready:
                     self._take(ref)
-        except KeyboardInterrupt:
-            self._cancel()
-            raise interrupted(self._folder) from None
         except BaseException:
             self._cancel()
             raise

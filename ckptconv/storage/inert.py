@@ -24,7 +24,12 @@ __all__ = ["Global", "Hook", "Limits", "Record", "load", "load_at", "used_once"]
 
 _CHUNK: Final = 1 << 16
 _DEFAULT: Final = Limits()
-_RECALLS: Final = b"hjg"  # GET in its three forms
+_RECALLS: Final = b"hjg2"  # GET in its three forms, and DUP
+_TUPLE3: Final = 0x87
+# What opcodes raise, see `_step`.
+_UNREADABLE: Final = (
+    FormatError, Truncated, LookupError, TypeError, ValueError, OverflowError, RecursionError, struct.error,
+)  # fmt: skip
 
 Persistent = Callable[[object], object]
 Where = str | PathLike[str] | None
@@ -100,26 +105,30 @@ def load_at(
 
 
 def used_once(data: bytes, begin: int, end: int) -> bool:
-    """Tell whether a tuple of a sound pickle is made by its own opcodes and never recalled.
+    """Tell whether a tuple is made by its own opcodes, and neither it nor the triple around it is recalled.
 
     Args:
-        data: A pickle that `load` read.
+        data: A pickle that `load` read. One that cannot be read without what `load` was given is not known to
+            use the tuple once.
         begin: Where the first opcode of its elements would begin.
-        end: Where the TUPLE that ends them would be.
+        end: Where the TUPLE that ends them would be; the next TUPLE3 makes the triple.
     """
     m = Machine(data, lambda pid: Record("storage"), None, _DEFAULT)
     boundaries = 0
-    made: object = None
+    made: list[object] = []
     pos = 0
-    while pos >= 0:
-        at = pos
-        pos = TABLE[data[at]](m, at + 1)
-        boundaries += at in (begin, end)
-        if at == end:
-            made = m.stack[-1]
-        elif made is not None and data[at] in _RECALLS and m.stack[-1] is made:
-            return False
-    return boundaries == 2 and type(made) is tuple
+    try:
+        while pos >= 0:
+            at = pos
+            pos = TABLE[data[at]](m, at + 1)
+            boundaries += at in (begin, end)
+            if at == end or (len(made) == 1 and data[at] == _TUPLE3):
+                made.append(m.stack[-1])
+            elif made and data[at] in _RECALLS and any(m.stack[-1] is one for one in made):
+                return False
+    except _UNREADABLE:
+        return False
+    return boundaries == 2 and bool(made) and type(made[0]) is tuple
 
 
 def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> int:

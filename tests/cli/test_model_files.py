@@ -199,6 +199,10 @@ def test_a_bare_vocabulary_becomes_the_full_tokenizer(tmp_path: Path, out: Path)
     made.train_from_iterator(["to be or not to be, that is the question"] * 20, vocab_size=300)
     made.save_model(str(run))
     before = {n: (run / n).read_bytes() for n in ("vocab.json", "merges.txt")}
+    config = json.loads((run / "config.json").read_text())
+    auto = {"AutoConfig": "mine.Config", "AutoTokenizer": ["mine.Tokenizer", None]}
+    (run / "config.json").write_text(json.dumps({**config, "auto_map": auto}))
+    (run / "mine.py").write_text("raise SystemExit('it ran')\n")
     succeeds("deepspeed-to-hf", run, out)
     written = contents(out)
     assert {n: written[n] for n in before} == before

@@ -100,17 +100,7 @@ def test_a_node_that_is_lost_costs_its_tasks_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     doomed = cluster.add()
-    cluster.calm(slow=0.3)
-    lost: list[str] = []
-
-    def listen(event: Event) -> None:
-        """Strike while the node has a task, which is 0.3 s long and has just begun."""
-        if isinstance(event, Progress) and not lost:
-            while not any(node == doomed.node_id for node, _ in cluster.attempts()):
-                time.sleep(0.01)
-            lost.extend(task for node, task in cluster.attempts() if node == doomed.node_id)
-            kill(cluster, doomed)
-
+    listen, lost = cluster.striking(doomed, lambda node: kill(cluster, node))
     report = api.convert(big, tmp_path / "out", engine="ray", listen=listen, **FIELDS)
     assert contents(tmp_path / "out") == whole
     assert report.bytes_out == sum(len(b) for n, b in whole.items() if n.endswith(".safetensors"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 import ckptconv as api
 from ckptconv.engine import ray as engine
-from ckptconv.engine.events import Event, FileDone, Progress
+from ckptconv.engine.events import Event, FileDone
 from ckptconv.engine.journal import JOURNAL
 from ckptconv.errors import CkptconvError, ClusterError
 from faulty import Fault, FaultyProxy
@@ -86,18 +85,12 @@ def test_a_node_that_is_lost_costs_its_tasks_only(
     cluster: Cluster, s3: FaultyProxy, source: Path, whole: dict[str, bytes]
 ) -> None:
     doomed = cluster.add()
-    cluster.calm(slow=0.3)
-    lost: list[str] = []
 
-    def listen(event: Event) -> None:
-        """Strike while the node has a task, which is 0.3 s long and has just begun."""
-        if isinstance(event, Progress) and not lost:
-            while not any(node == doomed.node_id for node, _ in cluster.attempts()):
-                time.sleep(0.01)
-            lost.extend(task for node, task in cluster.attempts() if node == doomed.node_id)
-            cluster.nodes.remove_node(doomed, allow_graceful=False)
-            assert s3.found("out") == [JOURNAL]
+    def strike(node: Any) -> None:
+        cluster.nodes.remove_node(node, allow_graceful=False)
+        assert s3.found("out") == [JOURNAL]
 
+    listen, lost = cluster.striking(doomed, strike)
     api.convert(source / "model.pt", f"s3://{s3.bucket}/out", engine="ray", listen=listen, **FIELDS)
     assert lost and stored(s3) == whole and s3.uploads() == []
     again = cluster.again()

@@ -108,7 +108,7 @@ class TestFindRun:
             find_run(tmp_path)
         assert "a, b" in str(caught.value.hint)
 
-    @pytest.mark.parametrize("text", ["none", "", "/", "..", "a/../..", "../x"])
+    @pytest.mark.parametrize("text", ["none", "", "/", "..", "a/../..", "../x", "a/../../x", "a\0b", "a\nb"])
     def test_a_tag_that_cannot_be(self, tmp_path: Path, text: str) -> None:
         make(tmp_path / "run", f"a/{MODEL}")
         make(tmp_path / "x", MODEL)

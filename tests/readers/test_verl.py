@@ -104,6 +104,13 @@ def test_a_missing_rank(ranks: Path, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_world_size_that_lies(ranks: Path) -> None:
+    """What is missing is not counted one by one."""
+    for path in ranks.iterdir():
+        path.rename(ranks / path.name.replace("size_4_", f"size_{10**18}_"))
+    _refused(ranks, PlanError, f"rank 4 and {10**18 - 5} more are missing of {10**18} ranks")
+
+
 def test_ranks_of_another_world_size(ranks: Path, case: Path) -> None:
     for file in (case / "ckpt").iterdir():
         shutil.copy(file, ranks)

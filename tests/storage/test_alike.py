@@ -89,19 +89,24 @@ def test_a_byte_that_differs_anywhere_but_in_the_data_is_not_passed_over(tmp_pat
     chunks = {0: {n: replace(t, path=str(path)) for n, t in truth.chunks[0].items()}}
     moved = replace(truth, path=path, chunks=chunks)
     for at in (i for i in range(0, len(whole), 3) if i not in data):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
-        outcomes = []
-        for read in (reader.read, read_rank):
-            try:
-                outcomes.append(read(path))
-            except Exception as error:
-                outcomes.append(type(error))
-        a, b = outcomes
+        a, b = outcomes(reader, path, whole, at)
         if isinstance(a, rankfile.RankFile) and not isinstance(b, rankfile.RankFile):
             assert inside_header(whole, at), at
             assert same(a, moved), at
         else:
             assert a is b or same(a, b), at
+
+
+def outcomes(reader: RankReader, path: Path, whole: bytes, at: int) -> list[Any]:
+    """Damage byte ``at`` of a file; return what a reader that knows others makes of it, and a fresh one."""
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
+    found: list[Any] = []
+    for read in (reader.read, read_rank):
+        try:
+            found.append(read(path))
+        except Exception as error:
+            found.append(type(error))
+    return found
 
 
 def inside_header(whole: bytes, at: int) -> bool:
@@ -149,7 +154,7 @@ def test_ranks_that_differ_in_their_random_states_are_alike(
     assert len(opened) <= 16  # a few for each length of the file, in steps of 64 bytes
 
 
-@pytest.mark.parametrize("spelled", ["memo", "text"])
+@pytest.mark.parametrize("spelled", ["memo", "whole", "unread", "text"])
 def test_numbers_that_are_used_again_are_not_skipped(spelled: str) -> None:
     """A random state that another object shares, or that only looks like one inside a text, counts."""
     state = random.Random(1).getstate()
@@ -157,9 +162,11 @@ def test_numbers_that_are_used_again_are_not_skipped(spelled: str) -> None:
     begin = plain.index(b"K\x03(") + 3
     end = plain.rindex(b"t", begin, plain.index(b"N\x87", begin + 5 * 600))
     assert inert.used_once(plain, begin, end)
-    if spelled == "memo":
-        shared = pickle.dumps([{"random_rng_state": state}, state[1]], 2)
+    if spelled in ("memo", "whole"):
+        shared = pickle.dumps([{"random_rng_state": state}, state[1] if spelled == "memo" else state], 2)
         assert not inert.used_once(shared, begin, end)
+    elif spelled == "unread":
+        assert not inert.used_once(plain[:-1] + b"R.", begin, end)
     else:
         out = io.BytesIO()
         pickle.dump([plain], out, 2)
@@ -179,13 +186,6 @@ def test_a_byte_that_differs_beside_a_random_state_is_not_passed_over(tmp_path: 
     path = tmp_path / "x" / "m.pt"
     directory = whole.index(b"PK\1\2")
     for at in (*range(0, end, 7), *range(directory, len(whole))):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
-        outcomes = []
-        for read in (reader.read, read_rank):
-            try:
-                outcomes.append(read(path))
-            except Exception as error:
-                outcomes.append(type(error))
-        a, b = outcomes
+        a, b = outcomes(reader, path, whole, at)
         if not inside_header(whole, at):
             assert a is b or same(a, b), at

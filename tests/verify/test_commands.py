@@ -79,6 +79,16 @@ def test_check(out: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_check_finds_a_bit_of_an_asset(out: Path, name: str) -> None:
+    succeeds("verify-roundtrip", DEMO, out)
+    data = bytearray((out / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (out / name).write_bytes(data)
+    said = json.loads(run_command("check", out, "--json").out)
+    assert not said["ok"] and [w["file"] for w in said["wrong"]] == [name]
+
+
 def test_verify_on_a_conversion(tmp_path: Path) -> None:
     result = succeeds("deepspeed-to-hf", DEMO, tmp_path / "out", "--verify")
     assert "done" in result.out and "verified" in result.out
