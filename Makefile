@@ -92,6 +92,6 @@ $(FRAMEWORKS_READY): pyproject.toml constraints.txt
 $(MINDSPORE_READY): pyproject.toml
 	$(PYTHON) -m venv $(MINDSPORE)
 	$(MINDSPORE)/bin/python -m pip install -qq --disable-pip-version-check \
-		mindspore==2.10.0 numpy==1.26.4 'ml_dtypes<0.6' safetensors xxhash huggingface_hub pyyaml pytest hypothesis
+		mindspore==2.10.0 numpy==1.26.4 'ml_dtypes<0.6' safetensors xxhash isal huggingface_hub pyyaml pytest hypothesis
 	$(MINDSPORE)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e .
 	@touch $@

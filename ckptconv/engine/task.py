@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import xxhash
+from isal.isal_zlib import crc32, crc32_combine
 
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.fill import Filler
@@ -132,7 +132,7 @@ def carry_out(
                 continue
             for tensor, a, b in spans:
                 found = crcs.get(tensor, Crc(at + a, 0, 0))
-                crcs[tensor] = Crc(found.at, zlib.crc32(view[a:b], found.value), found.length + b - a)
+                crcs[tensor] = Crc(found.at, crc32(view[a:b], found.value), found.length + b - a)
                 sink.write(view[a:b], at + a)
         digests.append(hasher.digest() if whole else b"")
     return Result(task, tuple(digests), crcs, overflows)
@@ -152,7 +152,7 @@ def seal(
     sums = [0] * len(layout.tensors)
     for tensor, parts in crcs.items():
         for part in sorted(parts, key=lambda c: c.at):
-            sums[tensor] = torchbin.crc32_combine(sums[tensor], part.value, part.length)
+            sums[tensor] = crc32_combine(sums[tensor], part.value, part.length)
     pieces = dict(layout.fixed) | dict(torchbin.seal(layout, sums))
     for at, data in pieces.items():
         sink.write(data, at)

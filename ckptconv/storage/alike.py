@@ -19,10 +19,10 @@ import re
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+from isal.isal_zlib import crc32
 
 from ckptconv.errors import FormatError
 from ckptconv.storage import inert

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from math import prod
 from os import PathLike, fspath
 from typing import BinaryIO, Final, Literal
-from zlib import crc32
+
+from isal.isal_zlib import crc32
 
 from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError

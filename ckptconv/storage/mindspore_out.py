@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
-from zlib import crc32
+
+from isal.isal_zlib import crc32, crc32_combine
 
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
 from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.mindspore import DTYPES, TRAILER
 from ckptconv.storage.picklevm import short
-from ckptconv.storage.torchbin import crc32_combine
 
 __all__ = ["MindSporeLayout", "Part", "layout", "seal"]
 

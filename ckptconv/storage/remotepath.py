@@ -6,12 +6,13 @@ import io
 import os
 import re
 import stat as statlib
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+from isal.isal_zlib import crc32
 
 from ckptconv.storage import remote
 
@@ -28,7 +29,7 @@ def version_of(entry: remote.Entry) -> int:
     """Return a number that changes with an object: made of its ETag, its generation or its time."""
     for key in ("ETag", "etag", "generation", "blob_id", "oid", "LastModified", "mtime", "created"):
         if entry.get(key):
-            return zlib.crc32(str(entry[key]).encode())
+            return crc32(str(entry[key]).encode())
     return 0
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
 from typing import Final
-from zlib import crc32
+
+from isal.isal_zlib import crc32
 
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
@@ -22,7 +22,7 @@ from ckptconv.storage.base import FileLayout, Placed
 from ckptconv.storage.picklevm import short
 from ckptconv.storage.torchpickle import TensorRef, dump
 
-__all__ = ["ALIGN", "TensorRef", "complete", "crc32_combine", "joined", "layout", "layout_tree", "seal"]
+__all__ = ["ALIGN", "TensorRef", "complete", "joined", "layout", "layout_tree", "seal"]
 
 _ROOT: Final = "archive"
 ALIGN: Final = 64
@@ -247,37 +247,3 @@ def _zip64(at: int, size: int, packed: int) -> bytes:
         return b""
     body = b"".join(v.to_bytes(8, "little") for v in values)
     return b"\1\0" + len(body).to_bytes(2, "little") + body
-
-
-# CRC-32 of joined data: zlib 1.3, crc32.c, the same arithmetic modulo the polynomial
-
-_POLYNOMIAL: Final = 0xEDB88320
-_ONE: Final = 1 << 31  # x to the 0; bits are reflected
-
-
-def _times(a: int, b: int) -> int:
-    """Multiply two polynomials modulo that of CRC-32."""
-    product = 0
-    while a:
-        if a & _ONE:
-            product ^= b
-        a = (a << 1) & _32
-        b = (b >> 1) ^ (_POLYNOMIAL if b & 1 else 0)
-    return product
-
-
-@lru_cache(maxsize=1024)
-def _shift(length: int) -> int:
-    """Return x to the power of ``8 * length``: appending that many zero bytes multiplies by it."""
-    power, square = _ONE, _ONE >> 8
-    while length:
-        if length & 1:
-            power = _times(power, square)
-        square = _times(square, square)
-        length >>= 1
-    return power
-
-
-def crc32_combine(crc1: int, crc2: int, len2: int) -> int:
-    """Return the CRC-32 of two byte strings joined, from their sums and the second's length in bytes."""
-    return _times(crc1, _shift(len2)) ^ crc2

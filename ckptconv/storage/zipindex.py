@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import Final, NoReturn
-from zlib import crc32
+
+from isal.isal_zlib import crc32
 
 from ckptconv.errors import FormatError
 from ckptconv.storage.picklevm import short

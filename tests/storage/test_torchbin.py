@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from isal.isal_zlib import crc32_combine
 
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import PlanError
 from ckptconv.storage.base import FileLayout
-from ckptconv.storage.torchbin import crc32_combine, layout, seal
+from ckptconv.storage.torchbin import layout, seal
 from ckptconv.storage.torchfile import open_torch, state_dict_of
 
 SPEC = tuple[str, str, tuple[int, ...]]
