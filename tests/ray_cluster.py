@@ -43,12 +43,14 @@ class Cluster:
     def add(self) -> Any:
         return self.nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
 
-    def calm(self, slow: float = 0.0) -> None:
-        """Let workers do as they should, but each task ``slow`` seconds later."""
+    def calm(self, slow: float = 0.0, meet: bool = False) -> None:
+        """Let workers do as they should, but each task ``slow`` seconds later, or when two nodes have one."""
         for path in self.control.iterdir():
             path.unlink()
         (self.control / "slow").write_text(str(slow))
         (self.control / "attempts").touch()
+        if meet:
+            (self.control / "meet").touch()
 
     def attempts(self) -> list[tuple[str, str]]:
         """Return the node and the task of every attempt so far."""

@@ -1,4 +1,4 @@
-"""Change what Ray's workers do, from files in a folder: slow down, note each attempt, die.
+"""Change what Ray's workers do, from files in a folder: slow down, note each attempt, meet, die.
 
 Ray calls `setup` in every worker of a job whose runtime environment names it.
 """
@@ -26,6 +26,8 @@ def setup() -> None:
     def carry_out(task: Any, *arguments: Any, **more: Any) -> Any:
         with open(control / "attempts", "a") as log:
             log.write(f"{node} {task.file} {task.first}\n")
+        if (control / "meet").exists():
+            _meet(control / "attempts")
         time.sleep(float((control / "slow").read_text()))
         if (control / "deadly").exists():
             os.kill(os.getpid(), signal.SIGKILL)
@@ -35,3 +37,11 @@ def setup() -> None:
         return inner(task, *arguments, **more)
 
     part.carry_out = carry_out
+
+
+def _meet(attempts: Path) -> None:
+    """Wait until two nodes have a task: a node whose worker starts late gets none of a short run."""
+    for _ in range(1200):
+        if len({line.split()[0] for line in attempts.read_text().splitlines()}) > 1:
+            return
+        time.sleep(0.05)

@@ -39,7 +39,8 @@ _RETRIES = 10
 _SHORTEST, _LONGEST = (32 << 20) // DIGEST_BLOCK, (256 << 20) // DIGEST_BLOCK
 
 _CONNECTING = 10.0  # seconds for a connection to the head
-_STOPPING = 10.0  # seconds tasks get to notice that they are cancelled
+_CLIENT_TRIES = 4  # the head forks a server for each client, which on a busy one may die as it starts
+_STOPPING = 10.0  # seconds that tasks under way get to end, when the run has failed
 
 
 def run_on_ray(
@@ -55,7 +56,7 @@ def run_on_ray(
 
     Raises:
         ClusterError: if there is no cluster, a node sees other files, or a task was lost too often.
-        KeyboardInterrupt: on Ctrl-C, when the tasks are cancelled.
+        KeyboardInterrupt: on Ctrl-C, when the tasks under way have ended.
         Exception: the first that a task raised.
     """
     run = secrets.token_hex(8)
@@ -80,7 +81,7 @@ def _connected(options: Options) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **more)
+        _init(address, more)
     except (ConnectionError, RuntimeError, ValueError, ImportError, RayError) as e:
         raise _unreachable(address, e) from e
     finally:
@@ -90,6 +91,17 @@ def _connected(options: Options) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(address: str, more: dict[str, Any]) -> None:
+    """Connect, and again if the head says that the server it started for this client did not start."""
+    for left in reversed(range(_CLIENT_TRIES)):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **more)
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
 
 
 def _check_address(address: str) -> None:
@@ -104,8 +116,11 @@ def _check_address(address: str) -> None:
 
 
 def _unreachable(address: str, error: Exception) -> ClusterError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # What a server could not do is told with its traceback, whose last line is the reason.
+    reason = f"{lines[0]} {lines[-1]}" if "Traceback" in str(error) else lines[0]
     return ClusterError(
-        f"cannot connect to a Ray cluster: {str(error).strip().splitlines()[0]}",
+        f"cannot connect to a Ray cluster: {reason}",
         where=address,
         hint="start one with 'ray start --head', give its --address, or try --address local",
     )
@@ -160,7 +175,7 @@ class _Cluster:
                 for ref in ready:
                     self._take(ref)
         except BaseException:
-            self._cancel()
+            self._settle()
             raise
 
     def _limit(self) -> int:
@@ -229,10 +244,14 @@ class _Cluster:
             raise unshared_input(found, self._plan.inputs)
         raise found.error
 
-    def _cancel(self) -> None:
+    def _settle(self) -> None:
+        """Wait for what is under way, which would write into the folder after the run has ended.
+
+        It is little, at most two tasks a core. Ray could cancel it, but ``ray.cancel`` (Ray 2.60) ends the
+        process that asks, one time in five, where a task is done at that moment: ``Check failed: it !=
+        submissible_tasks_.end()`` in task_manager.cc.
+        """
         with suppress(Exception, KeyboardInterrupt):
-            for ref in self._under_way:
-                ray.cancel(ref, force=False)
             ray.wait(list(self._under_way), num_returns=len(self._under_way), timeout=_STOPPING)
 
 

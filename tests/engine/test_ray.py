@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,6 +56,7 @@ def whole(big: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("more", [{}, {"format": "bin"}, {"dtype": "bfloat16"}], ids=str)
 def test_writes_what_threads_write(cluster: Cluster, big: Path, tmp_path: Path, more: dict[str, str]) -> None:
     events: list[Event] = []
+    cluster.calm(meet=True)
     there = api.convert(big, tmp_path / "ray", engine="ray", listen=events.append, **FIELDS, **more)
     here = api.convert(big, tmp_path / "local", **FIELDS, **more)
     assert replace(there, folder=here.folder) == here
@@ -267,6 +269,34 @@ def test_who_does_not_belong_to_the_cluster_is_a_client(
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout)["bytes"] > 0 and process.stderr == ""
     assert contents(tmp_path / "out") == whole
+
+
+def test_a_client_whose_server_does_not_start_tries_again(
+    nodes: Cluster, big: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy head the server that Ray forks for a client may die as it starts: Ray 2.60 tells it so."""
+    told = (
+        "Initialization failure from server:\nTraceback (most recent call last):\n"
+        '  File "ray/util/client/server/proxier.py", line 396, in start_specific_server\n'
+        "psutil.ZombieProcess: PID still exists but it's a zombie (pid=7961)\n"
+    )
+    inner, failures = ray.init, [ConnectionAbortedError(told)] * 2
+
+    def init(address: str, **more: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return inner(nodes.address, **more)
+
+    nodes.calm()
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        flags = dict(engine="ray", address=f"ray://127.0.0.1:{head.getsockname()[1]}", **FIELDS)
+        monkeypatch.setattr(ray, "init", init)
+        api.convert(big, tmp_path / "out", **flags)
+        assert contents(tmp_path / "out") == whole and not failures
+        failures[:] = [ConnectionAbortedError(told)] * 99
+        with pytest.raises(ClusterError, match=r"failure from server: psutil\.ZombieProcess: PID still"):
+            api.convert(big, tmp_path / "never", **flags)
+    assert 90 < len(failures) < 99
 
 
 def test_a_client_without_its_package_is_told_which(nodes: Cluster, big: Path, tmp_path: Path) -> None:

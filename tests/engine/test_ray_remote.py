@@ -67,6 +67,7 @@ def test_from_and_to_urls_it_writes_what_threads_write(
     more: dict[str, str],
 ) -> None:
     url = f"{put(source)}/model.pt"
+    cluster.calm(meet=True)
     there = api.convert(url, f"s3://{s3.bucket}/out", engine="ray", **FIELDS, **more)
     here = api.convert(source / "model.pt", tmp_path / "local", **FIELDS, **more)
     assert replace(there, folder=here.folder) == here
