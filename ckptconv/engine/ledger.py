@@ -64,14 +64,10 @@ class Ledger:
         """Return the sums of a file's tensors, to seal it with."""
         return self._accounts[file].crcs
 
-    def digests(self, file: int) -> list[bytes]:
-        """Return the digests of a file's blocks; empty for those that are known when it is sealed."""
-        return self._accounts[file].digests
-
-    def whole(self, file: int, digests: list[bytes] | None = None) -> None:
-        """Enter a file in the journal: complete, sealed (``digests``) if it had to be, and on disk."""
+    def whole(self, file: int) -> None:
+        """Enter a file in the journal: complete, sealed if it had to be, and on disk."""
         out = self._plan.files[file]
-        digest = xxhash.xxh3_128(b"".join(digests or self._accounts[file].digests)).hexdigest()
+        digest = xxhash.xxh3_128(b"".join(self._accounts[file].digests)).hexdigest()
         with self._lock:
             del self._accounts[file]
             self._journal.add(out.name, digest)

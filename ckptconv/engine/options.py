@@ -70,7 +70,8 @@ class Report:
 
     Attributes:
         folder: The output folder.
-        files: Digest of each weight file: XXH3-128 over the XXH3-64 digests of its 4 MiB blocks.
+        files: Digest of each weight file: XXH3-128 over the XXH3-64 digests of its 4 MiB blocks, taken with
+            zeros in place of the CRC-32 sums that archives of ``torch.save`` hold.
         bytes_out: Bytes of the weight files.
         resumed: Bytes of them that an earlier run had written.
         overflows: Values that became infinite in a cast to float16.

@@ -59,15 +59,13 @@ class Seal:
 
     file: int
     crcs: Mapping[int, Sequence[Crc]]
-    digests: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Say that a file is sealed and on disk, and give its blocks' digests."""
+    """Say that a file is sealed and on disk."""
 
     file: int
-    digests: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +155,9 @@ def _carry_out(job: Job, loaded: _Loaded, task: Task | Seal, node: str) -> Resul
     sink = _open_sink(job, name, layout.size, loaded.behind, node)
     try:
         if isinstance(task, Seal):
-            digests = seal(layout, task.crcs, sink, task.digests)
+            seal(layout, task.crcs, sink)
             sink.finish()
-            return Sealed(task.file, digests)
+            return Sealed(task.file)
         result = _fill(job, loaded, task, sink)
         sink.finish()  # another node cannot sync what this one has written
     finally:
@@ -192,9 +190,9 @@ def _send(job: Job, loaded: _Loaded, task: Task, token: Mapping[str, Any]) -> Re
         with closing(Spooled(Path(spool), file, lambda: upload, upload.close)) as spooled:
             result = _fill(job, loaded, task, spooled)
             crcs = {tensor: [crc] for tensor, crc in result.crcs.items()}
-            digests = seal(file.layout, crcs, spooled, result.digests)
+            seal(file.layout, crcs, spooled)
             spooled.finish()
-    return replace(result, digests=tuple(digests), crcs={}, sent=upload.sent())
+    return replace(result, crcs={}, sent=upload.sent())
 
 
 def _explain(error: OSError, job: Job, node: str) -> BaseException:

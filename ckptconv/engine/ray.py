@@ -207,21 +207,21 @@ class _Cluster:
         file = self._under_way.pop(ref)
         found = self._result(ref)
         if isinstance(found, Sealed):
-            self._whole(file, found.digests)
+            self._whole(file)
             return
         if self._outputs is not None:
             self._outputs.took(self._plan.files[file], found.sent)
         if self._ledger.took(found):
             if self._plan.files[file].layout.needs_crc and self._outputs is None:
-                self._submit(Seal(file, self._ledger.crcs(file), self._ledger.digests(file)))
+                self._submit(Seal(file, self._ledger.crcs(file)))
             else:
-                self._whole(file, None)
+                self._whole(file)
 
-    def _whole(self, file: int, digests: list[bytes] | None) -> None:
+    def _whole(self, file: int) -> None:
         del self._parts[file]
         if self._outputs is not None:
             self._outputs.whole(self._plan.files[file])
-        self._ledger.whole(file, digests)
+        self._ledger.whole(file)
 
     def _result(self, ref: Any) -> Result | Sealed:
         try:

@@ -24,9 +24,6 @@ class Sink(Protocol):
     def write(self, data: memoryview | bytes, at: int) -> None:
         """Put ``data`` at byte ``at``; it may be changed by the caller afterwards."""
 
-    def read(self, at: int, count: int) -> bytes:
-        """Return bytes that were written; asked for only where the container records sums."""
-
     def finish(self) -> None:
         """Make what was written durable, and let go of the file."""
 
@@ -83,10 +80,6 @@ class PartFile:
             raise
         if self._behind is not None and end == first:
             self._behind.wrote(os.fspath(self.path), len(data))
-
-    def read(self, at: int, count: int) -> bytes:
-        """Return ``count`` bytes from byte ``at`` on."""
-        return os.pread(self._fd, count, at)
 
     def finish(self) -> None:
         """Sync the file and close it."""

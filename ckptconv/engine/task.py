@@ -53,7 +53,8 @@ class Result:
 
     Attributes:
         task: The task.
-        digests: XXH3-64 of each of its blocks; empty for one that `seal` writes into.
+        digests: XXH3-64 of each of its blocks, as the plan has them: with zeros in place of the sums that
+            `seal` writes.
         crcs: The sum of each tensor's bytes in its span, by the tensor's number in the layout, where the
             container records sums.
         overflows: Values that became infinite in a cast to float16.
@@ -117,16 +118,14 @@ def carry_out(
     crcs: dict[int, Crc] = {}
     overflows = 0
     for start in range(lo, max(hi, lo + 1), DIGEST_BLOCK):
-        end, hasher, whole = min(start + DIGEST_BLOCK, hi), xxhash.xxh3_64(), True
+        end, hasher = min(start + DIGEST_BLOCK, hi), xxhash.xxh3_64()
         for at in range(start, end, tile):
             if not going():
                 return None
             data, spans, over = filler.fill(at, min(at + tile, end), buffers)
             overflows += over
             view = data.data
-            whole = whole and (not layout.needs_crc or sum(b - a for _, a, b in spans) == len(view))
-            if whole:
-                hasher.update(view)
+            hasher.update(view)
             if not layout.needs_crc:
                 sink.write(view, at)
                 continue
@@ -134,20 +133,17 @@ def carry_out(
                 found = crcs.get(tensor, Crc(at + a, 0, 0))
                 crcs[tensor] = Crc(found.at, crc32(view[a:b], found.value), found.length + b - a)
                 sink.write(view[a:b], at + a)
-        digests.append(hasher.digest() if whole else b"")
+        digests.append(hasher.digest())
     return Result(task, tuple(digests), crcs, overflows)
 
 
-def seal(
-    layout: FileLayout, crcs: Mapping[int, Sequence[Crc]], sink: Sink, digests: Sequence[bytes] = ()
-) -> list[bytes]:
-    """Write what lies between the tensors of a file whose data is complete; return its blocks' digests.
+def seal(layout: FileLayout, crcs: Mapping[int, Sequence[Crc]], sink: Sink) -> None:
+    """Write what lies between the tensors of a file whose data is complete.
 
     Args:
         layout: The layout, of a container that records sums.
         crcs: The sums of each tensor's parts, by its number; empty tensors have none.
-        sink: Where the file is; the blocks without a digest are read back.
-        digests: What the tasks found, of each block; all are read back without it.
+        sink: Where the file is.
     """
     sums = [0] * len(layout.tensors)
     for tensor, parts in crcs.items():
@@ -156,11 +152,3 @@ def seal(
     pieces = dict(layout.fixed) | dict(torchbin.seal(layout, sums))
     for at, data in pieces.items():
         sink.write(data, at)
-    found = list(digests) or [b""] * block_count(layout.size)
-    for block in (i for i, digest in enumerate(found) if not digest):
-        hasher, lo = xxhash.xxh3_64(), block * DIGEST_BLOCK
-        hi = min(lo + DIGEST_BLOCK, layout.size)
-        for at in range(lo, hi, 1 << 20):
-            hasher.update(sink.read(at, min(1 << 20, hi - at)))
-        found[block] = hasher.digest()
-    return found

@@ -64,9 +64,10 @@ def test_tasks_done_twice_and_at_once_give_the_file(plan: Plan, tmp_path: Path) 
         last = [ledger.took(r) for r in reversed(results[: len(tasks)])]
         assert last == [False, True]
         sink = PartFile(out, name)
-        digests = seal(layout, ledger.crcs(0), sink, ledger.digests(0)) if layout.needs_crc else None
+        if layout.needs_crc:
+            seal(layout, ledger.crcs(0), sink)
         sink.finish()
-        ledger.whole(0, digests)
+        ledger.whole(0)
         assert journal.done == whole.files
         written = (out / (name + ".part")).read_bytes()
         assert written == (tmp_path / "whole" / name).read_bytes()
