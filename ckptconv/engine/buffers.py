@@ -5,15 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from ckptconv.engine.gather import Array
+from ckptconv.engine.rows import Rows
 from ckptconv.storage.direct import ALIGNMENT
 
 __all__ = ["Buffers"]
 
 
 class Buffers:
-    """Hand out arrays by purpose, for one thread; the same memory every time a purpose asks."""
+    """Hand out arrays by purpose, for one thread; the same memory every time a purpose asks.
+
+    Attributes:
+        rows: What was read last of tensors that several files share.
+    """
 
     def __init__(self) -> None:
+        self.rows = Rows()
         self._arrays: dict[str, Array] = {}
 
     def take(self, purpose: str, nbytes: int) -> Array:

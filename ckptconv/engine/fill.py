@@ -13,7 +13,8 @@ from ckptconv.casts import cast, cast_chain
 from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
-from ckptconv.engine.gather import Array, gather, raw_dtype, window
+from ckptconv.engine.gather import Array, Shared, gather, raw_dtype, window
+from ckptconv.engine.rows import Rows
 from ckptconv.engine.terms import Adder, blocks
 from ckptconv.errors import MismatchError
 from ckptconv.graph import Pair, Plan, Relation, restrict
@@ -131,7 +132,7 @@ class Filler:
         direct = len(chain) == 1 and not terms
         raw = raw_dtype(chain[0].itemsize)
         source = out.view(raw) if direct else buffers.take("source", count * raw.itemsize).view(raw)
-        self._stored(tensor.name, tensor.shape, lo, source, max(out.nbytes, 1 << 16))
+        self._stored(tensor.name, tensor.shape, lo, source, max(out.nbytes, 1 << 16), buffers.rows)
         if direct:
             return 0
         values = source.view(numpy_dtype(chain[0]))
@@ -141,14 +142,22 @@ class Filler:
         cast_chain(values, chain, result)
         return _overflows(values, result, tensor.dtype)
 
-    def _stored(self, name: str, shape: tuple[int, ...], lo: int, source: Array, limit: int) -> None:
+    def _stored(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        lo: int,
+        source: Array,
+        limit: int,
+        rows: Rows | None = None,
+    ) -> None:
         """Read elements ``lo`` and up of a tensor as they are stored, and compare their replicas."""
         chain = self._plan.casts.get(name)
         dtype = chain[0] if chain else dtype_named(self._plan.relation.right[name].dtype)
         pairs, hi = self._pairs[name], lo + source.size
         for pair in pairs.over(lo, hi):
             for piece in restrict(pair, lo, hi):
-                self._gather(piece, window_of(source, piece, lo), limit)
+                self._gather(piece, window_of(source, piece, lo), limit, rows)
         values = source.view(numpy_dtype(dtype))
         for pair in pairs.copies:
             for piece in restrict(pair, lo, hi):
@@ -176,11 +185,13 @@ class Filler:
         self._stored(name, spec.shape, lo, source, max(source.nbytes, 1 << 16))
         return _as_float32(source.view(numpy_dtype(chain[0])), chain)
 
-    def _gather(self, piece: Pair, out: Array, limit: int) -> None:
+    def _gather(self, piece: Pair, out: Array, limit: int, rows: Rows | None = None) -> None:
         size, stride, _ = piece.aligned()
-        gather(
-            self._sources, self._plan.stored[piece.left.tensor], piece.left.offset, size, stride, out, limit
-        )
+        name = piece.left.tensor
+        room = rows.room_for(name) if rows is not None else 0
+        shared = Shared(rows, name, room) if rows is not None and room else None
+        stored = self._plan.stored[name]
+        gather(self._sources, stored, piece.left.offset, size, stride, out, limit, shared)
 
     def _compare(
         self, name: str, shape: tuple[int, ...], piece: Pair, values: Array, dtype: DType, limit: int

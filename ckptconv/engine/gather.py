@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -10,16 +11,35 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
+from ckptconv.engine.rows import Rows
 from ckptconv.storage.base import contiguous_stride
 from ckptconv.storage.files import SourceFiles
 from ckptconv.storage.stored import Stored
 
-__all__ = ["Array", "gather", "raw_dtype", "window"]
+__all__ = ["Array", "Shared", "gather", "raw_dtype", "window"]
 
 Array = npt.NDArray[Any]
 
 # A box whose elements lie scattered over at most this many times their own size is read in one piece.
 _SPARSE = 8
+
+# Over more, if it is held for others.
+_SPREAD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Say that rows of a tensor are held for others.
+
+    Attributes:
+        rows: Where.
+        name: The tensor's name there.
+        room: Bytes that may be held at once.
+    """
+
+    rows: Rows
+    name: str
+    room: int
 
 
 def raw_dtype(itemsize: int) -> np.dtype[Any]:
@@ -41,6 +61,7 @@ def gather(
     stride: Sequence[int],
     out: Array,
     limit: int,
+    shared: Shared | None = None,
 ) -> None:
     """Read the elements ``offset + i * stride`` of a stored tensor into ``out``.
 
@@ -52,12 +73,25 @@ def gather(
         stride: Flat distance along each axis, in elements.
         out: Array of shape ``size`` with the raw dtype, of any strides.
         limit: Bytes that may be held besides ``out``.
+        shared: Holds whole rows of the tensor for others who want other columns of them, or the same.
     """
     size, stride = tuple(size), tuple(stride)
     count = prod(size)
     if count == 0:
         return
     item = stored.dtype.itemsize
+    if shared is not None and (rows := _rows(stored, offset, size, stride)) is not None:
+        lo, hi = rows
+        if (hi - lo) * item <= shared.room and hi - lo <= _SPREAD * count:
+            held = shared.rows.get(
+                shared.name,
+                lo,
+                hi,
+                (hi - lo) * item,
+                lambda array: _read(files, stored, lo, hi - lo, array),
+            ).view(out.dtype)
+            out[...] = window(held, offset - lo, size, stride)
+            return
     if count == 1 or stride == contiguous_stride(size):
         if out.flags.c_contiguous:
             _read(files, stored, offset, count, out)
@@ -79,7 +113,20 @@ def gather(
     for lo, hi in ((0, half), (half, size[axis])):
         index = (*[slice(None)] * axis, slice(lo, hi))
         part = (*size[:axis], hi - lo, *size[axis + 1 :])
-        gather(files, stored, offset + lo * stride[axis], part, stride, out[index], limit)
+        gather(files, stored, offset + lo * stride[axis], part, stride, out[index], limit, shared)
+
+
+def _rows(
+    stored: Stored, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> tuple[int, int] | None:
+    """Return the first element of the rows a box lies in, and one past the last; None for a row's parts."""
+    if stride == contiguous_stride(size):
+        return offset, offset + prod(size)
+    count, width = max(zip(size, stride, strict=True), key=lambda axis: (axis[0] > 1) * axis[1])
+    span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    lo = offset - offset % width
+    hi = min(lo + count * width, stored.numel)
+    return (lo, hi) if offset + span <= hi else None
 
 
 def _read(files: SourceFiles, stored: Stored, offset: int, count: int, out: Array) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ckptconv.engine.abreast import HELD, Group, abreast, grouped, tile_abreast
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.expect import needed
 from ckptconv.engine.fill import Filler, pairs_by_tensor
@@ -15,7 +16,7 @@ from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import Options, default_workers, tile_bytes
 from ckptconv.engine.sink import PartFile, Sink, create
-from ckptconv.engine.task import Task, carry_out, seal, tasks_of
+from ckptconv.engine.task import Result, Task, seal, steps, tasks_of
 from ckptconv.engine.threads import on_threads
 from ckptconv.graph.plan import OutFile, Plan
 from ckptconv.storage.files import SourceFiles
@@ -29,6 +30,14 @@ class _Open:
 
     filler: Filler
     sink: Sink
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Tasks of files that are made abreast, and what of the source these share."""
+
+    tasks: list[Task]
+    shared: set[str]
 
 
 class Outputs(Protocol):
@@ -91,39 +100,58 @@ class _Threads:
         self._stop = threading.Event()
         self._behind = WriteBehind()
         self._outputs = outputs or _Disk(folder, self._behind)
+        # What is sent to or comes from behind URLs is held in parts, too large for many files at once.
+        self._alone = outputs is not None or sources.is_remote
         self._open: dict[int, _Open] = {}
 
     def run(self, files: Sequence[int]) -> None:
         count = self._options.workers or default_workers()
         try:
-            on_threads(self._tasks(files), self._do, count=count, memory=Buffers, stop=self._stop)
+            on_threads(self._jobs(files), self._do, count=count, memory=Buffers, stop=self._stop)
         finally:
             self._behind.close()
             for one in self._open.values():
                 one.sink.close()
 
-    def _tasks(self, files: Sequence[int]) -> Iterator[tuple[Task, _Open]]:
-        """Yield the blocks of all files in order, each file opened when its first block is due."""
-        for number in files:
-            file = self._plan.files[number]
-            sink = self._outputs.open(file)
-            one = self._open[number] = _Open(Filler(self._plan, file, self._sources, self._pairs), sink)
-            if self._sources.is_remote:
-                self._sources.expect(needed(self._plan, file, self._pairs))
-            self._ledger.open(number)
-            for task in tasks_of(number, file.layout.size, self._outputs.blocks(file)):
-                yield task, one
+    def _jobs(self, files: Sequence[int]) -> Iterator[_Job]:
+        """Yield the blocks of all files in order; files that share parts of the source are made abreast."""
+        groups = [Group([number]) for number in files]
+        if not self._alone:
+            groups = grouped(self._plan, files, self._pairs)
+        for group in groups:
+            shared = group.shared if len(group.files) > 1 else set()
+            for tasks in abreast([self._begin(number) for number in group.files]):
+                yield _Job(tasks, shared)
 
-    def _do(self, due: tuple[Task, _Open], buffers: Buffers) -> None:
-        task, one = due
-        layout = self._plan.files[task.file].layout
-        tile = tile_bytes(self._options)
-        going = lambda: not self._stop.is_set()  # noqa: E731
-        result = carry_out(task, layout, one.filler, one.sink, buffers, tile=tile, going=going)
-        if result is None or not self._ledger.took(result):
-            return
+    def _begin(self, number: int) -> Iterator[Task]:
+        """Open a file, and yield its blocks in order."""
+        file = self._plan.files[number]
+        sink = self._outputs.open(file)
+        self._open[number] = _Open(Filler(self._plan, file, self._sources, self._pairs), sink)
+        if self._sources.is_remote:
+            self._sources.expect(needed(self._plan, file, self._pairs))
+        self._ledger.open(number)
+        yield from tasks_of(number, file.layout.size, self._outputs.blocks(file))
+
+    def _do(self, job: _Job, buffers: Buffers) -> None:
+        alone = tile_bytes(self._options)
+        buffers.rows.serve(job.shared, HELD * alone)
+        tile = tile_abreast(alone, len(job.tasks), casts=bool(self._plan.casts))
+        for results in abreast([self._steps(task, buffers, tile) for task in job.tasks]):
+            if self._stop.is_set():
+                return
+            for result in results:
+                if result is not None and self._ledger.took(result):
+                    self._finish(result.task.file)
+
+    def _steps(self, task: Task, buffers: Buffers, tile: int) -> Iterator[Result | None]:
+        one = self._open[task.file]
+        return steps(task, self._plan.files[task.file].layout, one.filler, one.sink, buffers, tile=tile)
+
+    def _finish(self, number: int) -> None:
+        one, layout = self._open[number], self._plan.files[number].layout
         if layout.needs_crc:
-            seal(layout, self._ledger.crcs(task.file), one.sink)
+            seal(layout, self._ledger.crcs(number), one.sink)
         one.sink.finish()
-        del self._open[task.file]
-        self._ledger.whole(task.file)
+        del self._open[number]
+        self._ledger.whole(number)

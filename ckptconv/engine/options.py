@@ -11,6 +11,7 @@ from ckptconv.errors import UsageError
 __all__ = [
     "DEFAULT_MEMORY",
     "DIGEST_BLOCK",
+    "SMALLEST_TILE",
     "Engine",
     "Options",
     "Report",
@@ -28,6 +29,9 @@ Engine = Literal["local", "ray"]
 
 # A thread's tile, its source before a cast, and the scratch of a strided read and of a cast.
 _BUFFERS = 6
+
+SMALLEST_TILE = 1 << 14
+"""Bytes a thread makes at a time at least, however little memory it may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def tile_bytes(options: Options) -> int:
     """Return how many bytes of output a thread makes at a time under the memory limit."""
     workers = options.workers or default_workers()
     tile = max(1, options.max_memory // (workers * _BUFFERS))
-    return max(1 << 14, min(DIGEST_BLOCK, 1 << (tile.bit_length() - 1)))
+    return max(SMALLEST_TILE, min(DIGEST_BLOCK, 1 << (tile.bit_length() - 1)))
 
 
 def peak_memory(options: Options) -> int:

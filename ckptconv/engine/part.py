@@ -168,9 +168,7 @@ def _carry_out(job: Job, loaded: _Loaded, task: Task | Seal, node: str) -> Resul
 def _fill(job: Job, loaded: _Loaded, task: Task, sink: Sink) -> Result:
     tile = tile_bytes(Options(workers=1, max_memory=job.max_memory))
     layout = loaded.part.files[0].layout
-    result = carry_out(task, layout, loaded.filler, sink, loaded.buffers, tile=tile, going=lambda: True)
-    assert result is not None
-    return result
+    return carry_out(task, layout, loaded.filler, sink, loaded.buffers, tile=tile)
 
 
 def _send(job: Job, loaded: _Loaded, task: Task, token: Mapping[str, Any]) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import xxhash
@@ -15,7 +15,7 @@ from ckptconv.engine.sink import Sink
 from ckptconv.storage import torchbin
 from ckptconv.storage.base import FileLayout
 
-__all__ = ["Crc", "Result", "Task", "block_count", "carry_out", "seal", "tasks_of"]
+__all__ = ["Crc", "Result", "Task", "block_count", "carry_out", "seal", "steps", "tasks_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,15 @@ def carry_out(
     buffers: Buffers,
     *,
     tile: int,
-    going: Callable[[], bool],
-) -> Result | None:
+) -> Result:
+    """Carry out a task, as `steps` does, in one go; return what was found."""
+    (result,) = filter(None, steps(task, layout, filler, sink, buffers, tile=tile))
+    return result
+
+
+def steps(
+    task: Task, layout: FileLayout, filler: Filler, sink: Sink, buffers: Buffers, *, tile: int
+) -> Iterator[Result | None]:
     """Fill the task's bytes and write them, in order, at their offsets.
 
     What is written depends on the plan alone, so that a task may run again, or twice at the same time. Of a
@@ -102,10 +109,9 @@ def carry_out(
         sink: Where they go.
         buffers: The calling thread's memory.
         tile: Bytes made at a time; it divides a block.
-        going: Asked before each tile whether to go on.
 
-    Returns:
-        What was found, or None if the task was given up.
+    Yields:
+        None after each tile, and at last what was found; the buffers may be others' in between.
 
     Raises:
         MismatchError: if a replica differs.
@@ -120,21 +126,19 @@ def carry_out(
     for start in range(lo, max(hi, lo + 1), DIGEST_BLOCK):
         end, hasher = min(start + DIGEST_BLOCK, hi), xxhash.xxh3_64()
         for at in range(start, end, tile):
-            if not going():
-                return None
             data, spans, over = filler.fill(at, min(at + tile, end), buffers)
             overflows += over
             view = data.data
             hasher.update(view)
             if not layout.needs_crc:
                 sink.write(view, at)
-                continue
-            for tensor, a, b in spans:
+            for tensor, a, b in spans if layout.needs_crc else ():
                 found = crcs.get(tensor, Crc(at + a, 0, 0))
                 crcs[tensor] = Crc(found.at, crc32(view[a:b], found.value), found.length + b - a)
                 sink.write(view[a:b], at + a)
+            yield None
         digests.append(hasher.digest())
-    return Result(task, tuple(digests), crcs, overflows)
+    yield Result(task, tuple(digests), crcs, overflows)
 
 
 def seal(layout: FileLayout, crcs: Mapping[int, Sequence[Crc]], sink: Sink) -> None:

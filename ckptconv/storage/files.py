@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from ckptconv.errors import FormatError, InputChangedError
 from ckptconv.storage.places import forget, is_remote, place
-from ckptconv.storage.shared import SharedBlocks
 
 if TYPE_CHECKING:
     from ckptconv.storage.remoteread import RemoteReader
@@ -77,7 +76,6 @@ class SourceFiles:
         self._windows: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
         self._remote: RemoteReader | None = None
-        self._shared: SharedBlocks | None = None
         self.memory = memory
 
     def __enter__(self) -> SourceFiles:
@@ -117,15 +115,7 @@ class SourceFiles:
             if len(found) == want:
                 buffer[:] = found
                 return
-        read = self._read if (shared := self._shared) is None else shared.read_into
-        self._whole(path, offset, want, read(path, offset, buffer))
-
-    def share(self, memory: int) -> None:
-        """Hold up to so many bytes of what is read of local files from now on, for others who want it soon.
-
-        What is read is copied once more, and a little more of a file is read, so it is for those alone.
-        """
-        self._shared = SharedBlocks(self._read, memory) if memory else None
+        self._whole(path, offset, want, self._read(path, offset, buffer))
 
     def _whole(self, path: str, offset: int, want: int, done: int) -> None:
         """Refuse a file that ended early."""

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from ckptconv.dtypes import numpy_dtype
+from ckptconv.engine.abreast import HELD, abreast, grouped, tile_abreast
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import FileDone, Listener, Progress, Started
 from ckptconv.engine.fill import Filler, pairs_by_tensor, window_of
@@ -22,15 +23,11 @@ from ckptconv.errors import MismatchError
 from ckptconv.graph import Drop, OutFile, Pair, Plan, restrict
 from ckptconv.storage.base import Placed
 from ckptconv.storage.files import SourceFiles
-from ckptconv.verify.order import grouped, in_turns
 from ckptconv.verify.replicas import Finder
 from ckptconv.verify.result import FileDigest, Mismatch, Place
 from ckptconv.verify.tally import Tally
 
 __all__ = ["Comparer"]
-
-_LEAST = 1 << 16  # bytes of a tile
-_SHARED = 4  # tiles' worth of the source that is held for files cut from the same rows
 
 
 @dataclass(slots=True)
@@ -43,6 +40,18 @@ class _Work:
     sha256: hashlib._Hash | None
     xxh3: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
     at: int = 0
+
+
+# A file, a byte of it, and one past the last.
+_Tile = tuple[_Work, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Tiles of files that are compared abreast, and what of the source these share."""
+
+    tiles: list[_Tile]
+    shared: set[str]
 
 
 class Comparer:
@@ -104,19 +113,17 @@ class Comparer:
         order = {t.name: i for i, t in enumerate(t for f in self._plan.files for t in f.layout.tensors)}
         return sorted(self._tally.found(), key=lambda m: order.get(m.tensor, -1))
 
-    def _jobs(self) -> Iterator[tuple[_Work, int, int]]:
-        """Yield tiles that cut no element, file by file; files that share parts of the source take turns.
+    def _jobs(self) -> Iterator[_Job]:
+        """Yield tiles that cut no element, file by file; files that share parts of the source go abreast."""
+        files, begun = self._plan.files, set[str]()
+        for group in grouped(self._plan, range(len(files)), self._pairs):
+            count = len(group.files)
+            tile = tile_abreast(self._tile, count, casts=bool(self._plan.casts))
+            shared = group.shared if count > 1 else set()
+            for tiles in abreast([self._tiles(files[n], tile, begun) for n in group.files]):
+                yield _Job(tiles, shared)
 
-        Their tiles are so much smaller that a group reads pieces of the source that are as long as one tile,
-        and these are held as long as it takes.
-        """
-        begun: set[str] = set()
-        for group in grouped(self._plan.files, self._pairs):
-            tile = max(min(_LEAST, self._tile), self._tile // len(group))
-            self._sources.share(_SHARED * self._tile if len(group) > 1 else 0)
-            yield from in_turns([self._tiles(file, tile, begun) for file in group])
-
-    def _tiles(self, file: OutFile, tile: int, begun: set[str]) -> Iterator[tuple[_Work, int, int]]:
+    def _tiles(self, file: OutFile, tile: int, begun: set[str]) -> Iterator[_Tile]:
         digests = self._digests and file.name not in begun
         begun.add(file.name)
         filler = Filler(self._plan, file, self._sources, self._pairs)
@@ -138,10 +145,13 @@ class Comparer:
         if size == 0 and digests:
             self._digested(work)
 
-    def _one(self, job: tuple[_Work, int, int], buffers: Buffers) -> None:
-        work, lo, hi = job
-        self._compare(work, lo, hi, buffers)
-        self._tell(Progress(hi - lo))
+    def _one(self, job: _Job, buffers: Buffers) -> None:
+        buffers.rows.serve(job.shared, HELD * self._tile)
+        for work, lo, hi in job.tiles:
+            if self._stop.is_set():
+                return
+            self._compare(work, lo, hi, buffers)
+            self._tell(Progress(hi - lo))
 
     def _wake(self) -> None:
         """Wake what waits for its turn."""

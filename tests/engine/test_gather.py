@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptconv.dtypes import BY_NAME
-from ckptconv.engine.gather import gather
+from ckptconv.engine.gather import Shared, gather
+from ckptconv.engine.rows import Rows
 from ckptconv.errors import FormatError, InputChangedError
 from ckptconv.storage.files import SourceFiles, stamp
 from ckptconv.storage.stored import Extent, Stored
@@ -56,9 +57,10 @@ def views(draw: st.DrawFn) -> np.ndarray:
     gaps=st.lists(st.integers(0, 50), min_size=1, max_size=3),
     limit=st.sampled_from([1, 16, 64, 1 << 16]),
     scattered=st.booleans(),
+    room=st.sampled_from([0, 64, 4096]),
 )
 def test_a_box_is_what_numpy_says(
-    view: np.ndarray, cuts: list[int], gaps: list[int], limit: int, scattered: bool
+    view: np.ndarray, cuts: list[int], gaps: list[int], limit: int, scattered: bool, room: int
 ) -> None:
     base = view
     while base.base is not None:
@@ -74,7 +76,11 @@ def test_a_box_is_what_numpy_says(
             tuple(slice(None, None, 2) for _ in view.shape)
         ]
     with spread(flat, inside, gaps) as stored, SourceFiles([]) as files:
-        gather(files, stored, offset, view.shape, stride, out, limit)
+        rows = Rows()
+        rows.serve({"t"}, room)
+        shared = Shared(rows, "t", room) if room else None
+        for _ in range(2):
+            gather(files, stored, offset, view.shape, stride, out, limit, shared)
     assert np.array_equal(out, view)
 
 

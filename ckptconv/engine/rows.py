@@ -1,0 +1,61 @@
+"""Hold what a thread has read last of tensors that several files want parts of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Rows"]
+
+_Bytes = npt.NDArray[np.uint8]
+_ALIGNMENT = 64
+_NOTHING: frozenset[str] = frozenset()
+
+
+class Rows:
+    """Hold ranges of elements in memory that is used over and over; for one thread."""
+
+    def __init__(self) -> None:
+        self._room: _Bytes = np.empty(0, np.uint8)
+        self._most = self._end = 0
+        self._shared: Set[str] = _NOTHING
+        self._held: dict[tuple[str, int, int], tuple[int, int]] = {}
+
+    def serve(self, shared: Set[str], nbytes: int) -> None:
+        """Hold up to so many bytes of these tensors from now on; of no tensor, nothing."""
+        nbytes = nbytes if shared else 0
+        if shared is self._shared and nbytes == self._most:
+            return
+        self._held.clear()
+        self._shared, self._most, self._end = shared, nbytes, 0
+        if self._room.nbytes < nbytes:
+            self._room = np.empty(nbytes, np.uint8)
+
+    def room_for(self, tensor: str) -> int:
+        """Return how many bytes of a tensor may be asked for at once."""
+        return self._most if tensor in self._shared else 0
+
+    def get(self, tensor: str, lo: int, hi: int, nbytes: int, read: Callable[[_Bytes], None]) -> _Bytes:
+        """Return elements ``lo`` up to ``hi`` of a tensor, valid until the next call.
+
+        Args:
+            tensor: Its name.
+            lo: First element.
+            hi: One past the last.
+            nbytes: Their size; at most what `room_for` says.
+            read: Fills an array with them, if they are not held.
+        """
+        key = (tensor, lo, hi)
+        if (found := self._held.get(key)) is not None:
+            return self._room[slice(*found)]
+        at = self._end if self._end + nbytes <= self._most else 0
+        end = at + nbytes
+        for old in [k for k, (a, b) in self._held.items() if a < end and at < b]:
+            del self._held[old]
+        out = self._room[at:end]
+        read(out)
+        self._held[key] = (at, end)
+        self._end = -(-end // _ALIGNMENT) * _ALIGNMENT
+        return out
