@@ -20,6 +20,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.storage import inert
 from ckptconv.storage.base import FileTensor
 from ckptconv.storage.dcprecord import RecordReader
+from ckptconv.storage.inside import is_inside
 from ckptconv.storage.picklevm import Global, Record, short
 from ckptconv.storage.places import place
 from ckptconv.storage.torchfile import open_torch
@@ -221,9 +222,7 @@ def _entries(stored: dict[object, object], path: Path) -> dict[_Key, Entry]:
 
 
 def _inside(file: str, path: Path) -> str:
-    """Check that a file's name stays in the folder (by its words: the file may be a link)."""
-    parts = file.replace("\\", "/").split("/")
-    if not file or os.path.isabs(file) or "\0" in file or ":" in parts[0] or {"", ".", ".."} & set(parts):
+    if not is_inside(file):
         raise FormatError(f"the metadata names a file outside its folder: {short(file)}", where=path)
     return file
 

@@ -18,6 +18,7 @@ from ckptconv import __version__
 from ckptconv.engine.events import FileDone, Listener, Progress, Started
 from ckptconv.engine.options import default_workers
 from ckptconv.errors import CkptconvError, FormatError, OutputError
+from ckptconv.storage.inside import is_inside
 from ckptconv.storage.places import forget, is_remote, open_binary, place
 from ckptconv.verify.result import FileDigest, Result
 
@@ -139,7 +140,7 @@ def read(folder: Path) -> dict[str, Any]:
                 hint="update ckptconv, or verify against the source again",
             )
         for name, held in data["files"].items():
-            if not _is_inside(name) or not (
+            if not is_inside(name) or not (
                 isinstance(held["bytes"], int)
                 and isinstance(held["xxh3"], str)
                 and isinstance(held.get("sha256"), str | None)
@@ -200,11 +201,6 @@ def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Che
         dict(sorted(wrong.items(), key=lambda w: order.index(w[0]))),
         extra,
     )
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a name leads to a place inside the folder."""
-    return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts
 
 
 def _is_hidden(name: str) -> bool:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from os.path import isabs, normpath, sep
+from os.path import normpath
 from pathlib import Path
 
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.readers.base import Note
+from ckptconv.storage.inside import is_inside
 
 __all__ = ["Run", "TagFiles", "find_run", "looks_like_deepspeed", "sort_files"]
 
@@ -177,8 +178,7 @@ def _tag_folder(root: Path, tag: str, source: str) -> Path:
     folder = root / tag
     there = ", ".join(t.name for t in _tags(root)) or "none"
     # Lexically: a tag folder may well be a link to another disk, but its name must not lead out.
-    inside = normpath(tag)
-    if not tag or isabs(tag) or inside in (".", "..") or inside.startswith(".." + sep) or "\0" in tag:
+    if not tag or not is_inside(normpath(tag)):
         raise FormatError(
             f"{source} names {tag!r}, which is no folder inside the run",
             where=root,
