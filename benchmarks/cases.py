@@ -189,6 +189,7 @@ CASES = (
         limit=None,
         against="read",
         note="Both sides are read and compared, element by element.",
+        cold=True,
     ),
     Case("help", "ckptconv --help", (), "--help", limit=None, against="nothing"),
     Case(
