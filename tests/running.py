@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -22,7 +23,7 @@ from ckptconv.cli import main
 
 __all__ = [
     "CASES", "DEMO", "ROOT", "Result", "assert_equal", "case_run", "ckptconv", "command", "contents",
-    "fails", "final_names", "loaded", "start", "succeeds",
+    "fails", "final_names", "loaded", "mounted", "start", "succeeds",
 ]  # fmt: skip
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +64,17 @@ def succeeds(*arguments: object) -> Result:
     result = ckptconv(*arguments)
     assert result.code == 0, result.err
     return result
+
+
+@contextlib.contextmanager
+def mounted(disk: Path, size: str) -> Iterator[Path]:
+    """Make a file system of its own in a new folder; skip the test without the right to."""
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 def fails(code: int, *arguments: object, naming: tuple[str, ...] = (), out: Path | None = None) -> str:

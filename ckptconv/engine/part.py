@@ -243,9 +243,13 @@ def _check_job(job: Job, node: str) -> None:
             f"node {node} has ckptconv {__version__}, and this run is of {job.version}",
             hint="install the same version on all nodes",
         )
-    if (job.run, job.folder) in _seen:
+    seen = (job.run, job.folder) in _seen
+    # A task that starts late, when its run has ended, must not write into the files of the next: those of a
+    # folder have the same names, while what is sent to a store belongs to its run's upload.
+    if seen and is_remote(job.folder):
         return
-    forget()
+    if not seen:
+        forget()
     if not _soon(lambda: marks(place(job.folder), job.run)):
         raise _unshared(f"node {node} does not see the output folder of this run", job.folder)
     _seen.add((job.run, job.folder))

@@ -21,6 +21,7 @@ from ckptconv.engine.run import run
 from ckptconv.graph import Box, Pair, Plan, Relation, Spec
 from ckptconv.storage.files import SourceFiles, stamp
 from ckptconv.storage.stored import Extent, Stored
+from ckptconv.verify.compare import Comparer
 from ckptconv.writers.huggingface import layout_weights
 
 FLOAT32, BFLOAT16 = BY_NAME["float32"], BY_NAME["bfloat16"]
@@ -100,8 +101,21 @@ def test_what_ranks_share_is_read_once(
     assert read["down"] > 3 * values["down"].nbytes
 
 
+@pytest.mark.parametrize("plan", [FLOAT32, BFLOAT16], indirect=True, ids=str)
+def test_what_ranks_share_is_read_once_to_compare_them(
+    plan: Plan, values: dict[str, np.ndarray], read: Counter[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(plan, out, Options())
+    read.clear()
+    made = replace(plan, files=tuple(replace(f, name=str(out / f.name)) for f in plan.files))
+    with SourceFiles(plan.inputs) as sources, SourceFiles([stamp(f.name) for f in made.files]) as there:
+        assert Comparer(made, sources, there, Options(workers=2), lambda event: None).run() == []
+    assert all(0 < read[n] <= 1.02 * a.nbytes for n, a in values.items()), read
+
+
 @pytest.mark.parametrize("plan", [BFLOAT16], indirect=True, ids=str)
-def test_little_memory_costs_reads_alone(plan: Plan, read: Counter[str], tmp_path: Path) -> None:
+def test_little_memory_costs_reads_alone(plan: Plan, tmp_path: Path) -> None:
     whole = run(plan, tmp_path / "whole", Options())
     assert run(plan, tmp_path / "little", Options(max_memory=1 << 18)).files == whole.files
 

@@ -127,6 +127,19 @@ def test_an_output_folder_that_is_not_the_runs_is_refused(plan: Plan, job: Job, 
         assert str(folder) == found.error.where and "share" in str(found.error)
 
 
+def test_a_task_that_outlives_its_run_leaves_the_next_alone(plan: Plan, job: Job) -> None:
+    """Its process has worked for the run, whose folder another run has since taken over."""
+    assert isinstance(do(job, plan, 0), Result)
+    part = Path(job.folder, plan.files[0].name + ".part")
+    part.write_bytes(bytes(plan.files[0].layout.size))
+    Path(job.folder, JOURNAL).unlink()  # with which a run ends
+    with Journal(Path(job.folder), "another plan", resume=False) as journal:
+        journal.mark("another run")
+        found = do(job, plan, 0)
+    assert isinstance(found, Failure) and isinstance(found.error, ClusterError)
+    assert not any(part.read_bytes())
+
+
 def test_a_file_that_is_not_there_is_not_made(plan: Plan, job: Job) -> None:
     path = Path(job.folder, plan.files[0].name + ".part")
     for change in (lambda: os.truncate(path, 5), path.unlink):

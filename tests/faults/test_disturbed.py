@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from ckptconv.engine.fill import Filler
 from ckptconv.engine.journal import JOURNAL, Journal
 from faults.killing import final, takers, untimed
 from faults.kinds import KINDS, Kind, Source
-from running import ckptconv, contents, fails, succeeds
+from running import ckptconv, contents, fails, mounted, succeeds
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
 
@@ -28,12 +26,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of 64 MB."""
-    (disk := tmp_path / "disk").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "64m") as disk:
+        yield disk
 
 
 def _filled(disk: Path, left: int) -> Path:

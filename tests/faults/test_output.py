@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import ckptconv as api
 from ckptconv.engine.events import Event, FileDone, Progress
 from ckptconv.engine.journal import JOURNAL, Journal
 from ckptconv.errors import InputChangedError, OutputError
-from running import DEMO, case_run, contents, fails, final_names, loaded, start, succeeds
+from running import DEMO, case_run, contents, fails, final_names, loaded, mounted, start, succeeds
 
 
 @pytest.fixture
@@ -172,12 +171,8 @@ class TestFullDisk:
 
     @pytest.fixture
     def small_disk(self, tmp_path: Path) -> Iterator[Path]:
-        (disk := tmp_path / "disk").mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
-        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-            pytest.skip("needs the right to mount")
-        yield disk
-        subprocess.run(["umount", str(disk)], check=True)
+        with mounted(tmp_path / "disk", "400k") as disk:
+            yield disk
 
     def test_too_little_space_is_seen_before_anything_is_written(self, small_disk: Path) -> None:
         (small_disk / "ballast").write_bytes(bytes(300_000))
