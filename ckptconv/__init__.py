@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ckptconv.version import __version__
+
 if TYPE_CHECKING:
-    from ckptconv.api import Model, TensorInfo, convert, open, plan  # noqa: A004
-    from ckptconv.differences import diff
+    from ckptconv.api.convert import Model, TensorInfo, convert, open, plan  # noqa: A004
+    from ckptconv.api.diff import diff
+    from ckptconv.api.explain import explain
+    from ckptconv.api.verify import verify_roundtrip
     from ckptconv.engine.options import Report
     from ckptconv.errors import CkptconvError
-    from ckptconv.explaining import explain
-    from ckptconv.options import ConvertOptions
-    from ckptconv.roundtrip import verify_roundtrip
+    from ckptconv.plans.request import ConvertOptions
 
-__version__ = "0.1.0"
 __all__ = [
     "CkptconvError",
     "ConvertOptions",
@@ -39,12 +40,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ConvertOptions": "ckptconv.options",
+    "ConvertOptions": "ckptconv.plans.request",
     "CkptconvError": "ckptconv.errors",
     "Report": "ckptconv.engine.options",
-    "diff": "ckptconv.differences",
-    "explain": "ckptconv.explaining",
-    "verify_roundtrip": "ckptconv.roundtrip",
+    "diff": "ckptconv.api.diff",
+    "explain": "ckptconv.api.explain",
+    "verify_roundtrip": "ckptconv.api.verify",
 }
 
 
@@ -53,5 +54,5 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES.get(name, "ckptconv.api")), name)
+        return getattr(import_module(_HOMES.get(name, "ckptconv.api.convert")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -72,7 +72,7 @@ def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
         monkeypatch.setenv(name, value)
     import s3fs
 
-    from ckptconv.storage.places import forget
+    from ckptconv.places.places import forget
 
     s3fs.S3FileSystem.clear_instance_cache()
     forget()

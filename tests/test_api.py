@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import ckptconv
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.engine.events import Event, FileDone, Progress, Started, Stored
 from ckptconv.errors import FormatError, MismatchError, PlanError, UsageError
-from ckptconv.storage.torchfile import open_torch
 from running import CASES, DEMO, assert_equal, case_run, contents, loaded, succeeds
 
 STAGE_2 = "llama_z2_bf16_ws2_clientstate"

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptconv.casts import cast, cast_chain, is_exact
 from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
+from ckptconv.numbers.casts import cast, cast_chain, is_exact
 
 SMALL = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 WIDE = ("float32", "float64")

@@ -12,7 +12,7 @@ import torch
 
 import ckptconv
 from ckptconv.errors import MismatchError
-from ckptconv.graph import Plan
+from ckptconv.plans.plan import Plan
 from megatron_layouts import tensors_of, write_model
 from running import loaded, succeeds
 

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ckptconv.arguments import arguments_from
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.namespaces import namespace
+from ckptconv.containers.torch.picklevm import Global, Record
+from ckptconv.containers.torch.torchbin import TensorRef, layout_tree
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.core import CORE_TE
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype
+from ckptconv.facts import arguments_from
 from ckptconv.families import find_family
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.namespaces import namespace
-from ckptconv.storage.picklevm import Global, Record
-from ckptconv.storage.torchbin import TensorRef, layout_tree
-from ckptconv.storage.torchfile import open_torch
-from ckptconv.topology import Grid, stage_layers
+from ckptconv.parallel import Grid, stage_layers
 from sparse.models import Parallel, slots_of, write_holes
 
 __all__ = ["ITERATION", "arguments", "model_layout", "write_ranks"]

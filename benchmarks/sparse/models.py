@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptconv.containers.base import FileLayout
 from ckptconv.families import find_family
-from ckptconv.graph import Spec
+from ckptconv.relations import Spec
 from ckptconv.slots.shapes import shape_of
-from ckptconv.storage.base import FileLayout
 
 __all__ = ["MODELS", "Parallel", "parameters", "slots_of", "write_holes"]
 

@@ -9,17 +9,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ckptconv.containers.base import FileLayout
+from ckptconv.containers.dcp.dcp_out import OutChunk, Place, describe
+from ckptconv.containers.torch.namespaces import namespace
+from ckptconv.containers.torch.picklevm import Record
+from ckptconv.containers.torch.torchbin import TensorRef, complete, layout_tree
+from ckptconv.containers.torch.torchpickle import dump
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype
 from ckptconv.families import find_family
-from ckptconv.graph import Spec
-from ckptconv.storage.base import FileLayout
-from ckptconv.storage.dcp_out import OutChunk, Place, describe
-from ckptconv.storage.namespaces import namespace
-from ckptconv.storage.picklevm import Record
-from ckptconv.storage.torchbin import TensorRef, complete, layout_tree
-from ckptconv.storage.torchpickle import dump
-from ckptconv.topology import Grid, Rank, stage_layers
+from ckptconv.parallel import Grid, Rank, stage_layers
+from ckptconv.relations import Spec
 from sparse.megatron import ITERATION, arguments, model_layout
 from sparse.models import Parallel, slots_of
 

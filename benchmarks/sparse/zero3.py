@@ -10,9 +10,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ckptconv.containers.torch.picklevm import Record
+from ckptconv.containers.torch.torchbin import TensorRef, layout_tree
 from ckptconv.dtypes import dtype
-from ckptconv.storage.picklevm import Record
-from ckptconv.storage.torchbin import TensorRef, layout_tree
 from sparse.models import parameters, write_holes
 
 __all__ = ["write_zero3"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckptconv.graph.plan import AssetFile
+from ckptconv.plans.plan import AssetFile
 
 __all__ = ["collect_code"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import FormatError
-from ckptconv.graph.plan import AssetFile, Step
+from ckptconv.plans.plan import AssetFile, Step
 
 __all__ = ["config_file", "generation_file", "read_config"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptconv.errors import CkptconvError, UsageError
-from ckptconv.storage.places import is_remote, place
+from ckptconv.places.places import is_remote, place
 
 __all__ = ["CONFIG", "GENERATION_CONFIG", "TOKENIZER_FILES", "find_assets", "tokenizer_files"]
 

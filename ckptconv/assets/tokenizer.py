@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptconv.assets.find import tokenizer_files
 from ckptconv.errors import FormatError
-from ckptconv.graph.plan import AssetFile
+from ckptconv.plans.plan import AssetFile
 
 __all__ = ["collect_tokenizer"]
 

@@ -25,7 +25,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     from ckptconv.errors import CkptconvError
-    from ckptconv.storage.places import advice
+    from ckptconv.places.places import advice
 
     # --debug may stand before or after the command.
     debug = "--debug" in arguments

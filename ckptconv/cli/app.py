@@ -44,7 +44,7 @@ def _main(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
 ) -> None:
     if version:
-        from ckptconv import __version__
+        from ckptconv.version import __version__
 
         typer.echo(f"ckptconv {__version__}")
         raise typer.Exit
@@ -183,13 +183,13 @@ def inspect(
 
 
 def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, Any]) -> None:
-    from ckptconv.api import plan
+    from ckptconv.api.convert import plan
     from ckptconv.cli import render
     from ckptconv.engine.options import Options
     from ckptconv.engine.run import forget, run
     from ckptconv.errors import UsageError
-    from ckptconv.options import ConvertOptions
-    from ckptconv.writers.huggingface import parse_size
+    from ckptconv.numbers.sizes import parse_size
+    from ckptconv.plans.request import ConvertOptions
 
     if flags.resume and flags.overwrite:
         raise UsageError("--resume and --overwrite exclude each other")

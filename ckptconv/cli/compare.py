@@ -80,11 +80,11 @@ def _diff(
     Under Hugging Face's names where those of the two differ; an element type alone does not count.
     Exit code 3 if anything differs beyond the tolerances.
     """
+    from ckptconv.api.diff import diff
     from ckptconv.cli import render_compare
     from ckptconv.cli.render_verify import describe, follow
-    from ckptconv.differences import diff
-    from ckptconv.verify.report import diff_report, write_report
-    from ckptconv.writers.huggingface import parse_size
+    from ckptconv.numbers.sizes import parse_size
+    from ckptconv.report.report import diff_report, write_report
 
     with follow("comparing", quiet=quiet or json) as listen:
         found = diff(
@@ -136,8 +136,8 @@ def _explain(
     json: _Json = False,
 ) -> None:
     """Say from which files, ranks, boxes and bytes a tensor comes; only metadata is read."""
+    from ckptconv.api.explain import explain
     from ckptconv.cli import render_compare
-    from ckptconv.explaining import explain
 
     found = explain(
         source,
@@ -183,7 +183,7 @@ def register(app: typer.Typer) -> None:
 
 def report(path: Path, data: dict[str, Any]) -> None:
     """Write the HTML page of what ``inspect --json`` prints."""
-    from ckptconv.verify.report import inspect_report, write_report
+    from ckptconv.report.report import inspect_report, write_report
 
     write_report(path, inspect_report(data))
 

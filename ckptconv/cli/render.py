@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ckptconv.api import Model
+from ckptconv.api.convert import Model
 from ckptconv.dtypes import dtype
 from ckptconv.engine.events import Event, Progress, Started
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
-from ckptconv.graph.plan import Plan
+from ckptconv.plans.plan import Plan
 
 # rich is imported where something is shown: 50 ms that a quiet run does not pay.
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def notes(found: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> Non
 
 def describe(model: Model, pattern: str | None) -> dict[str, Any]:
     """Return what ``inspect --json`` prints."""
-    from ckptconv.explaining import explain_in
+    from ckptconv.api.explain import explain_in
     from ckptconv.verify.overview import overview
 
     c = model.checkpoint
@@ -136,8 +136,8 @@ def _by_dtype(model: Model) -> dict[str, tuple[int, int]]:
 
 def inspect(model: Model, pattern: str | None) -> None:
     """Print a checkpoint's summary and its biggest tensors, or the tensors asked for and who holds them."""
+    from ckptconv.api.explain import explain_in
     from ckptconv.cli import render_grid
-    from ckptconv.explaining import explain_in
 
     c, console = model.checkpoint, _out()
     data = describe(model, None)

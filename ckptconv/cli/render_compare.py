@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ckptconv.api.explain import Match
 from ckptconv.cli.render import _out, _table, escape, notes, plural, size
-from ckptconv.explaining import Match
-from ckptconv.storage.places import place
+from ckptconv.places.places import place
 from ckptconv.verify.explain import Explained, FileRange, Piece
 from ckptconv.verify.outcome import Diff, TensorDiff
 

@@ -19,8 +19,8 @@ from ckptconv.cli.options import Source, _flags, _parameters
 
 if TYPE_CHECKING:
     from ckptconv.engine.options import Options
-    from ckptconv.graph import Plan
-    from ckptconv.options import ConvertOptions
+    from ckptconv.plans.plan import Plan
+    from ckptconv.plans.request import ConvertOptions
 
 __all__ = ["after", "register"]
 
@@ -111,10 +111,10 @@ def _verify_roundtrip(
     Give the flags the conversion had; what was written, and in which dtype, is found out.
     Without HF: prove from metadata that SRC survives the round trip, and compare its copies.
     """
+    from ckptconv.api.verify import verify_roundtrip
     from ckptconv.cli import render_verify
     from ckptconv.errors import UsageError
-    from ckptconv.roundtrip import verify_roundtrip
-    from ckptconv.writers.huggingface import parse_size
+    from ckptconv.numbers.sizes import parse_size
 
     if reference is not None and not logits:
         raise UsageError("--reference compares logits: give --logits with it")
@@ -135,7 +135,7 @@ def _verify_roundtrip(
             **fields,
         )
     if report is not None:
-        from ckptconv.verify.report import verify_report, write_report
+        from ckptconv.report.report import verify_report, write_report
 
         there = render_verify.describe(out) if out is not None else None
         here = render_verify.describe(source, weights=fields["weights"], tag=fields["tag"])
@@ -196,9 +196,9 @@ def after(
     Raises:
         MismatchError: if anything differs.
     """
+    from ckptconv.api.verify import verify_plan
     from ckptconv.cli import render_verify
     from ckptconv.errors import MismatchError
-    from ckptconv.roundtrip import verify_plan
 
     with render_verify.follow("comparing", quiet=quiet or json) as listen:
         found = verify_plan(made, source, out, options, how, listen)

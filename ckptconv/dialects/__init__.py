@@ -7,7 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from ckptconv.dialects.base import Dialect, Line, Traits, for_reading, traits_of
-from ckptconv.graph import Spec
+from ckptconv.relations import Spec
 from ckptconv.slots.entry import form, numbers
 
 __all__ = ["Dialect", "Line", "dialects", "find_dialect", "for_reading"]

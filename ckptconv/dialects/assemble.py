@@ -11,10 +11,10 @@ from ckptconv.dialects.base import Dialect, Line, Traits, for_reading, traits_of
 from ckptconv.dialects.factors import factor_cut, factor_of, is_gate_told, unpack_factor, with_implied
 from ckptconv.dialects.stacked import turned
 from ckptconv.errors import PlanError
-from ckptconv.graph import Box, Pair, Relation, Spec
+from ckptconv.parallel import Chunk, Cut, Grid, Rank, Shard, merge_shards, number_layers
+from ckptconv.relations import Box, Pair, Relation, Spec
 from ckptconv.slots import Pack, Table
 from ckptconv.slots.entry import fill_in, form, numbers
-from ckptconv.topology import Chunk, Cut, Grid, Rank, Shard, merge_shards, number_layers
 
 __all__ = ["Assembled", "Held", "assemble", "old_versions"]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ckptconv.graph import Spec
+from ckptconv.parallel import Cut
+from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Pack, linear, one
 from ckptconv.slots.table import Table
-from ckptconv.topology import Cut
 
 __all__ = [
     "Dialect",

@@ -13,8 +13,8 @@ from typing import Literal
 
 from ckptconv.dialects.stacked import turned
 from ckptconv.errors import PlanError
-from ckptconv.graph import Relation, Spec
-from ckptconv.topology import Cut
+from ckptconv.parallel import Cut
+from ckptconv.relations import Relation, Spec
 
 __all__ = [
     "Factor",

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from ckptconv.dialects.base import Dialect, Line
 from ckptconv.errors import PlanError
-from ckptconv.graph import Spec, chunk_sizes
+from ckptconv.parallel import Chunk, Grid, Rank, Stages, chunk_order
+from ckptconv.relations import Spec, chunk_sizes
 from ckptconv.slots import Dims, Found, Table
 from ckptconv.slots.entry import fill_in
 from ckptconv.slots.table import Holds
-from ckptconv.topology import Chunk, Grid, Rank, Stages, chunk_order
 
 __all__ = ["Layout", "Spread", "spread"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from ckptconv.errors import PlanError
-from ckptconv.graph import Box, Pair, Relation, Spec
+from ckptconv.relations import Box, Pair, Relation, Spec
 
 __all__ = ["are_alike", "stacked_axes", "stacks", "turned", "unstacked"]
 

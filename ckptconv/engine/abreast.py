@@ -8,7 +8,8 @@ from itertools import zip_longest
 from typing import TypeVar
 
 from ckptconv.engine.options import SMALLEST_TILE
-from ckptconv.graph import Pair, Plan
+from ckptconv.plans.plan import Plan
+from ckptconv.relations import Pair
 
 __all__ = ["HELD", "Group", "abreast", "grouped", "tile_abreast"]
 

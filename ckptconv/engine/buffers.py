@@ -6,7 +6,7 @@ import numpy as np
 
 from ckptconv.engine.gather import Array
 from ckptconv.engine.rows import Rows
-from ckptconv.storage.direct import ALIGNMENT
+from ckptconv.places.direct import ALIGNMENT
 
 __all__ = ["Buffers"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ckptconv.graph.pair import Pair
-from ckptconv.graph.plan import OutFile, Plan
-from ckptconv.storage.places import is_remote
+from ckptconv.places.places import is_remote
+from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.relations.pair import Pair
 
 __all__ = ["needed"]
 

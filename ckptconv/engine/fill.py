@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from ckptconv.casts import cast, cast_chain
+from ckptconv.containers.base import Placed
 from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
@@ -17,11 +17,11 @@ from ckptconv.engine.gather import Array, Shared, gather, raw_dtype, window
 from ckptconv.engine.rows import Rows
 from ckptconv.engine.terms import Adder, blocks
 from ckptconv.errors import MismatchError
-from ckptconv.graph import Pair, Plan, Relation, restrict
-from ckptconv.graph.plan import OutFile
-from ckptconv.graph.terms import operands
-from ckptconv.storage.base import Placed
-from ckptconv.storage.files import SourceFiles
+from ckptconv.numbers.casts import cast, cast_chain
+from ckptconv.places.files import SourceFiles
+from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.relations import Pair, Relation, restrict
+from ckptconv.relations.terms import operands
 
 __all__ = ["Filler", "pairs_by_tensor"]
 

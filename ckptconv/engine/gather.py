@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
+from ckptconv.containers.base import contiguous_stride
+from ckptconv.containers.stored import Stored
 from ckptconv.engine.rows import Rows
-from ckptconv.storage.base import contiguous_stride
-from ckptconv.storage.files import SourceFiles
-from ckptconv.storage.stored import Stored
+from ckptconv.places.files import SourceFiles
 
 __all__ = ["Array", "Shared", "gather", "raw_dtype", "window"]
 

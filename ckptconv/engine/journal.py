@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ckptconv.errors import OutputError
-from ckptconv.storage.unfinished import JOURNAL
+from ckptconv.places.unfinished import JOURNAL
 
 __all__ = ["JOURNAL", "Entries", "Journal", "marks", "parse", "read_entries"]
 

@@ -12,7 +12,7 @@ from ckptconv.engine.events import FileDone, Listener, Progress
 from ckptconv.engine.journal import Journal
 from ckptconv.engine.output import remove_empty
 from ckptconv.engine.task import Crc, Result, block_count
-from ckptconv.graph.plan import Plan
+from ckptconv.plans.plan import Plan
 
 __all__ = ["Ledger"]
 

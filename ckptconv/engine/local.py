@@ -18,8 +18,8 @@ from ckptconv.engine.options import Options, default_workers, tile_bytes
 from ckptconv.engine.sink import PartFile, Sink, create
 from ckptconv.engine.task import Result, Task, seal, steps, tasks_of
 from ckptconv.engine.threads import on_threads
-from ckptconv.graph.plan import OutFile, Plan
-from ckptconv.storage.files import SourceFiles
+from ckptconv.places.files import SourceFiles
+from ckptconv.plans.plan import OutFile, Plan
 
 __all__ = ["Outputs", "run_locally"]
 

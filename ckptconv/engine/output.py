@@ -12,8 +12,8 @@ from pathlib import Path
 from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
 from ckptconv.engine.options import Options
 from ckptconv.errors import InterruptedRunError, OutputError
-from ckptconv.graph.plan import OutFile, Plan
-from ckptconv.storage.places import advice, is_remote
+from ckptconv.places.places import advice, is_remote
+from ckptconv.plans.plan import OutFile, Plan
 
 __all__ = [
     "check_space",

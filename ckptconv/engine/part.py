@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptconv import __version__
+from ckptconv.containers.stored import Extent, Stored
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.expect import needed
 from ckptconv.engine.fill import Filler, pairs_by_tensor
@@ -24,11 +24,12 @@ from ckptconv.engine.output import explain
 from ckptconv.engine.sink import PartFile, Sink
 from ckptconv.engine.task import Crc, Result, Task, carry_out, seal
 from ckptconv.errors import CkptconvError, ClusterError
-from ckptconv.graph import Pair, Plan, Relation
-from ckptconv.graph.terms import operands
-from ckptconv.storage.files import FileStamp, SourceFiles, stamp
-from ckptconv.storage.places import forget, is_remote, place
-from ckptconv.storage.stored import Extent, Stored
+from ckptconv.places.files import FileStamp, SourceFiles, stamp
+from ckptconv.places.places import forget, is_remote, place
+from ckptconv.plans.plan import Plan
+from ckptconv.relations import Pair, Relation
+from ckptconv.relations.terms import operands
+from ckptconv.version import __version__
 
 __all__ = ["Failure", "Job", "Seal", "Sealed", "from_anywhere", "part_of", "work"]
 
@@ -174,7 +175,7 @@ def _fill(job: Job, loaded: _Loaded, task: Task, sink: Sink) -> Result:
 def _send(job: Job, loaded: _Loaded, task: Task, token: Mapping[str, Any]) -> Result:
     """Carry out a task whose bytes are parts of an upload; a file that is to be sealed is one task."""
     from ckptconv.engine.remotesink import Parts, Spooled, check_spool
-    from ckptconv.storage import objects
+    from ckptconv.places import objects
 
     file = loaded.part.files[0]
     upload = objects.known(str(place(job.folder) / file.name), token, file.layout.size)

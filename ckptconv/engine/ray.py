@@ -22,7 +22,7 @@ from ckptconv.engine.remotesink import Outputs
 from ckptconv.engine.sink import create
 from ckptconv.engine.task import Result, Task, tasks_of
 from ckptconv.errors import ClusterError, InputChangedError
-from ckptconv.graph.plan import Plan
+from ckptconv.plans.plan import Plan
 
 # Read when ray is imported. The second keeps what it says of lost nodes, at length, off stdout.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

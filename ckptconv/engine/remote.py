@@ -14,11 +14,11 @@ from ckptconv.engine.output import explained, in_order, kept, stale
 from ckptconv.engine.remotejournal import RemoteJournal
 from ckptconv.engine.remotesink import Outputs, check_spool
 from ckptconv.errors import OutputError
-from ckptconv.graph.plan import Plan
-from ckptconv.storage import objects
-from ckptconv.storage.files import SourceFiles
-from ckptconv.storage.places import forget, place
-from ckptconv.storage.unfinished import JOURNAL
+from ckptconv.places import objects
+from ckptconv.places.files import SourceFiles
+from ckptconv.places.places import forget, place
+from ckptconv.places.unfinished import JOURNAL
+from ckptconv.plans.plan import Plan
 
 __all__ = ["run_remotely"]
 

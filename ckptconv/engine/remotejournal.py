@@ -11,8 +11,8 @@ from typing import Any
 
 from ckptconv.engine.journal import Journal, parse
 from ckptconv.errors import OutputError
-from ckptconv.storage import objects
-from ckptconv.storage.unfinished import JOURNAL
+from ckptconv.places import objects
+from ckptconv.places.unfinished import JOURNAL
 
 __all__ = ["RemoteJournal"]
 

@@ -13,9 +13,9 @@ from ckptconv.engine.remotejournal import RemoteJournal
 from ckptconv.engine.sink import PartFile, Sink, create
 from ckptconv.engine.task import block_count
 from ckptconv.errors import OutputError
-from ckptconv.graph.plan import OutFile
-from ckptconv.storage import objects
-from ckptconv.storage.objects import Upload
+from ckptconv.places import objects
+from ckptconv.places.objects import Upload
+from ckptconv.plans.plan import OutFile
 
 __all__ = ["Outputs", "Parts", "Spooled", "check_spool"]
 

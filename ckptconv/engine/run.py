@@ -20,9 +20,9 @@ from ckptconv.engine.output import (
     remove_parts,
 )
 from ckptconv.errors import UsageError
-from ckptconv.graph.plan import Plan
-from ckptconv.storage.files import SourceFiles
-from ckptconv.storage.places import is_remote, place
+from ckptconv.places.files import SourceFiles
+from ckptconv.places.places import is_remote, place
+from ckptconv.plans.plan import Plan
 
 __all__ = ["forget", "run"]
 
@@ -81,7 +81,7 @@ def _check_packages(address: str) -> None:
 def forget(folder: Path) -> None:
     """Remove the journal that a run has kept: all is done."""
     if is_remote(folder := place(folder)):
-        from ckptconv.storage import objects
+        from ckptconv.places import objects
 
         objects.delete(str(folder / JOURNAL))
     else:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.output import remove_empty
-from ckptconv.storage.direct import DirectFile, reserve
-from ckptconv.storage.files import write_at
+from ckptconv.places.direct import DirectFile, reserve
+from ckptconv.places.files import write_at
 
 __all__ = ["PartFile", "Sink", "create"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import xxhash
 from isal.isal_zlib import crc32, crc32_combine
 
+from ckptconv.containers.base import FileLayout
+from ckptconv.containers.torch import torchbin
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.fill import Filler
 from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.sink import Sink
-from ckptconv.storage import torchbin
-from ckptconv.storage.base import FileLayout
 
 __all__ = ["Crc", "Result", "Task", "block_count", "carry_out", "seal", "steps", "tasks_of"]
 

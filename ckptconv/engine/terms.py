@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ckptconv.engine.gather import Array
-from ckptconv.graph import Spec
-from ckptconv.graph.terms import Constant, LowRank, Scaled, Term
+from ckptconv.relations import Spec
+from ckptconv.relations.terms import Constant, LowRank, Scaled, Term
 
 __all__ = ["Adder", "blocks"]
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from ckptconv.errors import PlanError
 from ckptconv.families.template import Template
-from ckptconv.graph import Relation, Spec, concat
-from ckptconv.graph import one as renamed
+from ckptconv.relations import Relation, Spec, concat
+from ckptconv.relations import one as renamed
 from ckptconv.slots import Entry, Table, shape_of
 
 __all__ = ["Config", "Family", "Findings", "Fused", "dims", "is_sparse"]

@@ -13,7 +13,7 @@ __all__ = ["Template", "decoder"]
 class Template:
     """List the keys of an architecture's config.json.
 
-    The names of facts are those of `ckptconv.families.dims` and `ckptconv.arguments`.
+    The names of facts are those of `ckptconv.families.dims` and `ckptconv.facts`.
 
     Attributes:
         architecture: The class, for ``architectures``.

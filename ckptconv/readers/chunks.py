@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from ckptconv.containers.base import FileTensor, contiguous_stride
+from ckptconv.containers.stored import Extent, Stored, dense_axes, from_file_tensor
 from ckptconv.dtypes import DType
-from ckptconv.graph import Box, join
-from ckptconv.readers.base import GraphBuilder
-from ckptconv.storage.base import FileTensor, contiguous_stride
-from ckptconv.storage.stored import Extent, Stored, dense_axes, from_file_tensor
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.relations import Box, join
 
 __all__ = ["place"]
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
 from ckptconv.readers.chunks import place
-from ckptconv.storage.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.readers.reader import Reader
 
 __all__ = ["READER", "check_masters", "numbered", "tracked"]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.inert import Global, Record
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.inert import Global, Record
 
 __all__ = ["Part", "Sizes", "read_part"]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.safetensors import read_header
+from ckptconv.containers.torch.statedict import state_dict_of
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.readers.base import Checkpoint, GraphBuilder, Reader, ReadOptions
+from ckptconv.places.inside import is_plain_name
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
+from ckptconv.readers.reader import Reader
 from ckptconv.readers.torch_file import named_tensors
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.inside import is_plain_name
-from ckptconv.storage.safetensors import read_header
-from ckptconv.storage.statedict import state_dict_of
-from ckptconv.storage.torchfile import open_torch
 
 __all__ = ["READER"]
 

@@ -7,10 +7,11 @@ from importlib import import_module
 from pathlib import Path
 
 from ckptconv.errors import FormatError
-from ckptconv.readers.base import Checkpoint, Reader, ReadOptions
+from ckptconv.places.places import forget
+from ckptconv.places.unfinished import refuse_unfinished
+from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
+from ckptconv.readers.reader import Reader
 from ckptconv.readers.wrappers import unwrap
-from ckptconv.storage.places import forget
-from ckptconv.storage.unfinished import refuse_unfinished
 
 __all__ = ["open_checkpoint", "readers"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptconv.casts import cast
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.stored import Stored, from_file_tensor
 from ckptconv.dtypes import numpy_dtype
 from ckptconv.errors import FormatError
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.places import open_binary
-from ckptconv.storage.stored import Stored, from_file_tensor
+from ckptconv.numbers.casts import cast
+from ckptconv.places.places import open_binary
 
 __all__ = ["Sampler"]
 

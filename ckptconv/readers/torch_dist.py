@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.containers.torch.namespaces import plain
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.base import for_reading, traits_of
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
 from ckptconv.readers.chunks import place
 from ckptconv.readers.megatron.find import TRACKER, iteration_folder
+from ckptconv.readers.reader import Reader
 from ckptconv.slots import Table
-from ckptconv.storage.dcp import METADATA, DcpFolder, open_dcp
-from ckptconv.storage.namespaces import plain
-from ckptconv.storage.torchfile import open_torch
 
 __all__ = ["FORMAT", "READER", "common_state", "weights_of"]
 

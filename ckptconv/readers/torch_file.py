@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.statedict import state_dict_of
-from ckptconv.storage.torchfile import open_torch
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.statedict import state_dict_of
+from ckptconv.containers.torch.torchfile import open_torch
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.readers.reader import Reader
 
 __all__ = ["READER", "named_tensors"]
 

@@ -12,14 +12,16 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.graph import chunk_sizes
-from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
 from ckptconv.readers.chunks import place
 from ckptconv.readers.dcp import check_masters, numbered, tracked
 from ckptconv.readers.dtensor import Part, Sizes, read_part
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.torchfile import open_torch
+from ckptconv.readers.reader import Reader
+from ckptconv.relations import chunk_sizes
 
 __all__ = ["READER"]
 

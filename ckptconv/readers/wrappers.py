@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ckptconv.errors import PlanError
-from ckptconv.graph import Box, Pair, Relation, Spec
-from ckptconv.readers.base import Checkpoint, Note
+from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.relations import Box, Pair, Relation, Spec
 
 __all__ = ["unwrap"]
 

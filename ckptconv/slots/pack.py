@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ckptconv.errors import PlanError
-from ckptconv.graph import Relation, Spec, packing
+from ckptconv.relations import Relation, Spec, packing
 from ckptconv.slots.shapes import Dims
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckptconv.errors import PlanError
-from ckptconv.graph import Pair, Relation, Spec, packing
+from ckptconv.relations import Pair, Relation, Spec, packing
 from ckptconv.slots.entry import Entry, fill_in, form, numbers
 from ckptconv.slots.pack import Pack, every_expert, leaves, over_leaves, relate
 from ckptconv.slots.shapes import Dims, shape_of, template

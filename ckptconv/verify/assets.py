@@ -11,7 +11,7 @@ from typing import Any
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
 from ckptconv.families import Family, find_family
-from ckptconv.graph import Spec
+from ckptconv.relations import Spec
 from ckptconv.verify.result import Mismatch
 
 __all__ = ["check_assets"]

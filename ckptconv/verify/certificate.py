@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import xxhash
 
-from ckptconv import __version__
 from ckptconv.engine.events import FileDone, Listener, Progress, Started
 from ckptconv.engine.options import default_workers
 from ckptconv.errors import CkptconvError, FormatError, OutputError
-from ckptconv.storage.inside import is_inside
-from ckptconv.storage.places import forget, is_remote, open_binary, place
+from ckptconv.places.inside import is_inside
+from ckptconv.places.places import forget, is_remote, open_binary, place
 from ckptconv.verify.result import FileDigest, Result
+from ckptconv.version import __version__
 
 __all__ = ["NAME", "Checked", "check", "read", "write"]
 
@@ -96,7 +96,7 @@ def write(folder: Path, result: Result, *, sha256: bool = False) -> Path:
     target = folder / NAME
     text = json.dumps(data, indent=1) + "\n"
     if is_remote(folder):
-        from ckptconv.storage import objects
+        from ckptconv.places import objects
 
         objects.put(str(target), text.encode())
         return target

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
+from ckptconv.containers.base import Placed
 from ckptconv.dtypes import numpy_dtype
 from ckptconv.engine.abreast import HELD, abreast, grouped, tile_abreast
 from ckptconv.engine.buffers import Buffers
@@ -20,9 +21,9 @@ from ckptconv.engine.gather import Array, raw_dtype
 from ckptconv.engine.options import Options, default_workers, tile_bytes
 from ckptconv.engine.threads import on_threads
 from ckptconv.errors import MismatchError
-from ckptconv.graph import Drop, OutFile, Pair, Plan, restrict
-from ckptconv.storage.base import Placed
-from ckptconv.storage.files import SourceFiles
+from ckptconv.places.files import SourceFiles
+from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.relations import Drop, Pair, restrict
 from ckptconv.verify.replicas import Finder
 from ckptconv.verify.result import FileDigest, Mismatch, Place
 from ckptconv.verify.tally import Tally

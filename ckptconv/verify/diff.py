@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
@@ -20,10 +21,10 @@ from ckptconv.engine.gather import Array
 from ckptconv.engine.options import Options, default_workers, tile_bytes
 from ckptconv.engine.threads import on_threads
 from ckptconv.errors import MismatchError
-from ckptconv.graph import OutFile, Pair, Plan
-from ckptconv.graph.terms import operands
-from ckptconv.storage.base import FileLayout, Placed
-from ckptconv.storage.files import SourceFiles
+from ckptconv.places.files import SourceFiles
+from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.relations import Pair
+from ckptconv.relations.terms import operands
 from ckptconv.verify.elements import BLOCK, Tile, nans, rank, raw, squares, wide
 from ckptconv.verify.outcome import Diff, Same, TensorDiff
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ckptconv.graph import Box, Pair, Plan
-from ckptconv.graph.meet import meet
-from ckptconv.graph.pair import sorted_axes, window
-from ckptconv.storage.base import contiguous_stride
-from ckptconv.storage.stored import Stored
+from ckptconv.containers.base import contiguous_stride
+from ckptconv.containers.stored import Stored
+from ckptconv.plans.plan import Plan
+from ckptconv.relations import Box, Pair
+from ckptconv.relations.meet import meet
+from ckptconv.relations.pair import sorted_axes, window
 
 __all__ = ["Explained", "FileRange", "Part", "Piece", "byte_ranges", "explain", "part_of"]
 

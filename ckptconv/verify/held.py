@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ckptconv.containers.base import FileLayout, Placed
+from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.graph import Box, Drop, OutFile, Pair, Plan, Relation, Spec
-from ckptconv.graph.terms import operands
-from ckptconv.readers.base import Checkpoint
-from ckptconv.storage.base import FileLayout, Placed
-from ckptconv.storage.stored import Stored
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.relations import Box, Drop, Pair, Relation, Spec
+from ckptconv.relations.terms import operands
 from ckptconv.verify.result import Mismatch
 
 __all__ = ["Held", "differences", "hold", "planned", "way_of", "wholly_read"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any
 
-from ckptconv.graph import Spec
+from ckptconv.relations import Spec
 
 __all__ = ["Diff", "Same", "TensorDiff"]
 

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.graph import Pair, Spec
-from ckptconv.readers.base import Checkpoint
+from ckptconv.parallel import Grid
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.relations import Pair, Spec
 from ckptconv.slots.entry import numbers
-from ckptconv.storage.stored import Stored
-from ckptconv.topology import Grid
 
 __all__ = [
     "grid_of",

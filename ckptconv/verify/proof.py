@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from time import perf_counter
 
-from ckptconv.casts import is_exact
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
-from ckptconv.graph import Relation
-from ckptconv.graph.terms import Terms
+from ckptconv.numbers.casts import is_exact
+from ckptconv.relations import Relation
+from ckptconv.relations.terms import Terms
 from ckptconv.verify.result import Mismatch, Proof
 
 __all__ = ["prove"]

@@ -8,16 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from ckptconv.casts import cast
+from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.fill import Filler, window_of
 from ckptconv.engine.gather import Array, raw_dtype
-from ckptconv.graph import OutFile, Pair, Plan, Relation, Spec, restrict
-from ckptconv.graph.terms import operands
-from ckptconv.storage.base import FileLayout, Placed
-from ckptconv.storage.files import SourceFiles
+from ckptconv.numbers.casts import cast
+from ckptconv.places.files import SourceFiles
+from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.relations import Pair, Relation, Spec, restrict
+from ckptconv.relations.terms import operands
 from ckptconv.verify.result import Mismatch, Place
 from ckptconv.verify.tally import Tally
 

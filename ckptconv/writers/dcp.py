@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ckptconv.containers.base import FileLayout
+from ckptconv.containers.dcp.dcp import METADATA
+from ckptconv.containers.dcp.dcp_out import DcpLayout, OutChunk, layout
 from ckptconv.dtypes import DType
-from ckptconv.graph.plan import OutFile
-from ckptconv.storage.base import FileLayout
-from ckptconv.storage.dcp import METADATA
-from ckptconv.storage.dcp_out import DcpLayout, OutChunk, layout
+from ckptconv.plans.plan import OutFile
 
 __all__ = ["as_files", "layout_dcp"]
 

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
+from ckptconv.containers import safetensors
+from ckptconv.containers.torch import torchbin
 from ckptconv.dtypes import DType
-from ckptconv.errors import UsageError
-from ckptconv.graph.plan import AssetFile, OutFile
-from ckptconv.storage import safetensors, torchbin
+from ckptconv.plans.plan import AssetFile, OutFile
 
-__all__ = ["Container", "layout_weights", "parse_size"]
+__all__ = ["Container", "layout_weights"]
 
 Container = Literal["safetensors", "bin"]
 Tensor = tuple[str, DType, tuple[int, ...]]
 
 # transformers 5.23, utils/__init__.py (SAFE_WEIGHTS_NAME, WEIGHTS_NAME and the names of their indexes).
 _STEM = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Read a size such as ``5GB`` (decimal, as the hub counts) or ``512MiB`` as bytes.
-
-    Raises:
-        UsageError: if it is not one.
-    """
-    m = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
-    size = int(float(m[1]) * _UNITS[m[2] or ""]) if m else 0
-    if size <= 0:
-        raise UsageError(f"not a size: {text!r}", hint="write 5GB, 200MB, 512MiB or a number of bytes")
-    return size
 
 
 def layout_weights(

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.namespaces import EnumValue, namespace, plain
+from ckptconv.containers.torch.picklevm import Record
+from ckptconv.containers.torch.rankfile import RankFile, read_rank, tensor_key
+from ckptconv.containers.torch.torchbin import layout_tree
+from ckptconv.containers.torch.torchpickle import TensorRef
 from ckptconv.dialects import Dialect
 from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.graph import AssetFile, Box, OutFile, Pair, Relation, Spec
-from ckptconv.readers.base import Note
+from ckptconv.plans.checkpoint import Note
+from ckptconv.plans.plan import AssetFile, OutFile
+from ckptconv.relations import Box, Pair, Relation, Spec
 from ckptconv.slots import Dims
 from ckptconv.slots.entry import fill_in, numbers
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.namespaces import EnumValue, namespace, plain
-from ckptconv.storage.picklevm import Record
-from ckptconv.storage.rankfile import RankFile, read_rank, tensor_key
-from ckptconv.storage.torchbin import layout_tree
-from ckptconv.storage.torchpickle import TensorRef
 
 __all__ = ["Target", "as_laid_out", "like", "pad_vocabulary"]
 

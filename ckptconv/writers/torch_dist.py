@@ -13,17 +13,18 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
 
+from ckptconv.containers.dcp.dcp_out import OutChunk, OutObject, cut, layout
+from ckptconv.containers.torch.torchbin import TensorRef, complete
 from ckptconv.dialects.base import for_reading, traits_of
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dialects.stacked import are_alike, stacked_axes, stacks, unstacked
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.graph import AssetFile, OutFile, Relation, Spec, one
-from ckptconv.graph.packing import tiled
+from ckptconv.parallel import Rank
+from ckptconv.plans.plan import AssetFile, OutFile
+from ckptconv.relations import Relation, Spec, one
+from ckptconv.relations.packing import tiled
 from ckptconv.slots import Dims, Table
-from ckptconv.storage.dcp_out import OutChunk, OutObject, cut, layout
-from ckptconv.storage.torchbin import TensorRef, complete
-from ckptconv.topology import Rank
 from ckptconv.writers.dcp import as_files
 from ckptconv.writers.megatron import TRACKER, Target, pad_vocabulary
 

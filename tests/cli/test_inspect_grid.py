@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ckptconv.cli import render_grid
-from ckptconv.graph import Spec
-from ckptconv.readers.base import ReadOptions
+from ckptconv.containers.torch.rankfile import tensor_key
+from ckptconv.parallel import Grid
+from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
-from ckptconv.storage.rankfile import tensor_key
-from ckptconv.topology import Grid
+from ckptconv.relations import Spec
 from ckptconv.verify.overview import holders_of_keys, kind_of, layers_text, pipeline
 from megatron_cases import Case
 from running import DEMO, succeeds

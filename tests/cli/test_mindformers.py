@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import ckptconv as package
-from ckptconv.storage.mindspore import open_mindspore
+from ckptconv.containers.mindspore.mindspore import open_mindspore
 from running import ROOT, assert_equal, ckptconv, fails, loaded, succeeds
 
 FIXTURES = ROOT / "fixtures" / "mindspore"
@@ -296,7 +296,7 @@ def test_flags_of_mindspore_are_refused_elsewhere(pairs: Path, tmp_path: Path) -
 def test_a_tensor_over_the_record_limit_is_written_in_parts(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ckptconv.storage import mindspore_out
+    from ckptconv.containers.mindspore import mindspore_out
 
     original = mindspore_out.layout
     monkeypatch.setattr(mindspore_out, "layout", lambda tensors: original(tensors, record=1000))

@@ -13,7 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
-from ckptconv.storage.torchfile import open_torch
+from ckptconv.containers.torch.torchfile import open_torch
 from running import assert_equal, fails, loaded, succeeds
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -20,9 +20,9 @@ from ckptconv.dialects import dialects
 from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.families import find_family
-from ckptconv.graph import Relation, Spec
-from ckptconv.topology import Grid, stage_layers
-from ckptconv.translate import to_slots
+from ckptconv.parallel import Grid, stage_layers
+from ckptconv.relations import Relation, Spec
+from ckptconv.slots.translate import to_slots
 from megatron_layouts import Drawn, flags_of, layouts, models, tensors_of, write_model
 
 Array = npt.NDArray[np.float32]

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptconv.carry import carried
 from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.core import CORE_LOCAL
 from ckptconv.dialects.factors import (
@@ -22,8 +21,9 @@ from ckptconv.dialects.factors import (
 )
 from ckptconv.errors import PlanError
 from ckptconv.families import find_family
-from ckptconv.graph import LowRank, Relation, Spec
-from ckptconv.topology import Cut, Grid
+from ckptconv.parallel import Cut, Grid
+from ckptconv.planning.adapters.carry import carried
+from ckptconv.relations import LowRank, Relation, Spec
 
 QKV = "decoder.layers.0.self_attention.linear_qkv"
 

@@ -18,7 +18,7 @@ import ckptconv
 from ckptconv.dialects.mindformers import CORE, LEGACY, find_style, told
 from ckptconv.errors import CkptconvError, UsageError
 from ckptconv.families import find_family
-from ckptconv.graph import Relation, Spec
+from ckptconv.relations import Relation, Spec
 from ckptconv.slots import columns, concat, rotary, rows, stacked, transposed
 from ckptconv.slots.pack import every_expert, leaves, relate
 

@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptconv.containers.stored import Extent, Stored
 from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.engine.abreast import HELD, abreast, grouped, tile_abreast
 from ckptconv.engine.fill import pairs_by_tensor
 from ckptconv.engine.options import Options
 from ckptconv.engine.rows import Rows
 from ckptconv.engine.run import run
-from ckptconv.graph import Box, Pair, Plan, Relation, Spec
-from ckptconv.storage.files import SourceFiles, stamp
-from ckptconv.storage.stored import Extent, Stored
+from ckptconv.places.files import SourceFiles, stamp
+from ckptconv.plans.plan import Plan
+from ckptconv.relations import Box, Pair, Relation, Spec
 from ckptconv.verify.compare import Comparer
 from ckptconv.writers.huggingface import layout_weights
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ckptconv.casts import cast
+from ckptconv.containers.stored import Extent, Stored
 from ckptconv.dtypes import BY_NAME
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import Event, FileDone
@@ -26,9 +26,10 @@ from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.options import DIGEST_BLOCK, Options, tile_bytes
 from ckptconv.engine.run import run
 from ckptconv.errors import MismatchError, OutputError
-from ckptconv.graph import Box, Pair, Plan, Relation, Spec
-from ckptconv.storage.files import SourceFiles, stamp
-from ckptconv.storage.stored import Extent, Stored
+from ckptconv.numbers.casts import cast
+from ckptconv.places.files import SourceFiles, stamp
+from ckptconv.plans.plan import Plan
+from ckptconv.relations import Box, Pair, Relation, Spec
 from ckptconv.writers.huggingface import layout_weights
 
 FLOAT32, BFLOAT16 = BY_NAME["float32"], BY_NAME["bfloat16"]

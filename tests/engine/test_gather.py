@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptconv.containers.stored import Extent, Stored
 from ckptconv.dtypes import BY_NAME
 from ckptconv.engine.gather import Shared, gather
 from ckptconv.engine.rows import Rows
 from ckptconv.errors import FormatError, InputChangedError
-from ckptconv.storage.files import SourceFiles, stamp
-from ckptconv.storage.stored import Extent, Stored
+from ckptconv.places.files import SourceFiles, stamp
 
 
 @contextmanager
@@ -134,7 +134,7 @@ class TestSourceFiles:
         """A file that is being read is never closed under its reader, however many others wait."""
         from concurrent.futures import ThreadPoolExecutor
 
-        monkeypatch.setattr("ckptconv.storage.files._OPEN_FILES", 2)
+        monkeypatch.setattr("ckptconv.places.files._OPEN_FILES", 2)
         paths = [tmp_path / str(i) for i in range(24)]
         for i, path in enumerate(paths):
             path.write_bytes(bytes([i]) * 5000)

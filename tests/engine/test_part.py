@@ -21,8 +21,8 @@ from ckptconv.engine.part import Failure, Job, part_of, unshared_input, work
 from ckptconv.engine.sink import create
 from ckptconv.engine.task import Result, Task, block_count
 from ckptconv.errors import ClusterError, FormatError, InputChangedError
-from ckptconv.graph import Plan
-from ckptconv.storage.places import forget, place
+from ckptconv.places.places import forget, place
+from ckptconv.plans.plan import Plan
 from running import ROOT, fails
 
 

@@ -25,7 +25,7 @@ from ckptconv.engine.journal import JOURNAL
 from ckptconv.engine.options import Options
 from ckptconv.engine.run import run
 from ckptconv.errors import ClusterError, InputChangedError, MismatchError, OutputError
-from ckptconv.graph import Box, Pair
+from ckptconv.relations import Box, Pair
 from ray_cluster import Cluster
 from running import ROOT, contents, final_names, succeeds
 

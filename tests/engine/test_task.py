@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptconv.api import plan as plan_of
+from ckptconv.api.convert import plan as plan_of
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.journal import Journal
@@ -18,8 +18,8 @@ from ckptconv.engine.options import DIGEST_BLOCK, Options
 from ckptconv.engine.run import run
 from ckptconv.engine.sink import PartFile, create
 from ckptconv.engine.task import Result, Task, carry_out, seal, steps, tasks_of
-from ckptconv.graph import Plan
-from ckptconv.storage.files import SourceFiles
+from ckptconv.places.files import SourceFiles
+from ckptconv.plans.plan import Plan
 
 
 @pytest.fixture(scope="module", params=["safetensors", "bin"])

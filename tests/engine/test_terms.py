@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptconv.containers.stored import Extent, Stored
 from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
 from ckptconv.engine import terms as engine_terms
 from ckptconv.engine.buffers import Buffers
@@ -24,10 +25,10 @@ from ckptconv.engine.options import Options
 from ckptconv.engine.run import run
 from ckptconv.engine.terms import blocks
 from ckptconv.errors import MismatchError
-from ckptconv.graph import Box, Constant, LowRank, Pair, Plan, Relation, Scaled, Spec, Term
-from ckptconv.graph.terms import operands
-from ckptconv.storage.files import SourceFiles, stamp
-from ckptconv.storage.stored import Extent, Stored
+from ckptconv.places.files import SourceFiles, stamp
+from ckptconv.plans.plan import Plan
+from ckptconv.relations import Box, Constant, LowRank, Pair, Relation, Scaled, Spec, Term
+from ckptconv.relations.terms import operands
 from ckptconv.writers.huggingface import layout_weights
 
 NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16",

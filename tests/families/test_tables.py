@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ckptconv.errors import PlanError
 from ckptconv.families import Family, families, find_family
-from ckptconv.graph import Relation, Spec
+from ckptconv.relations import Relation, Spec
 
 Array = NDArray[np.int64]
 Config = dict[str, Any]

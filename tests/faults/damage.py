@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 import ckptconv as api
+from ckptconv.api.verify import verify_roundtrip
 from ckptconv.errors import CkptconvError
-from ckptconv.roundtrip import verify_roundtrip
 from faults.kinds import Source
 from faults.places import Ranges, spans_of
 from running import CASES, contents

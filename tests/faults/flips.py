@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import ckptconv as api
+from ckptconv.api.again import open_out, plan_again
+from ckptconv.api.verify import verify_roundtrip
 from ckptconv.errors import CkptconvError
-from ckptconv.options import ConvertOptions
-from ckptconv.readers.base import Checkpoint, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
+from ckptconv.plans.request import ConvertOptions
 from ckptconv.readers.registry import open_checkpoint, readers
-from ckptconv.replanning import open_out, plan_again
-from ckptconv.roundtrip import verify_roundtrip
 from ckptconv.verify.result import Result
 from faults.places import excuse, flipped, payload, spans_of
 from running import contents

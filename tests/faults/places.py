@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ckptconv.casts import cast_chain
+from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import numpy_dtype
-from ckptconv.graph import Plan, Relation, restrict
-from ckptconv.graph.terms import operands
-from ckptconv.storage.stored import Stored
+from ckptconv.numbers.casts import cast_chain
+from ckptconv.plans.plan import Plan
+from ckptconv.relations import Relation, restrict
+from ckptconv.relations.terms import operands
 
 __all__ = ["Ranges", "excuse", "flipped", "payload", "spans_of"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.torchfile import open_torch
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.torchfile import open_torch
 from running import DEMO, assert_equal, case_run, ckptconv, fails, final_names, loaded, succeeds
 
 STAGE_0, STAGE_2, STAGE_3 = "llama_z0_bf16_ws2", "llama_z2_bf16_ws2_clientstate", "llama_z3_fp32_ws2"

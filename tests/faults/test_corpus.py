@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ckptconv.containers.nesting import check_nesting
+from ckptconv.containers.stored import from_file_tensor
+from ckptconv.containers.torch.inert import load
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import CkptconvError, FormatError
-from ckptconv.storage.inert import load
-from ckptconv.storage.nesting import check_nesting
-from ckptconv.storage.stored import from_file_tensor
-from ckptconv.storage.torchfile import open_torch
 from running import ROOT, fails, final_names
 
 _MEMORY = 1 << 30

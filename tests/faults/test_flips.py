@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptconv import roundtrip
+from ckptconv.api import verify as roundtrip
 from ckptconv.verify.compare import Comparer
 from faults.flips import Flips, checkpoints
 from running import CASES

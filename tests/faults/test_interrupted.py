@@ -95,7 +95,7 @@ def test_ctrl_c_before_anything_is_written(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ckptconv.api.plan", interrupted)
+    monkeypatch.setattr("ckptconv.api.convert.plan", interrupted)
     result = ckptconv("convert", big, tmp_path / "out", *FLAGS)
     assert result.code == 130
     assert not (tmp_path / "out").exists()

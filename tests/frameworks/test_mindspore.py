@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import ckptconv
-from ckptconv.storage.mindspore import check_crc
+from ckptconv.containers.mindspore.mindspore import check_crc
 
 mindspore = pytest.importorskip("mindspore")
 pytestmark = pytest.mark.frameworks
@@ -86,7 +86,7 @@ def test_mindspore_loads_what_is_written(
 
 
 def test_mindspore_joins_the_parts_of_a_large_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ckptconv.storage import mindspore_out
+    from ckptconv.containers.mindspore import mindspore_out
 
     original = mindspore_out.layout
     monkeypatch.setattr(mindspore_out, "layout", lambda tensors: original(tensors, record=4096))

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.containers.mindspore.mindspore import check_crc, open_mindspore
+from ckptconv.containers.safetensors import read_header
+from ckptconv.containers.stored import Stored, from_file_tensor
+from ckptconv.containers.torch import inert
+from ckptconv.containers.torch.rankfile import read_rank
+from ckptconv.containers.torch.statedict import state_dict_of
+from ckptconv.containers.torch.torchfile import open_torch
+from ckptconv.dialects.mindformers.strategy import read_strategies
 from ckptconv.errors import CkptconvError
-from ckptconv.readers.mindspore.strategy import read_strategies
-from ckptconv.storage import inert
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.dcp import METADATA, DcpFolder, open_dcp
-from ckptconv.storage.mindspore import check_crc, open_mindspore
-from ckptconv.storage.rankfile import read_rank
-from ckptconv.storage.safetensors import read_header
-from ckptconv.storage.statedict import state_dict_of
-from ckptconv.storage.stored import Stored, from_file_tensor
-from ckptconv.storage.torchfile import open_torch
 from fuzz.seeds import distributed
 
 __all__ = ["TARGETS", "Target"]

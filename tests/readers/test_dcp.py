@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.readers.base import Checkpoint, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
 from ckptconv.readers.dcp import READER
 from ckptconv.readers.registry import open_checkpoint
 from running import assert_equal, ckptconv, fails, loaded, succeeds

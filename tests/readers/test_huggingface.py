@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.readers.base import ReadOptions
+from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.huggingface import READER
 from ckptconv.readers.registry import open_checkpoint
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import ckptconv
+from ckptconv.dialects.mindformers.entries import beside_weights
+from ckptconv.dialects.mindformers.strategy import read_strategies
 from ckptconv.errors import CkptconvError, FormatError, MismatchError, PlanError, UsageError
-from ckptconv.readers.base import Checkpoint, ReadOptions
-from ckptconv.readers.mindspore.entries import beside_weights
-from ckptconv.readers.mindspore.strategy import read_strategies
+from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from mindspore_runs import Layout, cut, layout_item, message, save, strategy
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.graph import Spec
-from ckptconv.graph.naming import names_relation, parse_renames
+from ckptconv.relations import Spec
+from ckptconv.relations.rename import names_relation, parse_renames
 
 TENSORS = {n: Spec((2, 3), "float32") for n in ("a.0.w", "a.11.w", "a.b.w", "head")}
 

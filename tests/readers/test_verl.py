@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ckptconv.errors import CkptconvError, FormatError, PlanError, UsageError
-from ckptconv.readers.base import ReadOptions
+from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from running import assert_equal, fails, loaded, succeeds
 

@@ -42,7 +42,7 @@ def test_no_credentials(s3: FaultyProxy, nobody: None, demo_run: Path) -> None:
 def test_no_server(s3: FaultyProxy, demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
-    from ckptconv.storage import remote
+    from ckptconv.places import remote
 
     monkeypatch.setattr(remote, "_WAIT", 0.01)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

@@ -18,7 +18,7 @@ gcsfs: Any = pytest.importorskip("gcsfs")
 emulator: Any = pytest.importorskip("gcp_storage_emulator.server")
 
 import ckptconv  # noqa: E402
-from ckptconv.storage.places import forget  # noqa: E402
+from ckptconv.places.places import forget  # noqa: E402
 from running import contents, succeeds  # noqa: E402
 
 pytestmark = pytest.mark.slow

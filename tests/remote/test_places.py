@@ -11,9 +11,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import UsageError
-from ckptconv.storage.places import forget, is_remote, open_binary, place
-from ckptconv.storage.torchfile import open_torch
+from ckptconv.places.places import forget, is_remote, open_binary, place
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_an_unknown_scheme_is_a_usage_error() -> None:
 def test_nothing_of_it_is_imported_for_what_is_on_disk(demo_run: Path) -> None:
     code = (
         "import sys, ckptconv; ckptconv.open(sys.argv[1]);"
-        "print([m for m in ('fsspec', 's3fs', 'ckptconv.storage.remote') if m in sys.modules])"
+        "print([m for m in ('fsspec', 's3fs', 'ckptconv.places.remote') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(demo_run)], capture_output=True, text=True, check=True

@@ -8,8 +8,8 @@ import pytest
 
 import ckptconv
 from ckptconv.errors import CkptconvError, InputChangedError
-from ckptconv.storage import remote
-from ckptconv.storage.files import SourceFiles, stamp
+from ckptconv.places import remote
+from ckptconv.places.files import SourceFiles, stamp
 from faulty import Fault, FaultyProxy
 from running import fails
 

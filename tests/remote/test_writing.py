@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 
 import ckptconv
 from ckptconv.errors import CkptconvError, InputChangedError, OutputError, UsageError
-from ckptconv.storage import objects, remote
-from ckptconv.storage.places import forget
+from ckptconv.places import objects, remote
+from ckptconv.places.places import forget
 from ckptconv.verify import certificate
 from faulty import Fault, FaultyProxy
 from running import start

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import ckptconv
-from ckptconv.roundtrip import verify_roundtrip
+from ckptconv.api.verify import verify_roundtrip
 from running import CASES, DEMO, succeeds
 from running import ckptconv as command
 

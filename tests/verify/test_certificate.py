@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptconv
+from ckptconv.api.verify import verify_roundtrip
 from ckptconv.errors import CkptconvError, FormatError, OutputError
-from ckptconv.roundtrip import verify_roundtrip
 from ckptconv.verify.certificate import NAME, check
 from running import DEMO
 

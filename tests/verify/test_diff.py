@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ckptconv import convert
-from ckptconv.differences import diff
+from ckptconv.api.diff import diff
 from ckptconv.engine.events import Progress
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.verify.outcome import Diff, TensorDiff
@@ -222,7 +222,7 @@ def test_copies_that_disagree_are_a_difference(tmp_path: Path) -> None:
 
     run = tmp_path / "run"
     shutil.copytree(LLAMA.run, run)
-    from ckptconv.explaining import explain
+    from ckptconv.api.explain import explain
     from ckptconv.verify.explain import Explained
 
     norm = explain(run, "model.norm.weight")

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from ckptconv.api.explain import Match, explain
+from ckptconv.containers.stored import Extent, Stored
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import UsageError
-from ckptconv.explaining import Match, explain
-from ckptconv.graph import Box
-from ckptconv.storage.stored import Extent, Stored
+from ckptconv.relations import Box
 from ckptconv.verify.explain import Explained, Part, byte_ranges, part_of
 from megatron_cases import Case
 from running import CASES, fails, succeeds

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptconv.options import ConvertOptions
-from ckptconv.replanning import open_out, plan_again
+from ckptconv.api.again import open_out, plan_again
+from ckptconv.plans.request import ConvertOptions
 from megatron_cases import Case
 from running import DEMO, ROOT, succeeds
 from running import ckptconv as run_command

@@ -7,15 +7,15 @@ from time import process_time
 
 import pytest
 
+from ckptconv.containers.torch.rankfile import tensor_key
 from ckptconv.dialects import dialects
 from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype
 from ckptconv.families import find_family
-from ckptconv.graph import Box, Constant, Pair, Relation, Spec
-from ckptconv.storage.rankfile import tensor_key
-from ckptconv.topology import Grid, stage_layers
-from ckptconv.translate import from_slots, to_slots
+from ckptconv.parallel import Grid, stage_layers
+from ckptconv.relations import Box, Constant, Pair, Relation, Spec
+from ckptconv.slots.translate import from_slots, to_slots
 from ckptconv.verify.proof import prove
 
 LLAMA_70B = {

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ckptconv
+from ckptconv.api.diff import diff
+from ckptconv.api.verify import verify_roundtrip
 from ckptconv.cli import render
-from ckptconv.differences import diff
-from ckptconv.roundtrip import verify_roundtrip
-from ckptconv.verify.charts import grid
-from ckptconv.verify.report import diff_report, inspect_report, verify_report, write_report
+from ckptconv.report.charts import grid
+from ckptconv.report.report import diff_report, inspect_report, verify_report, write_report
 from megatron_cases import Case
 from running import DEMO, fails, succeeds
 from running import ckptconv as run_command

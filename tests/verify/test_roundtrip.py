@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import ckptconv
+from ckptconv.api.verify import verify_roundtrip
+from ckptconv.containers.stored import Stored
 from ckptconv.engine.events import Event, Progress, Started
 from ckptconv.errors import InputChangedError, UsageError
-from ckptconv.graph import Relation
-from ckptconv.readers.base import ReadOptions
+from ckptconv.places.files import SourceFiles
+from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
-from ckptconv.roundtrip import verify_roundtrip
-from ckptconv.storage.files import SourceFiles
-from ckptconv.storage.stored import Stored
+from ckptconv.relations import Relation
 from ckptconv.verify.result import Result
 from running import CASES, ROOT, case_run
 

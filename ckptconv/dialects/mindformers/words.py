@@ -9,7 +9,7 @@ from ckptconv.dialects.mindformers.core import CORE
 from ckptconv.dialects.mindformers.glm import GLM
 from ckptconv.dialects.mindformers.llama import LEGACY
 from ckptconv.dialects.mindformers.style import Style
-from ckptconv.graph import Spec
+from ckptconv.relations import Spec
 from ckptconv.slots.entry import numbers
 
 __all__ = ["told", "unsaid", "usual"]

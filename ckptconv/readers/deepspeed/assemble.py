@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ckptconv.containers.base import FileTensor
 from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.readers.base import GraphBuilder, Note, Weights
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Note, Weights
 from ckptconv.readers.deepspeed.find import Run, TagFiles
 from ckptconv.readers.deepspeed.masters import Master, zero3_frozen
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict
 from ckptconv.readers.sample import Sampler
-from ckptconv.storage.base import FileTensor
 
 __all__ = ["Reading", "aliases_of", "assemble", "tied_layers", "training_dtype"]
 

@@ -14,8 +14,8 @@ from os.path import normpath
 from pathlib import Path
 
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.readers.base import Note
-from ckptconv.storage.inside import is_inside
+from ckptconv.places.inside import is_inside
+from ckptconv.plans.checkpoint import Note
 
 __all__ = ["Run", "TagFiles", "find_run", "looks_like_deepspeed", "sort_files"]
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.stored import Stored, concatenated
+from ckptconv.containers.torch.inert import Record
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.graph import Box, Drop, Pair, partitioned
-from ckptconv.readers.base import GraphBuilder
+from ckptconv.plans.builder import GraphBuilder
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict, value
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.inert import Record
-from ckptconv.storage.stored import Stored, concatenated
+from ckptconv.relations import Box, Drop, Pair, partitioned
 
 __all__ = ["Master", "expert_name", "flat_masters", "zero3_frozen", "zero3_masters"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.graph import Box, Drop, Pair, Relation, Spec
 from ckptconv.readers.deepspeed.states import as_dict, shape_of
+from ckptconv.relations import Box, Drop, Pair, Relation, Spec
 
 __all__ = ["join_tensor_parallel"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ckptconv.containers.base import FileTensor
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.graph import Relation
-from ckptconv.readers.base import Checkpoint, ReadOptions, Weights
+from ckptconv.plans.checkpoint import Checkpoint, ReadOptions, Weights
 from ckptconv.readers.deepspeed.assemble import (
     Reading,
     aliases_of,
@@ -27,7 +27,7 @@ from ckptconv.readers.deepspeed.stage0 import has_masters, nameless_masters
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict, load, open_ranks, steps_of
 from ckptconv.readers.deepspeed.universal import is_scrambled, universal_masters
 from ckptconv.readers.sample import Sampler
-from ckptconv.storage.base import FileTensor
+from ckptconv.relations import Relation
 
 __all__ = ["open_deepspeed"]
 

@@ -15,14 +15,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.stored import Stored, concatenated, from_file_tensor
 from ckptconv.errors import PlanError
-from ckptconv.graph import Box, Drop
-from ckptconv.readers.base import GraphBuilder
+from ckptconv.plans.builder import GraphBuilder
 from ckptconv.readers.deepspeed.masters import Master
 from ckptconv.readers.deepspeed.states import as_dict
 from ckptconv.readers.sample import Sampler
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.stored import Stored, concatenated, from_file_tensor
+from ckptconv.relations import Box, Drop
 
 __all__ = ["has_masters", "nameless_masters"]
 

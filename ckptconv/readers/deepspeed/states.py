@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.inert import Record
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.readers.deepspeed.find import TagFiles
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.inert import Record
-from ckptconv.storage.torchfile import open_torch
 
 __all__ = ["ModelRank", "as_dict", "load", "open_ranks", "shape_of", "value"]
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.stored import concatenated
+from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.graph import Box
-from ckptconv.readers.base import GraphBuilder
+from ckptconv.plans.builder import GraphBuilder
 from ckptconv.readers.deepspeed.masters import Master
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.stored import concatenated
-from ckptconv.storage.torchfile import open_torch
+from ckptconv.relations import Box
 
 __all__ = ["is_scrambled", "universal_masters"]
 

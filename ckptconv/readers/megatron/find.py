@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.topology import Grid
+from ckptconv.parallel import Grid
 
 __all__ = ["Run", "find_run", "iteration_folder", "rank_folders"]
 

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.stored import Extent, Stored, dense_axes, from_file_tensor
+from ckptconv.containers.torch.rankfile import RankFile, RankReader
 from ckptconv.dialects import find_dialect
 from ckptconv.dialects.assemble import Assembled, assemble
 from ckptconv.dialects.factors import own_name, with_implied, without_weights
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.graph import Box, Pair, Relation, Spec
-from ckptconv.readers.base import Checkpoint, GraphBuilder, Note, Reader, ReadOptions
+from ckptconv.parallel import Grid, Rank
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
 from ckptconv.readers.megatron.find import Run, find_run, has_ranks, iteration_folder
-from ckptconv.storage.base import FileTensor
-from ckptconv.storage.rankfile import RankFile, RankReader
-from ckptconv.storage.stored import Extent, Stored, dense_axes, from_file_tensor
-from ckptconv.topology import Grid, Rank
+from ckptconv.readers.reader import Reader
+from ckptconv.relations import Box, Pair, Relation, Spec
 
 __all__ = ["READER"]
 

@@ -1,8 +1,8 @@
 """Read what MindSpore and MindFormers save."""
 
-from ckptconv.readers.base import Reader
 from ckptconv.readers.mindspore.find import looks_like_mindspore
 from ckptconv.readers.mindspore.read import open_checkpoint
+from ckptconv.readers.reader import Reader
 
 __all__ = ["READER"]
 

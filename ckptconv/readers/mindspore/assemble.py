@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from ckptconv.containers.stored import Extent, Stored
 from ckptconv.errors import PlanError
-from ckptconv.graph import Box, join
-from ckptconv.readers.base import GraphBuilder
-from ckptconv.storage.stored import Extent, Stored
-from ckptconv.topology_mindspore import Cut, slice_box, stacked_box
+from ckptconv.parallel.devices import Cut, slice_box, stacked_box
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.relations import Box, join
 
 __all__ = ["Holder", "add_tensor", "stack"]
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptconv.readers.base import GraphBuilder, Note
+from ckptconv.containers.mindspore.mindspore import MindSporeFile
+from ckptconv.containers.stored import Stored
+from ckptconv.dialects.mindformers.entries import KEPT, STEP, beside_weights
+from ckptconv.parallel.devices import Cut
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Note
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
-from ckptconv.readers.mindspore.entries import KEPT, STEP, beside_weights
-from ckptconv.storage.mindspore import MindSporeFile
-from ckptconv.storage.stored import Stored
-from ckptconv.topology_mindspore import Cut
 
 __all__ = ["Content", "add_whole"]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ckptconv.containers.mindspore.mindspore import is_mindspore
+from ckptconv.dialects.mindformers.strategy import find_strategies
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.readers.base import Note
-from ckptconv.readers.mindspore.strategy import find_strategies
-from ckptconv.storage.mindspore import is_mindspore
-from ckptconv.storage.places import open_binary
+from ckptconv.places.places import open_binary
+from ckptconv.plans.checkpoint import Note
 
 __all__ = ["NAME_MAP", "Found", "Step", "find", "looks_like_mindspore"]
 

@@ -16,10 +16,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ckptconv.dialects.mindformers.strategy import map_entries
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.readers.mindspore.strategy import map_entries
-from ckptconv.storage.inside import is_plain_name
-from ckptconv.topology_mindspore import Cut, DeviceLayout, cut
+from ckptconv.parallel.devices import Cut, DeviceLayout, cut
+from ckptconv.places.inside import is_plain_name
 
 __all__ = ["Metadata", "Slice", "read_metadata"]
 

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ckptconv.containers.mindspore.mindspore import open_mindspore
+from ckptconv.containers.stored import Stored
+from ckptconv.dialects.mindformers.entries import beside_weights, weight_of
+from ckptconv.dialects.mindformers.strategy import Strategy, find_strategies, read_strategies
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.readers.base import Note, ReadOptions
+from ckptconv.parallel.devices import Cut, cut
+from ckptconv.plans.checkpoint import Note, ReadOptions
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
 from ckptconv.readers.mindspore.content import Content, add_whole
-from ckptconv.readers.mindspore.entries import beside_weights, weight_of
 from ckptconv.readers.mindspore.find import Found
-from ckptconv.readers.mindspore.strategy import Strategy, find_strategies, read_strategies
-from ckptconv.storage.mindspore import open_mindspore
-from ckptconv.storage.stored import Stored
-from ckptconv.topology_mindspore import Cut, cut
 
 __all__ = ["no_strategy", "read_ranks"]
 

@@ -6,19 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ckptconv.containers.mindspore.mindspore import open_mindspore
+from ckptconv.containers.stored import Stored
 from ckptconv.dialects.mindformers import find_style, usual
+from ckptconv.dialects.mindformers.entries import STEP
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.readers.base import Checkpoint, Note, ReadOptions
+from ckptconv.places.inside import is_plain_name
+from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
 from ckptconv.readers.mindspore.content import Content, add_whole
-from ckptconv.readers.mindspore.entries import STEP
 from ckptconv.readers.mindspore.find import NAME_MAP, Found, find
 from ckptconv.readers.mindspore.metadata import read_metadata
 from ckptconv.readers.mindspore.ranks import no_strategy, read_ranks
 from ckptconv.readers.sample import Sampler
-from ckptconv.storage.inside import is_plain_name
-from ckptconv.storage.mindspore import open_mindspore
-from ckptconv.storage.stored import Stored
 
 __all__ = ["open_checkpoint"]
 

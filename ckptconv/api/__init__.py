@@ -1,0 +1,1 @@
+"""The functions behind the commands: open, convert, verify, compare, explain."""

@@ -1,0 +1,244 @@
+"""Verify a conversion: plan it again, prove the plan, compare every byte, and certify the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ckptconv.api.again import open_out, open_source, plan_again
+from ckptconv.api.convert import PathArg, plan
+from ckptconv.dtypes import DType
+from ckptconv.engine.events import Listener
+from ckptconv.engine.options import DEFAULT_MEMORY, Options
+from ckptconv.errors import UsageError
+from ckptconv.places.files import SourceFiles
+from ckptconv.places.places import place
+from ckptconv.planning.model import find_architecture
+from ckptconv.planning.names import cast_chains, cast_steps
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.plan import Plan
+from ckptconv.plans.request import ConvertOptions
+from ckptconv.relations import Relation
+from ckptconv.verify import certificate
+from ckptconv.verify.assets import check_assets
+from ckptconv.verify.compare import Comparer
+from ckptconv.verify.held import differences, hold, planned, way_of, wholly_read
+from ckptconv.verify.logits import run_model
+from ckptconv.verify.proof import prove
+from ckptconv.verify.result import Mismatch, Proof, Result
+
+__all__ = ["verify_plan", "verify_roundtrip"]
+
+
+def verify_roundtrip(
+    source: PathArg,
+    out: PathArg | None = None,
+    options: ConvertOptions | None = None,
+    *,
+    certify: bool = False,
+    sha256: bool = False,
+    logits: bool = False,
+    reference: PathArg | None = None,
+    workers: int = 0,
+    max_memory: int = DEFAULT_MEMORY,
+    listen: Listener | None = None,
+    **fields: Any,
+) -> Result:
+    """Compare what a checkpoint was converted to with the checkpoint, element by element.
+
+    Every value of the output is computed again from the source, through casts and sums, and compared bit by
+    bit; copies in the source are compared with one another. What the output is, and in which dtype, is found
+    out from it. Without an output it is proved that the source survives the round trip, and its copies are
+    compared.
+
+    Args:
+        source: The checkpoint.
+        out: What it was converted to, a folder or a file.
+        options: The options of the conversion; those of the target are found out from ``out``.
+        certify: Write a certificate into ``out`` if nothing differs.
+        sha256: With SHA-256 digests as well as XXH3, which cost nothing.
+        logits: Run ``out`` with transformers as well.
+        reference: A model whose logits are to be the same.
+        workers: Threads; 0 is two a core, at most 8.
+        max_memory: The most all buffers together may take, in bytes.
+        listen: Called with every event, from any thread.
+        **fields: Fields of `ConvertOptions`, to set or to change in ``options``.
+
+    Raises:
+        CkptconvError: if either cannot be read, or the source not be planned. What differs is in the result.
+    """
+    begin = perf_counter()
+    chosen = replace(options or ConvertOptions(), **fields)
+    how = Options(workers, max_memory)
+    if out is None:
+        if logits or reference is not None or certify:
+            raise UsageError("--logits, --reference and a certificate need the folder that was written")
+        return replace(_source_alone(place(source), chosen, how, listen), seconds=perf_counter() - begin)
+    there = open_out(place(out), chosen)
+    made, way = plan_again(place(source), there, chosen)
+    result = _compare(
+        made, place(out), there, way, how, listen, certify=certify, sha256=sha256, family=chosen
+    )
+    return _finish(
+        result, place(out), begin, certify=certify, sha256=sha256, logits=logits, reference=reference
+    )
+
+
+def verify_plan(
+    made: Plan,
+    source: PathArg,
+    out: PathArg,
+    options: ConvertOptions,
+    how: Options,
+    listen: Listener | None = None,
+) -> Result:
+    """Compare what was just written with its plan, padding included, and certify it if nothing differs.
+
+    An output whose reader sees other tensors than its writer is compared as `verify_roundtrip` does.
+
+    Args:
+        made: The plan.
+        source: The checkpoint.
+        out: The folder it was written to.
+        options: The options of the conversion.
+        how: Threads and memory.
+        listen: Called with every event, from any thread.
+    """
+    begin = perf_counter()
+    there = open_out(place(out), options)
+    way = way_of(made, there)
+    if planned(made).keys() - way.right.keys():
+        made, way = plan_again(place(source), there, options)
+    result = _compare(made, place(out), there, way, how, listen, certify=True, family=options)
+    return _finish(result, place(out), begin, certify=True)
+
+
+def _compare(
+    made: Plan,
+    out: Path,
+    there: Checkpoint,
+    way: Relation,
+    how: Options,
+    listen: Listener | None,
+    *,
+    certify: bool,
+    sha256: bool = False,
+    family: ConvertOptions,
+) -> Result:
+    proof, wrong = prove(
+        [made.relation, *([way] if way is not there.relation else [])], made.casts, made.terms
+    )
+    wrong += differences(planned(made), way.right)
+    held = hold(made, there, way, {m.tensor for m in wrong if m.kind in ("shape", "dtype")})
+    notes = [*made.notes]
+    with SourceFiles(made.inputs) as sources, SourceFiles(there.files) as outputs:
+        comparer = Comparer(
+            held.plan,
+            sources,
+            outputs,
+            how,
+            listen or (lambda event: None),
+            padding=held.padding,
+            names=held.names,
+            digests=certify,
+            sha256=sha256,
+        )
+        wrong += comparer.run()
+        sources.check()
+        outputs.check()
+    folder = out if out.is_dir() else out.parent
+    if there.producer == "huggingface":
+        named = ConvertOptions(family=family.family)
+        given = find_architecture(there, named, needed=False).family if family.family is not None else None
+        more, said = check_assets(folder, there.relation.right, aliases=there.aliases, family=given)
+        wrong += more
+        notes += said
+    return _result(made, held.plan, proof, wrong, notes, str(out), comparer)
+
+
+def _source_alone(source: Path, options: ConvertOptions, how: Options, listen: Listener | None) -> Result:
+    """Prove the round trip from metadata, then read everything and compare the copies."""
+    checkpoint = open_source(source, options)
+    notes: list[tuple[str, str]] = []
+    options = replace(options, to="hf", assets=False)
+    if checkpoint.table is None or find_architecture(checkpoint, options, needed=False).config is not None:
+        made = plan(source, options)
+    else:
+        notes.append(
+            (
+                "info",
+                "no config.json: what is proved is the way to whole tensors, not to Hugging Face's names",
+            )
+        )
+        relation = checkpoint.relation
+        made = Plan(
+            source=str(checkpoint.root),
+            producer=checkpoint.producer,
+            relation=relation,
+            stored=checkpoint.stored,
+            casts=cast_chains(checkpoint, relation, checkpoint.via),
+            files=(),
+            inputs=checkpoint.files,
+            notes=tuple((n.level, n.text) for n in checkpoint.notes),
+        )
+    proof, wrong = prove([made.relation], made.casts, made.terms)
+    reading = wholly_read(made)
+    with SourceFiles(made.inputs) as sources:
+        comparer = Comparer(reading, sources, None, how, listen or (lambda event: None))
+        wrong += comparer.run()
+        sources.check()
+    return _result(made, reading, proof, wrong, [*made.notes, *notes], None, comparer)
+
+
+def _result(
+    made: Plan,
+    compared: Plan,
+    proof: Proof,
+    wrong: list[Mismatch],
+    notes: list[tuple[str, str]],
+    out: str | None,
+    comparer: Comparer,
+) -> Result:
+    tensors = [t for f in compared.files for t in f.layout.tensors]
+    copies = [p for p in compared.relation.pairs if p.left_copy]
+    names = {t.name for t in tensors}
+    casts: Mapping[str, tuple[DType, ...]] = {n: c for n, c in compared.casts.items() if n in names}
+    return Result(
+        source=made.source,
+        out=out,
+        plan=made.digest(),
+        proof=proof,
+        tensors=len(tensors),
+        bytes=sum(t.nbytes for t in tensors),
+        replicas=len({p.left.tensor for p in copies}),
+        replica_bytes=sum(p.left.numel * made.stored[p.left.tensor].dtype.itemsize for p in copies),
+        casts=tuple(f"{s.what} ({s.why})" for s in cast_steps(casts)),
+        mismatches=tuple(wrong),
+        notes=tuple(dict.fromkeys(notes)),
+        files=comparer.files,
+        names=tuple(planned(made) if made.files else made.relation.right),
+    )
+
+
+def _finish(
+    result: Result,
+    out: Path,
+    begin: float,
+    *,
+    certify: bool,
+    sha256: bool = False,
+    logits: bool = False,
+    reference: PathArg | None = None,
+) -> Result:
+    """Run the model and write the certificate, where that is asked for."""
+    folder = out if out.is_dir() else out.parent
+    if logits or reference is not None:
+        ran, wrong = run_model(folder, None if reference is None else place(reference))
+        result = replace(result, logits=ran, mismatches=(*result.mismatches, *wrong))
+    result = replace(result, seconds=perf_counter() - begin)
+    if certify and result.ok:
+        certificate.write(folder, result, sha256=sha256)
+    return result

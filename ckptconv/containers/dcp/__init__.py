@@ -1,0 +1,1 @@
+"""Read and lay out torch's distributed checkpoints."""

@@ -1,0 +1,1 @@
+"""Read and lay out MindSpore's protobuf files."""

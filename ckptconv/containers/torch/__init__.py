@@ -1,0 +1,1 @@
+"""Read and lay out what ``torch.save`` writes; no pickle is ever executed."""

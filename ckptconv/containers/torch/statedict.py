@@ -1,0 +1,172 @@
+"""Find the state dict in what a plain ``.pt``, ``.pth`` or ``.bin`` file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.picklevm import Record, short
+from ckptconv.containers.torch.torchtensors import is_tensor_record
+from ckptconv.errors import FormatError
+
+__all__ = ["state_dict_of"]
+
+_WRAPPERS: Final = ("state_dict", "model", "module", "model_state_dict")
+_MAX_WRAPPED: Final = 2
+_MAX_VISITS: Final = 2_000_000
+_MAX_DEPTH: Final = 200
+_MAX_NAME: Final = 4096
+
+
+def state_dict_of(root: object, where: str | None = None) -> tuple[dict[str, FileTensor], list[str]]:
+    """Return the tensors of a model by name, and a note for each thing beside them.
+
+    The state dict may be the root, or lie under ``state_dict``, ``model``, ``module`` or
+    ``model_state_dict``, one or two levels deep. A module pickled whole is walked as its ``state_dict()``
+    would be.
+
+    Raises:
+        FormatError: if there are no tensors, or one of a kind that cannot be located (sparse, quantized).
+    """
+    notes: list[str] = []
+    found = root
+    path = ""
+    for _ in range(_MAX_WRAPPED):
+        inner = _unwrap(found)
+        if inner is None:
+            break
+        assert type(found) is dict
+        notes += [
+            f"{path}{_key(k)}: {_describe(v)}, beside the weights" for k, v in found.items() if k != inner
+        ]
+        path += f"{inner}."
+        found = found[inner]
+    if _is_module(found):
+        tensors = dict(_module_items(found, notes))
+    elif type(found) is dict:
+        tensors = dict(_dict_items(found, path, notes))
+    else:
+        tensors = {}
+    if not tensors:
+        raise FormatError(
+            f"no state dict in this file: it holds {_describe(root)}",
+            where=where,
+            hint="save model.state_dict(), or the dict under one of " + ", ".join(_WRAPPERS),
+        )
+    return tensors, notes
+
+
+def _unwrap(value: object) -> str | None:
+    """Return the key under which a dict keeps its weights, if it wraps them."""
+    if type(value) is not dict:
+        return None
+    for key in _WRAPPERS:
+        inner = value.get(key)
+        if _is_module(inner) or (type(inner) is dict and (_unwrap_holds(inner) or _holds_tensor(inner))):
+            return key
+    return None
+
+
+def _unwrap_holds(value: dict[object, object]) -> bool:
+    inner = (value.get(key) for key in _WRAPPERS)
+    return any(_is_module(v) or (type(v) is dict and _holds_tensor(v)) for v in inner)
+
+
+def _holds_tensor(value: dict[object, object]) -> bool:
+    return any(type(v) is FileTensor or is_tensor_record(v) for v in value.values())
+
+
+def _dict_items(
+    values: dict[object, object], path: str, notes: list[str]
+) -> Iterator[tuple[str, FileTensor]]:
+    for key, value in values.items():
+        if type(value) is FileTensor and type(key) is str:
+            yield key, value
+        else:
+            _refuse_tensor(f"{path}{_key(key)}", value)
+            why = "under a key that is no name" if type(value) is FileTensor else "not a tensor"
+            notes.append(f"{path}{_key(key)}: {_describe(value)}, {why}")
+
+
+def _is_module(value: object) -> bool:
+    return type(value) is Record and all(type(value.get(n)) is dict for n in ("_parameters", "_modules"))
+
+
+def _module_items(root: object, notes: list[str]) -> Iterator[tuple[str, FileTensor]]:
+    """Yield what ``state_dict()`` of a pickled module would hold, in its order."""
+    todo: list[tuple[str, object, int]] = [("", root, 0)]
+    visits = 0
+    while todo:
+        prefix, module, depth = todo.pop()
+        visits += 1
+        if depth > _MAX_DEPTH or visits > _MAX_VISITS or len(prefix) > _MAX_NAME:
+            raise FormatError("modules are nested without end")
+        if not _is_module(module):
+            notes.append(f"{prefix[:-1]}: {_describe(module)}, not a module")
+            continue
+        assert type(module) is Record
+        skipped = module.get("_non_persistent_buffers_set")
+        for group in ("_parameters", "_buffers"):
+            values = module.get(group)
+            for name, value in values.items() if type(values) is dict else ():
+                visits += 1
+                full = f"{prefix}{_key(name)}"
+                if value is None or (group == "_buffers" and type(skipped) is set and name in skipped):
+                    continue
+                if type(value) is FileTensor:
+                    yield full, value
+                else:
+                    _refuse_tensor(full, value)
+                    notes.append(f"{full}: {_describe(value)}, not a tensor")
+        children = module.get("_modules")
+        if type(children) is dict:
+            todo += [
+                (f"{prefix}{_key(name)}.", child, depth + 1)
+                for name, child in reversed(children.items())
+                if child is not None
+            ]
+
+
+def _refuse_tensor(name: str, value: object) -> None:
+    if is_tensor_record(value):
+        assert type(value) is Record
+        raise FormatError(
+            f"the tensor {short(name)} is not a plain one ({value.cls})",
+            hint="save it as a dense tensor on the CPU",
+        )
+
+
+def _key(key: object) -> str:
+    return key if type(key) is str else repr(key) if type(key) is int else f"<{type(key).__name__}>"
+
+
+def _describe(value: object) -> str:
+    """Say in a few words what a value is, without walking all of a tree that may not end."""
+    if type(value) is FileTensor:
+        return "a tensor"
+    if type(value) is Record:
+        return f"an object of {value.cls}"
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        count = _count_tensors(value)
+        return f"a {type(value).__name__} of {len(value)}" + (f" with {count} tensors" if count else "")
+    return f"a {type(value).__name__}"
+
+
+def _count_tensors(value: object) -> int:
+    todo: list[object] = [value]
+    seen: set[int] = set()
+    count = 0
+    while todo and len(seen) < _MAX_VISITS:
+        node = todo.pop()
+        if id(node) in seen:
+            continue
+        if type(node) is FileTensor:
+            count += 1
+        elif isinstance(node, (dict, list, tuple)):
+            seen.add(id(node))
+            todo.extend(node.values() if isinstance(node, dict) else node)
+        elif type(node) is Record:
+            seen.add(id(node))
+            todo.extend((node.args, node.state, node.items, node.entries))
+    return count

@@ -1,0 +1,249 @@
+"""Lay out a file as ``torch.save`` writes it: a tree of values, or an ordered dict of tensors.
+
+The archive: torch 2.13, ``torch/serialization.py`` (``_save``) and ``caffe2/serialize/inline_container.cc``.
+It is byte-identical to torch's but for ``.data/serialization_id``, a digest that torch makes of hashes of
+its C++ library; ours is made of the tensors' names and CRC-32 sums.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from struct import Struct
+from typing import Final
+
+from isal.isal_zlib import crc32
+
+from ckptconv.containers.base import FileLayout, Placed
+from ckptconv.containers.torch.picklevm import short
+from ckptconv.containers.torch.torchpickle import TensorRef, dump
+from ckptconv.dtypes import DType
+from ckptconv.errors import PlanError
+
+__all__ = ["ALIGN", "TensorRef", "complete", "joined", "layout", "layout_tree", "seal"]
+
+_ROOT: Final = "archive"
+ALIGN: Final = 64
+_32: Final = 0xFFFFFFFF
+_16: Final = 0xFFFF
+_UTF8: Final = 0x0800
+_DESCRIPTOR: Final = 0x0008
+_LOCAL = Struct("<4s5H3L2H")
+_CENTRAL = Struct("<4s6H3L5H2L")
+_END64 = Struct("<4sQ2H2L4Q")
+_LOCATOR = Struct("<4sLQL")
+_END = Struct("<4s4H2LH")
+
+Spec = tuple[str, DType, tuple[int, ...]]
+
+
+def layout(tensors: Iterable[Spec]) -> FileLayout:
+    """Lay out a file that ``torch.load`` opens, also with ``weights_only`` and ``mmap``.
+
+    Args:
+        tensors: Name, element type and shape of each, in the order of the dict. Each gets a storage of
+            its own.
+
+    Raises:
+        PlanError: if a name is given twice.
+    """
+    refs: OrderedDict[str, TensorRef] = OrderedDict()
+    for spec in tensors:
+        ref = TensorRef(*spec)
+        if ref.name in refs:
+            raise PlanError(f"the tensor name {short(ref.name)} is given twice")
+        refs[ref.name] = ref
+    return layout_tree(refs)
+
+
+def layout_tree(root: object) -> FileLayout:
+    """Lay out a file of any tree that :func:`~ckptconv.storage.torchpickle.dump` can write.
+
+    Each name of a :class:`TensorRef` gets one storage, in the order they are met.
+
+    Raises:
+        PlanError: if the tree holds what cannot be written, or a name with two types or shapes.
+    """
+    pickle, refs = dump(root)
+    if len(pickle) >= _32:
+        raise PlanError(f"a pickle of {len(pickle):,} bytes")
+    return _assemble(pickle, refs, [0] * len(refs))
+
+
+def complete(root: object) -> bytes:
+    """Return the whole file of a tree, in which all tensors are empty.
+
+    Raises:
+        PlanError: as :func:`layout_tree` does, or if a tensor has data.
+    """
+    laid = layout_tree(root)
+    if any(t.nbytes for t in laid.tensors):
+        raise PlanError("a file with tensors cannot be made without their data")
+    return b"".join(piece for _, piece in laid.fixed)
+
+
+def joined(parts: Iterable[FileLayout]) -> FileLayout:
+    """Lay out a file that holds several archives, each at the next multiple of `ALIGN` bytes."""
+    fixed: list[tuple[int, bytes]] = []
+    tensors: list[Placed] = []
+    size = 0
+    for part in parts:
+        size += -size % ALIGN
+        fixed += [(size + at, piece) for at, piece in part.fixed]
+        tensors += [replace(t, offset=size + t.offset) for t in part.tensors]
+        size += part.size
+    return FileLayout(size, tuple(fixed), tuple(tensors), needs_crc=bool(tensors))
+
+
+def seal(layout: FileLayout, crcs: Sequence[int]) -> tuple[tuple[int, bytes], ...]:
+    """Return the bytes to write over a finished file once the data's CRC-32 sums are known.
+
+    Args:
+        layout: What :func:`layout`, :func:`layout_tree` or :func:`joined` returned.
+        crcs: The sum of each tensor's bytes, in the order of ``layout.tensors``.
+    """
+    changed: list[tuple[int, bytes]] = []
+    done = 0
+    for start, one in _archives(layout):
+        if not one.tensors:  # complete as it is
+            continue
+        sealed = _assemble(_pickle_in(one), one.tensors, crcs[done : done + len(one.tensors)])
+        done += len(one.tensors)
+        pairs = zip(one.fixed, sealed.fixed, strict=True)
+        changed += [(start + at, new) for (at, old), (_, new) in pairs if old != new]
+    return tuple(changed)
+
+
+def _archives(layout: FileLayout) -> Iterator[tuple[int, FileLayout]]:
+    """Yield where each archive begins, and its own layout; its last piece ends with the end record."""
+    pieces: list[tuple[int, bytes]] = []
+    taken = 0
+    for at, piece in layout.fixed:
+        pieces.append((at, piece))
+        if piece[-_END.size :][:4] != b"PK\5\6":
+            continue
+        start, end, first = pieces[0][0], at + len(piece), taken
+        while taken < len(layout.tensors) and layout.tensors[taken].offset < end:
+            taken += 1
+        fixed = tuple([(p - start, data) for p, data in pieces])
+        yield start, FileLayout(end - start, fixed, layout.tensors[first:taken])
+        pieces = []
+
+
+def _pickle_in(layout: FileLayout) -> bytes:
+    """Return the first entry, aligned in the first piece, with its size in the directory in the last."""
+    start, last = layout.fixed[-1]
+    end = len(last) - _END.size - _LOCATOR.size - _END64.size
+    directory = _END64.unpack_from(last, end)[-1]
+    size = _CENTRAL.unpack_from(last, directory - start)[9]
+    return layout.fixed[0][1][ALIGN : ALIGN + size]
+
+
+def _assemble(pickle: bytes, tensors: Sequence[TensorRef | Placed], crcs: Sequence[int]) -> FileLayout:
+    archive = _Archive()
+    archive.add("data.pkl", pickle)
+    archive.add(".format_version", b"1")
+    archive.add(".storage_alignment", str(ALIGN).encode())
+    archive.add("byteorder", b"little")
+    placed: list[Placed] = []
+    digest = blake2b(digest_size=16)
+    for i, (tensor, crc) in enumerate(zip(tensors, crcs, strict=True)):
+        one = Placed(tensor.name, tensor.dtype, tensor.shape, 0)
+        placed.append(replace(one, offset=archive.reserve(f"data/{i}", one.nbytes, crc)))
+        digest.update(f"{len(one.name)}:{one.name}:{crc};".encode("utf-8", "surrogatepass"))
+    archive.add("version", b"3\n")
+    archive.add(".data/serialization_id", f"{int.from_bytes(digest.digest(), 'big'):040d}".encode())
+    return FileLayout(archive.finish(), tuple(archive.pieces), tuple(placed), needs_crc=True)
+
+
+class _Archive:
+    """Collect the bytes of the archive around the tensors' data, as miniz writes them.
+
+    Attributes:
+        pieces: Finished byte strings at their offsets, each reaching up to a tensor's data.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[int, bytes]] = []
+        self._piece = bytearray()
+        self._at = 0  # of the piece
+        self._central = bytearray()
+        self._count = 0
+
+    def add(self, name: str, data: bytes) -> None:
+        """Add an entry whose data is known."""
+        crc = crc32(data)
+        wide = self._open(name, len(data), crc)
+        self._piece += data
+        self._close(len(data), crc, wide)
+
+    def reserve(self, name: str, size: int, crc: int) -> int:
+        """Add an entry whose data is written by others; return where it goes."""
+        wide = self._open(name, size, crc)
+        at = self._cursor
+        self._flush(size)
+        self._close(size, crc, wide)
+        return at
+
+    def finish(self) -> int:
+        """Add the central directory; return the size of the file."""
+        at = self._cursor
+        size = len(self._central)
+        self._piece += self._central
+        self._piece += _END64.pack(
+            b"PK\6\6", _END64.size - 12, 0x031E, 45, 0, 0, self._count, self._count, size, at
+        )
+        self._piece += _LOCATOR.pack(b"PK\6\7", 0, at + size, 1)
+        count = min(self._count, _16)
+        self._piece += _END.pack(b"PK\5\6", 0, 0, count, count, min(size, _32), min(at, _32), 0)
+        self._flush(0)
+        return self._at
+
+    @property
+    def _cursor(self) -> int:
+        return self._at + len(self._piece)
+
+    def _flush(self, skip: int) -> None:
+        self.pieces.append((self._at, bytes(self._piece)))
+        self._at = self._cursor + skip
+        self._piece = bytearray()
+
+    def _open(self, name: str, size: int, crc: int) -> bool:
+        """Add the headers of an entry; return whether they are those of zip64."""
+        at = self._cursor
+        raw = f"{_ROOT}/{name}".encode()
+        flags = _UTF8 | (_DESCRIPTOR if size else 0)
+        extra = _zip64(at, size, size)
+        # The descriptor holds the sizes; miniz still leaves one of them in the local header.
+        local_extra = _zip64(at, size, 0)
+        pad = -(at + _LOCAL.size + len(raw) + len(extra) + 4) % ALIGN
+        local_extra += b"FB" + pad.to_bytes(2, "little") + b"Z" * pad
+        self._piece += _LOCAL.pack(b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(local_extra))
+        self._piece += raw + local_extra
+        short_size = min(size, _32)
+        self._central += _CENTRAL.pack(
+            b"PK\1\2", 0, 0, flags, 0, 0, 0, crc, short_size, short_size,
+            len(raw), len(extra), 0, 0, 0, 0, min(at, _32),
+        )  # fmt: skip
+        self._central += raw + extra
+        self._count += 1
+        return bool(extra)
+
+    def _close(self, size: int, crc: int, wide: bool) -> None:
+        """Add the data descriptor; an empty entry has none."""
+        if size:
+            width = 8 if wide else 4
+            self._piece += b"PK\7\x08" + crc.to_bytes(4, "little") + size.to_bytes(width, "little") * 2
+
+
+def _zip64(at: int, size: int, packed: int) -> bytes:
+    """Return the extra field for what does not fit into 32 bits; ``packed`` stands where ``size`` is wide."""
+    values = [size, packed] if size >= _32 else []
+    if at >= _32:
+        values.append(at)
+    if not values:
+        return b""
+    body = b"".join(v.to_bytes(8, "little") for v in values)
+    return b"\1\0" + len(body).to_bytes(2, "little") + body

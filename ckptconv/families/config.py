@@ -1,0 +1,245 @@
+"""Build config.json from facts, and read the facts a config.json states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckptconv.errors import PlanError
+from ckptconv.facts.value import Fact, Facts
+from ckptconv.families import Config, Family, is_sparse
+from ckptconv.families.derived import DERIVED, known
+from ckptconv.families.template import Template
+
+__all__ = ["config_from", "contradictions", "facts_of", "same", "template_of", "unspoken"]
+
+_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
+_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
+# What the shapes of the weights tell, so that arguments that say otherwise are found by them.
+_SHAPES = (
+    *("vocab", "padded_vocab", "hidden", "layers", "inner", "experts", "expert_inner", "shared_inner"),
+    *("q_rank", "kv_rank", "mtp", "positions", "linear_bias", "qkv_bias", "o_bias", "qk_norm", "embed_norm"),
+    *("post_norm", "router_bias", "shared_gate", "tied", "dtype"),
+)
+
+
+def template_of(family: Family) -> Template:
+    """Return the family's template.
+
+    Raises:
+        PlanError: if it has none.
+    """
+    if family.template is None:
+        raise PlanError(
+            f"no config.json can be built for the family {family.name}", hint="give the model's with --config"
+        )
+    return family.template
+
+
+def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str, str]]:
+    """Build a config.json.
+
+    Rotary embedding and dtype are written under the keys every release of transformers reads
+    (``rope_theta``, ``rope_scaling``, ``torch_dtype``).
+
+    Args:
+        facts: What is known of the model.
+        family: Its architecture.
+
+    Returns:
+        The config, and for every key where its value came from.
+
+    Raises:
+        PlanError: if the architecture needs a value that is not known, or cannot say what the facts say.
+    """
+    template = template_of(family)
+    model_type = family.model_types[0]
+    against = [
+        f"{name} is {fact.value} ({fact.origin}), not {value}"
+        for name, value in template.fixed.items()
+        if (fact := known(facts, name)) is not None and not same(name, fact.value, value)
+    ]
+    against += [why] if (why := unspoken(template, facts)) else []
+    if against:
+        raise PlanError(
+            f"this is no {family.name}: {'; '.join(against)}",
+            hint="give another --family, or the model's config.json with --config",
+        )
+    values: dict[str, Any] = {"architectures": [template.architecture], "model_type": model_type}
+    origins = dict.fromkeys(values, f"family {family.name}")
+    lacking: list[str] = []
+    for key, words in template.keys.items():
+        found = _stated(facts, words, key)
+        if found is not None:
+            values[key], origins[key] = found.value, found.origin
+        elif not words.endswith("?"):
+            lacking.append(key)
+        elif key in template.assumed:
+            values[key], origins[key] = template.assumed[key], f"default of {model_type}"
+    if lacking:
+        raise PlanError(
+            f"the arguments do not say {', '.join(lacking)} of config.json", hint=_hint(facts, lacking)
+        )
+    for key, literal in template.literals.items():
+        values[key], origins[key] = literal, f"family {family.name}"
+    for key, name in _IDS.items():
+        fact = facts.get(name)
+        # transformers' own defaults are those of one published model: none is better than a wrong one.
+        values[key] = fact.value if fact else None
+        origins[key] = fact.origin if fact else "not in the arguments"
+    if (dtype := facts.get("dtype")) is not None:
+        values["torch_dtype"], origins["torch_dtype"] = dtype.value, dtype.origin
+    return values, origins
+
+
+def unspoken(template: Template, facts: Facts) -> str | None:
+    """Say what the facts are that the architecture's config has no key for, if there is such a thing."""
+    hidden, heads, size = facts.get("hidden"), facts.get("heads"), facts.get("head_dim")
+    if hidden is None or heads is None or size is None or "head_dim" in template.keys.values():
+        return None
+    if size.value * heads.value == hidden.value:
+        return None
+    return f"a head is {size.value} wide ({size.origin}), not {hidden.value} / {heads.value}"
+
+
+def _hint(facts: Facts, lacking: list[str]) -> str:
+    if all(key.endswith("vocab_size") for key in lacking):
+        return "give the size of the vocabulary without padding with --vocab-size, or the model's --config"
+    path = facts.get("hf_path")
+    made = f"; the weights were converted from {path.value}" if path else ""
+    return f"give the model's config.json with --config{made}"
+
+
+def _stated(facts: Facts, words: str, key: str) -> Fact | None:
+    """Return the value of the facts a key states; they must agree."""
+    found = [(w, f) for w in words.rstrip("?").split() if (f := known(facts, w)) is not None]
+    if not found:
+        return None
+    first = found[0][1]
+    if any(f.value != first.value for _, f in found):
+        said = ", ".join(f"{w} is {f.value} ({f.origin})" for w, f in found)
+        raise PlanError(
+            f"{key} cannot say both: {said}", hint="give another --family or the model's --config"
+        )
+    return Fact(first.value, ", ".join(dict.fromkeys(f.origin for _, f in found)))
+
+
+def facts_of(config: Config, family: Family) -> dict[str, Fact]:
+    """Return the facts a config.json states, in its keys or by its architecture.
+
+    Raises:
+        PlanError: if the family has no template.
+    """
+    template = template_of(family)
+    plain = _flat(config)
+    found = {k: Fact(v, f"family {family.name}") for k, v in template.fixed.items()}
+    found |= {k: Fact(v, f"config.{k}") for k, v in family.dims(config).items()}
+    sizes = dict(found)
+    for key, words in template.keys.items():
+        value, origin = plain.get(key), f"config.{key}"
+        if key not in plain:
+            if key not in template.assumed:
+                continue
+            value, origin = template.assumed[key], f"default of {family.model_types[0]}"
+        for word in words.rstrip("?").split():
+            if word not in sizes or word in template.fixed:
+                found[word] = Fact(value, origin)
+    latent = "kv_rank" in found
+    if latent:
+        found.pop("head_dim", None)
+        found.setdefault("q_rank", Fact(None, "config.q_lora_rank"))
+    if found.get("experts") is not None and "layers" in found:
+        complete = {**family.flags, **{k: v for k, v in config.items() if v is not None}}
+        every = [is_sparse(complete, i) for i in range(found["layers"].value)]
+        found["moe_layers"] = Fact(every, "config.first_k_dense_replace, config.mlp_only_layers")
+    else:
+        for name in ("expert_inner", "shared_inner"):
+            found.pop(name, None)
+    found |= _window(plain, found)
+    if (none := found.get("no_bias")) is not None:
+        found["linear_bias"] = Fact(not none.value, none.origin)
+    if (ratio := found.get("rope_ratio")) is not None and ratio.value is not None:
+        found["rope_theta"] = Fact(10000 * ratio.value, ratio.origin)
+    for name in ("n_group", "topk_group"):
+        if name in found and found[name].value is None:
+            found[name] = Fact(1, found[name].origin)
+    for key, name in _IDS.items():
+        if isinstance(plain.get(key), int):
+            found[name] = Fact(plain[key], f"config.{key}")
+    if plain.get("torch_dtype"):
+        found["dtype"] = Fact(str(plain["torch_dtype"]).removeprefix("torch."), "config.torch_dtype")
+    return {name: fact for name, fact in found.items() if name not in DERIVED}
+
+
+def _window(config: Config, found: Facts) -> dict[str, Fact]:
+    """Return the sliding window, and which layers have it, where not all do."""
+    on, window = found.get("has_window"), found.get("window")
+    if window is None or window.value is None or (on is not None and not on.value):
+        return {"window": Fact(None, on.origin)} if on is not None else {}
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list) and on is not None:
+        first = config.get("max_window_layers")
+        layers = found["layers"].value if "layers" in found else 0
+        kinds = (
+            [("full" if i < first else "sliding") for i in range(layers)] if isinstance(first, int) else None
+        )
+    if not isinstance(kinds, list):
+        return {}
+    full = [i + 1 for i, kind in enumerate(kinds) if not kind.startswith("sliding")]
+    origin = "config.layer_types"
+    if len(full) == len(kinds):
+        return {"window": Fact(None, origin)}
+    step = full[0] if full else None
+    if step is None or full == list(range(step, len(kinds) + 1, step)):
+        return {"window_skip": Fact(step, origin)}
+    return {"window_skip": Fact([k.startswith("sliding") for k in kinds], origin)}
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Return a config with rotary embedding and dtype under the keys of transformers 4."""
+    flat = dict(config)
+    rope = flat.get("rope_parameters")
+    if isinstance(rope, Mapping):
+        left = dict(rope)
+        for key in ("rope_theta", "partial_rotary_factor"):
+            if key in left:
+                flat[key] = left.pop(key)
+        flat["rope_scaling"] = left
+    scaling = flat.get("rope_scaling")
+    if isinstance(scaling, Mapping):
+        left = dict(scaling)
+        kind = left.pop("type", None)
+        left.setdefault("rope_type", kind)
+        flat["rope_scaling"] = None if left["rope_type"] in (None, "default") else left
+    else:
+        flat["rope_scaling"] = None
+    flat["torch_dtype"] = flat.get("torch_dtype") or flat.get("dtype")
+    return flat
+
+
+def same(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a fact compute the same."""
+    if name == "activation" and one in _TANH and other in _TANH:
+        return True
+    return bool(one == other)
+
+
+def contradictions(facts: Facts, config: Config, family: Family) -> list[str]:
+    """Say where arguments and a config.json disagree on what the shapes of weights cannot tell.
+
+    Args:
+        facts: What the arguments say.
+        config: The content of the config.json.
+        family: Its architecture.
+
+    Returns:
+        A message each, with both values and where they come from.
+    """
+    if family.template is None:
+        return []
+    said = facts_of(config, family)
+    return [
+        f"{name}: {fact.origin} says {fact.value}, {said[name].origin} says {said[name].value}"
+        for name, fact in facts.items()
+        if name in said and name not in _SHAPES and not same(name, fact.value, said[name].value)
+    ]

@@ -1,0 +1,130 @@
+"""Find the architectures that a checkpoint's facts and slots can be."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from ckptconv.errors import PlanError
+from ckptconv.facts.value import Fact, Facts
+from ckptconv.families import Family, families, find_family
+from ckptconv.families.config import same, unspoken
+from ckptconv.families.derived import known
+from ckptconv.families.template import Template
+
+__all__ = ["fitting", "observed"]
+
+_SEEN = "the checkpoint's tensors"
+# What only few models do, so that there must be a word of it.
+_ORDINARY = {"interleaved": False, "embed_scaled": False, "zero_centered": False, "multipliers": False}
+
+
+def observed(facts: Facts, slots: Collection[str]) -> dict[str, Fact]:
+    """Return the facts with what the tensors show in place of what the arguments say.
+
+    Args:
+        facts: What the arguments say.
+        slots: The slots of the checkpoint as tables write them: ``layers.*.attn.q.bias``.
+    """
+    here = {f"layers{s.removeprefix('mtp')}" if s.startswith("mtp.") else s for s in slots}
+    found = dict(facts)
+
+    def put(name: str, value: object) -> None:
+        if name not in found or found[name].value != value:
+            found[name] = Fact(value, _SEEN)
+
+    put("linear_bias", any(f"layers.*.mlp.{part}.bias" in here for part in ("up", "down")))
+    put("qkv_bias", bool(here & {"layers.*.attn.q.bias", "layers.*.mla.q_a.bias", "layers.*.mla.kv_a.bias"}))
+    put("o_bias", bool(here & {"layers.*.attn.o.bias", "layers.*.mla.o.bias"}))
+    put("qk_norm", "layers.*.attn.q_norm" in here)
+    put("embed_norm", "embed_norm" in here)
+    put("post_norm", "layers.*.attn_post_norm" in here)
+    put("gated", bool(here & {"layers.*.mlp.gate", "layers.*.moe.experts.{e}.gate"}))
+    put(
+        "norm_kind",
+        "LayerNorm" if "final_norm.bias" in here else found.get("norm_kind", Fact("RMSNorm", "")).value,
+    )
+    if "layers.*.moe.router" in here:
+        put("router_bias", "layers.*.moe.router_bias" in here)
+        put("shared_gate", "layers.*.moe.shared_gate" in here)
+        if "layers.*.moe.shared.up" not in here:
+            put("shared_inner", None)
+    if "head" not in here:
+        put("tied", True)
+    return found
+
+
+def fitting(facts: Facts, slots: Collection[str]) -> list[Family]:
+    """Return the families a checkpoint can be, the most specific first.
+
+    A ``model_type`` in the facts decides at once. Else a family fits if it has a place for every slot, every
+    tensor it needs is there, and no fact speaks against it. Of families that compute the same, only the one
+    that is meant if nothing is said is returned (Llama, not Phi-3, which packs the same weights otherwise).
+
+    Args:
+        facts: What the arguments say.
+        slots: The slots of the checkpoint as tables write them: ``layers.*.attn.q``.
+    """
+    kind = facts.get("model_type")
+    if kind is not None and (own := find_family(kind.value)) is not None:
+        return [own]
+    seen = observed(facts, slots)
+    fit = [
+        (-score, family)
+        for family in families()
+        if family.template is not None and (score := _score(family, family.template, seen, slots)) is not None
+    ]
+    names = {f.name for _, f in fit}
+    left = [(s, f) for s, f in fit if f.template is not None and not names & set(f.template.like)]
+    return [family for _, family in sorted(left, key=lambda pair: pair[0])]
+
+
+def _score(family: Family, template: Template, facts: Facts, slots: Collection[str]) -> int | None:
+    """Return how many facts speak for a family, or None if one speaks against it."""
+    flags: dict[str, object] = {}
+    if unspoken(template, facts) is not None:
+        return None
+    try:
+        for name, value in template.fixed.items():
+            fact = known(facts, name)
+            said = _ORDINARY.get(name, value) if fact is None else fact.value
+            if not same(name, said, value):
+                return None
+        for key, words in template.keys.items():
+            stated = [f.value for w in words.rstrip("?").split() if (f := known(facts, w)) is not None]
+            if any(v != stated[0] for v in stated):
+                return None
+            if stated:
+                flags[key] = stated[0]
+    except PlanError:
+        return None
+    flags |= template.literals
+    places, required = set[str](), set[str]()
+    for slot, needed in _slots(family, flags):
+        places.add(slot)
+        required |= {slot} if needed else set()
+    tied = facts.get("tied")
+    here = {s for s in slots if not (s == "head" and tied is not None and tied.value)}
+    unplaced = {s for s in here if s not in places and not _in_mtp(s, places)}
+    return None if unplaced or not required <= here else sum(n in facts for n in template.fixed)
+
+
+def _in_mtp(slot: str, places: set[str]) -> bool:
+    """Whether a layer for multi-token prediction may hold it: if others do, in a family that has such."""
+    return (
+        slot.startswith("mtp.")
+        and "mtp.*.eh_proj" in places
+        and f"layers{slot.removeprefix('mtp')}" in places
+    )
+
+
+def _slots(family: Family, flags: dict[str, object]) -> Iterator[tuple[str, bool]]:
+    """Yield the slots a model with these flags has, and whether it must have them."""
+    sparse = any(s.startswith("layers.*.moe.") for e in family.entries for s in e.slots)
+    for entry in family.entries:
+        if not all(
+            bool(family.flag(flags, w.lstrip("!"))) != w.startswith("!") for w in (entry.when or "").split()
+        ):
+            continue
+        may = entry.optional or entry.copy or entry.slots[0].startswith("mtp.")
+        for slot in entry.slots:
+            yield slot, not may and not (sparse and slot.startswith("layers.*.mlp."))

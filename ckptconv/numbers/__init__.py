@@ -1,0 +1,1 @@
+"""Change values: rounding between element types."""

@@ -1,0 +1,1 @@
+"""Say where bytes lie: folders, URLs, object stores; open, read, stamp and name files safely."""

@@ -1,0 +1,77 @@
+"""Tell places on disk from places behind a URL; both are paths to whoever reads them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import unquote
+
+__all__ = ["advice", "forget", "is_remote", "open_binary", "place"]
+
+# A path object has lost one slash of its URL. One letter alone would be a drive.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(?!/)")
+_LOCAL = re.compile(r"(?:file|local)://?(?=/)")
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a place lies behind a URL: ``s3://bucket/key``, ``hf://org/model`` or any fsspec knows."""
+    return "://" in os.fspath(path)
+
+
+def place(path: str | os.PathLike[str]) -> Path:
+    """Return the path a text or a path object stands for.
+
+    A URL that `pathlib.Path` took a slash from (``s3:/bucket``) is known again, unless a folder is called so.
+
+    Raises:
+        UsageError: if it is a URL and the packages for it are not installed.
+    """
+    text = os.fspath(path)
+    if found := _LOCAL.match(text):
+        return Path(unquote(text[found.end() :]))
+    found = _URL.match(text)
+    if found is None or (found[2] == "/" and os.path.lexists(text)):
+        return path if isinstance(path, Path) else Path(text)
+    from ckptconv.places.remotepath import RemotePath
+
+    return path if isinstance(path, RemotePath) else RemotePath(text)
+
+
+def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for short reads at random positions: unbuffered on disk, in blocks from behind a URL."""
+    if is_remote(path):
+        return cast(BinaryIO, place(path).open("rb"))
+    return cast(BinaryIO, open(path, "rb", buffering=0))
+
+
+_CREDENTIALS = {
+    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "hf": "HF_TOKEN",
+}
+
+
+def advice(error: OSError) -> str | None:
+    """Return what to do about an error of a store behind a URL; None if it is of none."""
+    if not isinstance(error.filename, str) or not is_remote(error.filename):
+        return None
+    scheme = error.filename.partition("://")[0]
+    names = _CREDENTIALS.get(scheme, "what the store's own tools take")
+    if type(error).__name__ == "NoCredentialsError":
+        return f"set credentials in the environment: {names}"
+    if isinstance(error, PermissionError):
+        return f"see that you may read and write there, and with which credentials: {names}"
+    if isinstance(error, FileNotFoundError):
+        more = " and the endpoint (AWS_ENDPOINT_URL)" if scheme == "s3" else ""
+        return f"check the name of the bucket{more}"
+    return "see that the store can be reached, then run again; --resume goes on where a conversion ended"
+
+
+def forget() -> None:
+    """Forget the listings of remote folders, so that what is there now is seen."""
+    import sys
+
+    if (module := sys.modules.get("ckptconv.places.remote")) is not None:
+        module.forget()

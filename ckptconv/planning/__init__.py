@@ -1,0 +1,1 @@
+"""Turn a checkpoint and a request into a plan; no branch by target."""

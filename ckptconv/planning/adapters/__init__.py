@@ -1,0 +1,1 @@
+"""Merge LoRA adapters on the way, or write them alone."""

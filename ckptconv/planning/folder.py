@@ -1,0 +1,116 @@
+"""Gather what stands beside the weights in a model's folder: config, generation config, tokenizer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from ckptconv.assets.code import collect_code
+from ckptconv.assets.config import config_file, generation_file
+from ckptconv.assets.find import find_assets
+from ckptconv.assets.tokenizer import collect_tokenizer
+from ckptconv.dtypes import dtype as dtype_named
+from ckptconv.errors import PlanError, UsageError
+from ckptconv.families import Family
+from ckptconv.planning.model import ConfigFound, beside_of
+from ckptconv.planning.names import Named, some
+from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.plans.plan import AssetFile, Step
+
+__all__ = ["compare", "gather_assets"]
+
+
+def compare(family: Family, config: Mapping[str, Any], named: Named, *, complete: bool = False) -> list[Note]:
+    """Check names and shapes against the architecture's; say what is missing and what is more.
+
+    Args:
+        family: The architecture.
+        config: The content of config.json.
+        named: The tensors that are written.
+        complete: Whether the source always holds all of a model, so that what is missing was lost.
+
+    Raises:
+        PlanError: if a shape or the number of layers contradicts the config, or a parameter was lost.
+    """
+    shapes = {n: s.shape for n, s in named.written.items()}
+    findings = family.compare(config, shapes, named.aliases)
+    notes = []
+    if findings.missing and complete:
+        raise PlanError(
+            f"{len(findings.missing)} parameters of {family.name} are not in the checkpoint: "
+            f"{some(findings.missing)}",
+            hint="a file is cut off, missing, or of another model: copy the checkpoint again",
+        )
+    if findings.missing:
+        text = (
+            f"{len(findings.missing)} parameters of {family.name} are not in the checkpoint, so the model is "
+            f"incomplete (saved with exclude_frozen_parameters?): {some(findings.missing)}"
+        )
+        notes.append(Note("warning", text))
+    if (missing := _without_mtp(family, config, named)) is not None:
+        notes.append(Note("info", missing))
+    if findings.unexpected:
+        text = (
+            f"{len(findings.unexpected)} names beyond {family.name} pass through: {some(findings.unexpected)}"
+        )
+        notes.append(Note("info", text))
+    return notes
+
+
+def _without_mtp(family: Family, config: Mapping[str, Any], named: Named) -> str | None:
+    """Say that layers for multi-token prediction are named by the config, but not in the checkpoint."""
+    wanted = family.dims(config).get("mtp", 0)
+    found, _ = family.table(config).named(named.written)
+    held = len({f.layer for f in found if f.layer.startswith("mtp.")})
+    if held >= wanted:
+        return None
+    return (
+        f"config.json names {wanted} layers for multi-token prediction, of which the checkpoint "
+        f"holds {held}; the model is written without the others (transformers does not use them)"
+    )
+
+
+def gather_assets(
+    checkpoint: Checkpoint,
+    named: Named,
+    family: Family | None,
+    config: ConfigFound,
+    tokenizer: str | None,
+    copy_code: bool = False,
+) -> tuple[list[AssetFile], list[Step], list[Note]]:
+    """Gather config.json, true to the weights written, generation_config.json and the tokenizer's files.
+
+    Args:
+        checkpoint: What is converted.
+        named: Its tensors as they are written.
+        family: Their architecture, if it is known.
+        config: The config found.
+        tokenizer: Folder or hub id of the tokenizer; None to look beside the config and the checkpoint.
+        copy_code: Whether the ``*.py`` files beside the config are copied.
+    """
+    written = Counter[str]()
+    for name, spec in named.written.items():
+        if (
+            name not in checkpoint.buffers
+            and dtype_named(spec.dtype).kind == "float"
+            and not spec.dtype.startswith("float8")
+        ):
+            written[spec.dtype] += spec.numel
+    dtype = written.most_common(1)[0][0] if written else None
+    says = family.tied(config.values) if family else config.values.get("tie_word_embeddings")
+    tied = None if named.tied == says else named.tied
+    config_asset, steps = config_file(config.values, config.origin, dtype=dtype, tied=tied)
+    assets = [config_asset]
+    if (generation := generation_file(config.folder, config.values, config.origin)) is not None:
+        assets.append(generation)
+    beside = tuple(p for p in (config.folder, *beside_of(checkpoint)) if p is not None)
+    folder, origin = find_assets(tokenizer, beside, flag="--tokenizer")
+    files = collect_tokenizer(folder, origin, config.folder) if folder is not None else []
+    notes = []
+    if not files:
+        if tokenizer is not None:
+            raise UsageError(f"--tokenizer: there are no tokenizer files in {tokenizer}")
+        notes.append(Note("warning", "no tokenizer files found; --tokenizer takes a folder or hub id"))
+    code, said = collect_code(config.folder, config.values, config.origin, copy=copy_code)
+    return assets + files + code, steps, notes + [Note("warning", text) for text in said]

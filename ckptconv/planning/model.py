@@ -1,0 +1,204 @@
+"""Find out what model a checkpoint is of: its config.json and the table of its family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ckptconv.assets.config import read_config
+from ckptconv.assets.find import CONFIG, find_assets
+from ckptconv.errors import PlanError, UsageError
+from ckptconv.facts import Fact, read_facts, run_facts
+from ckptconv.families import Family, families, find_family
+from ckptconv.families.config import config_from, contradictions
+from ckptconv.families.detect import fitting, observed
+from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.plans.plan import Step
+from ckptconv.plans.request import ConvertOptions
+from ckptconv.slots import template
+
+__all__ = ["Architecture", "ConfigFound", "beside_of", "find_architecture", "is_zero_centered"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFound:
+    """A config.json: its content, its folder (None if it was built), and its origin for people."""
+
+    values: Mapping[str, Any]
+    folder: Path | None
+    origin: str
+
+
+def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> ConfigFound | None:
+    """Find config.json where ``given`` says, else beside the checkpoint.
+
+    Raises:
+        PlanError: if there is none although it is ``needed``.
+    """
+    folder, origin = find_assets(given, beside_of(checkpoint), (CONFIG,), flag="--config")
+    if folder is None or not (folder / CONFIG).is_file():
+        if needed or given is not None:
+            yaml = "--yaml with the run's YAML, " if checkpoint.producer == "mindspore" else ""
+            raise PlanError(
+                f"no config.json was found {'in ' + origin if folder else 'beside the checkpoint'}",
+                where=checkpoint.root,
+                hint=f"give {yaml}--config with a folder or hub id of the same architecture, "
+                "or --no-assets for the weights alone",
+            )
+        return None
+    return ConfigFound(read_config(folder), folder, origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Hold the outcome.
+
+    Attributes:
+        config: config.json, found or built; None if none is known.
+        family: The table; None if there is none for the model type.
+        steps: A step for each field of a config that was built.
+        notes: What a user should know: where config and training arguments disagree.
+        zero_centered: Norms are stored without the 1 that the family's hold.
+        tokenizer: The tokenizer's folder the training arguments name, if it is here.
+    """
+
+    config: ConfigFound | None
+    family: Family | None
+    steps: tuple[Step, ...] = ()
+    notes: tuple[Note, ...] = ()
+    zero_centered: bool = False
+    tokenizer: str | None = None
+
+
+def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed: bool) -> Architecture:
+    """Find config and family by the flags, beside the checkpoint, or in its training arguments.
+
+    Args:
+        checkpoint: What was opened.
+        options: The flags.
+        needed: Whether there must be a config.
+
+    Raises:
+        PlanError: if a config is needed and cannot be found or built, or several families fit.
+        UsageError: if ``--family`` names none.
+    """
+    family = _named(options.family) if options.family is not None else None
+    args = checkpoint.arguments
+    built = checkpoint.table is not None and bool(args)
+    config = find_config(checkpoint, options.config, needed=needed and not built)
+    if config is not None and options.vocab_size is not None:
+        config = replace(config, values={**config.values, "vocab_size": options.vocab_size})
+    facts = _facts(checkpoint.producer, args) if built else {}
+    tokenizer = _tokenizer(facts)
+    if config is not None:
+        family = family or find_family(config.values.get("model_type"))
+        known = facts and family is not None and family.template is not None
+        against = contradictions(facts, config.values, family) if known and family is not None else []
+        notes = tuple(Note("warning", text) for text in against)
+        return Architecture(config, family, (), notes, _zero(facts, family), tokenizer)
+    if not built:
+        return Architecture(None, family)
+    slots = _slots(checkpoint)
+    family = family or _fitting(checkpoint, facts, slots)
+    facts = observed(facts, slots)
+    if options.vocab_size is not None:
+        facts["vocab"] = Fact(options.vocab_size, "--vocab-size")
+    values, origins = config_from(facts, family)
+    steps = tuple(Step("config", f"{k}: {json.dumps(v)}", origins[k]) for k, v in values.items())
+    origin = "the YAML of the run" if checkpoint.producer == "mindspore" else "the training arguments"
+    found = ConfigFound(values, None, origin)
+    return Architecture(found, family, steps, (), _zero(facts, family), tokenizer)
+
+
+def _facts(producer: str, args: Mapping[str, Any]) -> dict[str, Fact]:
+    return run_facts(args) if producer == "mindspore" else read_facts(args)
+
+
+def _slots(checkpoint: Checkpoint) -> set[str]:
+    assert checkpoint.table is not None
+    found, _ = checkpoint.table.named(checkpoint.tensors)
+    return {template(s) for f in found for s in f.slots}
+
+
+def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str]) -> Family:
+    fit = fitting(facts, slots)
+    if len(fit) == 1:
+        return fit[0]
+    names = ", ".join(f.name for f in fit) or ", ".join(f.name for f in families() if f.template is not None)
+    raise PlanError(
+        f"several families fit the arguments and tensors: {names}"
+        if fit
+        else "no family fits the arguments and tensors",
+        where=checkpoint.data,
+        hint=f"give --family with one of {names}, or the model's config.json with --config",
+    )
+
+
+def is_zero_centered(arguments: Mapping[str, Any], family: Family) -> bool:
+    """Whether training arguments say that norms are stored without the 1 that the family's hold."""
+    return _zero(read_facts(arguments) if arguments else {}, family)
+
+
+def _zero(facts: Mapping[str, Fact], family: Family | None) -> bool:
+    """Whether norms lack a 1: stored zero-centred by a framework, but not by the family."""
+    fact = facts.get("zero_centered")
+    if fact is None or not fact.value:
+        return False
+    own = (
+        family.template.fixed.get("zero_centered")
+        if family is not None and family.template is not None
+        else None
+    )
+    return not own
+
+
+def _tokenizer(facts: Mapping[str, Fact]) -> str | None:
+    """Return the tokenizer's folder the arguments name, if it is there."""
+    for name in ("tokenizer", "hf_path"):
+        fact = facts.get(name)
+        if fact is not None and isinstance(fact.value, str) and Path(fact.value).exists():
+            path = Path(fact.value)
+            return str(path if path.is_dir() else path.parent)
+    return None
+
+
+def _named(name: str) -> Family:
+    """Return a family by name, or the one a user's own Python file defines."""
+    if name.endswith(".py"):
+        return _own(Path(name))
+    found = next((f for f in families() if f.name == name), None)
+    if found is None:
+        raise UsageError(
+            f"no family {name!r}",
+            hint=f"families: {', '.join(f.name for f in families())}; or a file: ./mine.py",
+        )
+    return found
+
+
+def _own(path: Path) -> Family:
+    """Run a user's file, named on the command line, and return its ``FAMILY``."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location(f"family_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"--family: no such file: {path}", hint="name a Python file that defines FAMILY")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise UsageError(
+            f"--family: {path} fails: {type(e).__name__}: {e}", hint="see CONTRIBUTING.md"
+        ) from e
+    found: Any = getattr(module, "FAMILY", None)
+    if not isinstance(found, Family):
+        raise UsageError(f"--family: {path} defines no FAMILY", hint="see CONTRIBUTING.md for an example")
+    return found
+
+
+def beside_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """Return the folders where files beside the weights are looked for, nearest first."""
+    data = checkpoint.data if checkpoint.data.is_dir() else checkpoint.data.parent
+    return tuple(dict.fromkeys((checkpoint.root, data)))

@@ -1,0 +1,263 @@
+"""Decide what the tensors of a checkpoint are called in the output, and in which dtype."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+from ckptconv.dtypes import DType
+from ckptconv.dtypes import dtype as dtype_named
+from ckptconv.errors import PlanError
+from ckptconv.families import Family
+from ckptconv.numbers.casts import is_exact
+from ckptconv.places.places import place
+from ckptconv.planning.adapters.carry import carried, ones
+from ckptconv.planning.adapters.lora import alone, follow, refuse_tied, term_steps
+from ckptconv.planning.model import Architecture
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.plan import AssetFile, Step
+from ckptconv.plans.request import ConvertOptions
+from ckptconv.relations import Relation, Spec
+from ckptconv.relations.rename import names_relation, parse_renames
+from ckptconv.relations.terms import Terms, operands
+from ckptconv.slots.translate import from_slots, some, to_slots
+
+__all__ = ["Named", "cast_chains", "cast_steps", "name_tensors", "some"]
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Hold tensors under their final names, with dtypes decided.
+
+    Attributes:
+        relation: Stored tensors to the tensors to be written.
+        casts: Dtypes a tensor passes through, stored one first, where it is cast.
+        aliases: Names that are not written because they share another's data.
+        tied: Whether the output head is tied to the embedding; None where that cannot be said.
+        steps: All that is not a plain copy.
+        terms: What is added to tensors; operands are among the relation's tensors, but not written.
+        adapter: adapter_config.json, where a checkpoint of ranks gives its adapter alone.
+    """
+
+    relation: Relation
+    casts: Mapping[str, tuple[DType, ...]]
+    aliases: Mapping[str, str]
+    tied: bool | None
+    steps: tuple[Step, ...]
+    terms: Terms = field(default_factory=dict)
+    adapter: AssetFile | None = None
+
+    @property
+    def written(self) -> dict[str, Spec]:
+        """The tensors that are written: all but operands."""
+        parts = operands(self.terms)
+        return {n: s for n, s in self.relation.right.items() if n not in parts}
+
+
+def name_tensors(
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    model: Architecture,
+    terms: Terms = MappingProxyType({}),
+) -> Named:
+    """Apply drops and renames, the names ``save_pretrained`` uses, ties, and the dtype.
+
+    ``terms`` are what is to be added to tensors of the checkpoint; they follow the names.
+
+    Raises:
+        UsageError: if a drop or rename matches nothing.
+        PlanError: if a name has no data, or a tensor cannot be cast.
+    """
+    family, config = model.family, model.config.values if model.config is not None else None
+    relation, aliases, via = checkpoint.relation, dict(checkpoint.aliases), dict(checkpoint.via)
+    unresolved = set(checkpoint.unresolved)
+    steps: list[Step] = []
+    passing: set[str] = set()
+    adapter: AssetFile | None = None
+    if options.drop or options.rename is not None:
+        rules = parse_renames(place(options.rename).read_text(encoding="utf-8")) if options.rename else []
+        dropped = {n for n in (*aliases, *unresolved) if any(fnmatchcase(n, d) for d in options.drop)}
+        names, renamed = names_relation(relation.right, options.drop, rules, others=dropped)
+        steps += [Step("drop", d.box.tensor, d.reason) for d in names.left_only]
+        steps += [Step("rename", f"{old} -> {new}", "--rename") for old, new in renamed.items() if old != new]
+        relation, terms = relation.compose(names), follow(terms, names)
+        passing = {new for old, new in renamed.items() if old != new and checkpoint.table is not None}
+        if checkpoint.table is not None:
+            passing &= set(checkpoint.table.named(passing)[1])
+        steps += [
+            Step("drop", a, "--drop" if a in dropped else f"shares the data of {b}, which is dropped")
+            for a, b in aliases.items()
+            if b not in renamed or a in dropped
+        ]
+        aliases = {a: renamed[b] for a, b in aliases.items() if b in renamed and a not in dropped}
+        via = {renamed[n]: d for n, d in via.items() if n in renamed}
+        unresolved -= dropped
+    if checkpoint.table is not None:
+        if family is None or config is None:
+            raise PlanError("the architecture is not known", hint="give --config, or --family")
+        dims = family.dims(config)
+        passing |= operands(terms).keys()
+        inner = to_slots(relation.right, checkpoint.table, dims, what="config.json", passing=passing)
+        relation = relation.compose(inner)
+        if family.tied(config) and {"head", "embed"} <= relation.right.keys():
+            relation = _as_copy(relation, "head", "embed")
+        outer = from_slots(relation.right, family.table(config), dims, who=family.name, passing=passing)
+        relation = relation.compose(outer)
+        if terms:
+            factors, products = carried(terms, relation.right, checkpoint.table, family.table(config), dims)
+            relation, terms = relation.compose(factors), products
+            if options.lora == "adapter":
+                relation, adapter, step = alone(relation, products)
+                terms, steps = {}, [*steps, step]
+        if model.zero_centered and adapter is None:
+            terms = {**terms, **ones(outer, 1.0)}
+    if family is not None and (saved := family.saved(relation.right)) is not None:
+        via = {p.right.tensor: via[p.left.tensor] for p in saved.pairs if p.left.tensor in via}
+        steps += _saved_steps(saved)
+        relation, terms = relation.compose(saved), follow(terms, saved)
+    relation, aliases, tied = _tie(checkpoint, relation, aliases, unresolved, family, config)
+    refuse_tied(terms, aliases)
+    steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
+    if options.dtype != "keep":
+        relation = _with_dtype(relation, dtype_named(options.dtype), family, operands(terms))
+    casts = cast_chains(checkpoint, relation, via)
+    steps += term_steps(terms, relation.right)
+    steps += cast_steps({n: c for n, c in casts.items() if n not in operands(terms)})
+    copies = Counter(p.right.tensor for p in relation.pairs if p.left_copy)
+    steps += [Step("compare", name, f"{n} other copies must agree") for name, n in copies.items()]
+    return Named(relation, casts, aliases, tied, tuple(steps), terms, adapter)
+
+
+def _with_dtype(relation: Relation, target: DType, family: Family | None, kept: Collection[str]) -> Relation:
+    """Give every floating-point tensor a dtype, but ``kept`` ones and those the family pins."""
+
+    def is_cast(name: str, dtype: str) -> bool:
+        if name in kept or dtype_named(dtype).kind != "float":
+            return False
+        return family is None or not family.is_pinned(name)
+
+    right = {
+        n: replace(s, dtype=target.name) if is_cast(n, s.dtype) else s for n, s in relation.right.items()
+    }
+    return replace(relation, right=right)
+
+
+def _saved_steps(saved: Relation) -> list[Step]:
+    parts: dict[str, list[str]] = {}
+    for pair in saved.pairs:
+        parts.setdefault(pair.left.tensor, []).append(pair.right.tensor)
+    return [
+        Step("rename", f"{old} -> {some(new, 2)}", "as save_pretrained names it")
+        for old, new in parts.items()
+        if new != [old]
+    ]
+
+
+def _tie(
+    checkpoint: Checkpoint,
+    relation: Relation,
+    aliases: Mapping[str, str],
+    unresolved: set[str],
+    family: Family | None,
+    config: Config | None,
+) -> tuple[Relation, dict[str, str], bool | None]:
+    """Write tied weights once; explain names without data by the config's word.
+
+    Returns:
+        The relation, the aliases, and whether head and embedding are tied (None if that is not known).
+
+    Raises:
+        PlanError: if a name without data is not explained by tied weights.
+    """
+    aliases = dict(aliases)
+    embed = family.name_of("embed") if family else None
+    head = family.name_of("head") if family else None
+    says = family.tied(config) if family is not None and config is not None else None
+    if embed is not None and head is not None and says and embed in relation.right:
+        if head in unresolved:
+            aliases[head] = embed
+            unresolved = unresolved - {head}
+        elif head in relation.right and relation.right[head].shape == relation.right[embed].shape:
+            relation = _as_copy(relation, head, embed)
+            aliases[head] = embed
+    if unresolved:
+        raise PlanError(
+            f"the checkpoint names {some(sorted(unresolved))}, but holds no data for it",
+            where=checkpoint.data,
+            hint="deepspeed before 0.9.1 did not save frozen ZeRO-3 parameters, and before 0.9.2 did not say "
+            "which are tied (give the model's --config); otherwise leave them out with --drop",
+        )
+    if embed is None or head is None:
+        guess = any(n.endswith(("embed_tokens.weight", "wte.weight")) for n in aliases.values())
+        return relation, aliases, True if guess else None
+    if aliases.get(head) == embed:
+        return relation, aliases, True
+    return relation, aliases, False if head in relation.right else says
+
+
+def _as_copy(relation: Relation, name: str, kept: str) -> Relation:
+    """Turn a tensor into a replica of another: it is compared with it instead of written."""
+    pairs = tuple(
+        replace(p, right=replace(p.right, tensor=kept), left_copy=True) if p.right.tensor == name else p
+        for p in relation.pairs
+    )
+    return replace(relation, pairs=pairs, right={n: s for n, s in relation.right.items() if n != name})
+
+
+def cast_chains(
+    checkpoint: Checkpoint, relation: Relation, via: Mapping[str, DType]
+) -> dict[str, tuple[DType, ...]]:
+    """Return the dtypes each tensor passes through, stored one first, for those that are cast.
+
+    Raises:
+        PlanError: if parts of one tensor are stored in different dtypes, or a cast is not between floats.
+    """
+    stored: dict[str, str] = {}
+    for pair in relation.pairs:
+        if pair.left_copy:
+            continue
+        name, found = pair.right.tensor, relation.left[pair.left.tensor].dtype
+        if stored.setdefault(name, found) != found:
+            raise PlanError(
+                f"parts of {name} are stored as {stored[name]} and {found}", where=checkpoint.data
+            )
+    casts = {}
+    for name, spec in relation.right.items():
+        chain = [dtype_named(stored.get(name, spec.dtype))]
+        for step in (via.get(name), dtype_named(spec.dtype)):
+            if step is not None and step != chain[-1]:
+                chain.append(step)
+        if len(chain) > 1:
+            if chain[0].name.startswith("float8"):
+                raise PlanError(
+                    f"{name} is quantised to {chain[0]}; without its scales a cast would be wrong",
+                    where=checkpoint.data,
+                    hint="dequantise the model first; --dtype keep copies it as it is",
+                )
+            if any(d.kind != "float" for d in chain):
+                raise PlanError(f"{name} is stored as {chain[0]} and cannot become {chain[-1]}")
+            casts[name] = tuple(chain)
+    return casts
+
+
+def cast_steps(casts: Mapping[str, tuple[DType, ...]]) -> list[Step]:
+    """Say which tensors are cast from what to what."""
+    steps = []
+    for chain, count in Counter(casts.values()).items():
+        exact = all(is_exact(a, b) for a, b in pairwise(chain))
+        how = "exact" if exact else "rounded to nearest, ties to even"
+        steps.append(
+            Step(
+                "cast",
+                f"{count} tensor{'' if count == 1 else 's'} " + " -> ".join(d.name for d in chain),
+                how,
+            )
+        )
+    return steps

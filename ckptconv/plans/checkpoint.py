@@ -1,0 +1,112 @@
+"""Define what every reader returns: a checkpoint as named tensors related to the files' bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ckptconv.containers.stored import Stored
+from ckptconv.dtypes import DType
+from ckptconv.places.files import FileStamp
+from ckptconv.relations import Relation, Spec
+from ckptconv.slots import Table
+
+__all__ = ["Checkpoint", "Note", "ReadOptions", "Weights"]
+
+Weights = Literal["master", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """Say which of a checkpoint's weights are wanted.
+
+    Attributes:
+        weights: fp32 masters or the 16-bit weights the model ran with; ``None`` is the producer's default.
+        tag: The DeepSpeed tag to read instead of the one in ``latest``.
+        strategy: MindSpore's strategy file, or a folder of them, instead of those beside the checkpoint.
+        iteration: Megatron's iteration instead of the newest.
+        sizes: Parallel sizes (``tp``, ``pp``, ``vpp``, ``ep``, ``etp``) to check, or to fill in where the
+            checkpoint does not say them.
+        traits: What the model is like (`Checkpoint.traits`), where the names of an adapter alone do not tell.
+        states: Whether MindSpore's optimizer and training states are read as tensors too.
+    """
+
+    weights: Weights | None = None
+    tag: str | None = None
+    strategy: Path | None = None
+    iteration: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    traits: frozenset[str] | None = None
+    states: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Tell the user something about a checkpoint: ``info``, a ``guess`` that was made, or a ``warning``."""
+
+    level: Literal["info", "guess", "warning"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Describe a checkpoint from its metadata alone.
+
+    Attributes:
+        root: The folder (or file) the user may name; assets are looked for here.
+        data: The folder the weights lie in (the tag folder); equal to ``root`` where there is none.
+        producer: Who wrote it, for example ``deepspeed``.
+        format: The layout in words, for example ``ZeRO stage 3``.
+        weights: Which weights ``relation`` reaches.
+        versions: Versions found in the files, by package.
+        layout: Parallel sizes and the like, by name.
+        iteration: Training step, where known.
+        stored: The tensors as the files hold them, by the names of the relation's left side.
+        relation: Stored tensors to named tensors. A left and a right spec of unlike dtype is a cast. A pair
+            with ``left_copy`` is compared with what is written, after rounding to its own dtype.
+        via: Tensors that are rounded to a dtype on the way, whatever dtype they are written in.
+        aliases: Names that share another tensor's data (tied weights), alias to kept name.
+        buffers: Names that are buffers, not parameters.
+        files: Every file the relation reads, as it was when it was opened.
+        left_out: What the files hold beside the weights, in bytes by kind.
+        unresolved: Parameters the files name without holding their data. A config may tell they are tied;
+            otherwise they are an error.
+        notes: What a user should know.
+        arguments: Training arguments as simple values, where the files hold them.
+        table: Where the tensors' names are looked up as slots; None where they are Hugging Face's own.
+        traits: What the names tell of the model (words of `dialects.base.Line.when`).
+        strange: Tensors the table has no name for.
+        ranks: The files of model-parallel ranks by the names of their folders.
+        stages: The layers of each pipeline stage by its number, by ``stage.chunk`` where it has chunks.
+    """
+
+    root: Path
+    data: Path
+    producer: str
+    format: str
+    weights: Weights
+    stored: Mapping[str, Stored]
+    relation: Relation
+    files: tuple[FileStamp, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    iteration: int | None = None
+    via: Mapping[str, DType] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    unresolved: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    table: Table | None = None
+    traits: frozenset[str] = frozenset()
+    strange: tuple[str, ...] = ()
+    ranks: Mapping[str, Path] = field(default_factory=dict)
+    stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Mapping[str, Spec]:
+        """The named tensors with shape and dtype, in the producer's order."""
+        return self.relation.right

@@ -1,0 +1,173 @@
+"""Find what is wrong with a relation: elements that nothing covers, or that are covered twice."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from ckptconv.errors import PlanError
+from ckptconv.relations.box import Box
+from ckptconv.relations.meet import meet, nests, overlapping
+from ckptconv.relations.pair import NEXT, Drop, Pair, Spec, sorted_axes, window
+from ckptconv.relations.tiling import tile
+
+__all__ = ["by_name", "problems", "refuse"]
+
+_SHOWN = 20
+_FORMS = 1 << 14  # kept of what was found to be sound
+
+_End = tuple[Box, str]
+"""A box and what claims it: the tensor at the other end, or a drop."""
+
+
+def problems(
+    left: Mapping[str, Spec],
+    right: Mapping[str, Spec],
+    pairs: Collection[Pair],
+    left_only: Collection[Drop],
+    right_only: Collection[Drop],
+) -> Iterator[str]:
+    """Yield what is wrong with a relation of these parts, a line each."""
+    unsound: set[tuple[str, str]] = set()
+    # The boxes of a model's many layers, experts and ranks have few forms; each is looked at once.
+    sound: set[tuple[object, ...]] = set()
+    tiled: set[tuple[object, ...]] = set()
+    for pair in pairs:
+        a, b = pair.left, pair.right
+        one, two = left.get(a.tensor), right.get(b.tensor)
+        form = None
+        if one is not None and two is not None:
+            form = (a.offset, a.size, a.stride, one.shape, b.offset, b.size, b.stride, two.shape)
+            if form in sound:
+                continue
+        wrong = [
+            *_box_problems("left", pair.left, left),
+            *_box_problems("right", pair.right, right),
+        ]
+        if not wrong and pair.left.size != pair.right.size:
+            try:
+                pair.aligned()
+            except PlanError as error:
+                wrong.append(error.message)
+        if wrong:
+            unsound |= {("left", pair.left.tensor), ("right", pair.right.tensor)}
+            yield from wrong
+        elif form is not None and len(sound) < _FORMS:
+            sound.add(form)
+    for side, specs, drops in (
+        ("left", left, left_only),
+        ("right", right, right_only),
+    ):
+        for drop in drops:
+            if wrong := list(_box_problems(side, drop.box, specs)):
+                unsound.add((side, drop.box.tensor))
+                yield from wrong
+        covers, copies = _ends(pairs, drops, at_right=side == "right")
+        for name, spec in specs.items():
+            if (side, name) not in unsound:
+                yield from _tiling_problems(side, name, spec, covers.get(name, []), tiled)
+        dropped = by_name((drop.box, drop.reason) for drop in drops)
+        for name in dropped.keys() & copies.keys():
+            if name in specs and (side, name) not in unsound:
+                yield from _copied_drops(side, name, specs[name], copies[name], dropped[name])
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise the problems as one error, if there are any."""
+    if problems:
+        more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise PlanError("\n".join([*problems[:_SHOWN], *more]), hint=NEXT)
+
+
+def _ends(
+    pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool
+) -> tuple[dict[str, list[_End]], dict[str, list[_End]]]:
+    """Return what covers each tensor of one side, and what repeats parts of it."""
+    covers: list[_End] = [(drop.box, f"the drop ({drop.reason})") for drop in drops]
+    copies: list[_End] = []
+    for pair in pairs:
+        if at_right:
+            (copies if pair.left_copy else covers).append((pair.right, pair.left.tensor))
+        else:
+            (copies if pair.right_copy else covers).append((pair.left, pair.right.tensor))
+    return by_name(covers), by_name(copies)
+
+
+def by_name(ends: Iterable[_End]) -> dict[str, list[_End]]:
+    """Group boxes that hold elements by their tensor."""
+    found: dict[str, list[_End]] = {}
+    for end in ends:
+        if end[0].numel:
+            found.setdefault(end[0].tensor, []).append(end)
+    return found
+
+
+def _box_problems(side: str, box: Box, specs: Mapping[str, Spec]) -> Iterator[str]:
+    """Yield what is wrong with a box by itself."""
+    spec = specs.get(box.tensor)
+    if spec is None:
+        yield f"{side} {box.tensor}: a box of {box.numel} elements, but no such tensor"
+    elif box.numel == 0 or (box.is_contiguous and box.first >= 0 and box.last < spec.numel):
+        return
+    elif box.first < 0 or box.last >= spec.numel:
+        yield (
+            f"{side} {box.tensor}{list(spec.shape)}: a box of flat elements {box.first} to {box.last} "
+            f"leaves the tensor of {spec.numel}"
+        )
+    elif not nests(sorted_axes(box)):
+        yield (
+            f"{side} {box.tensor}{list(spec.shape)}: the box at element {_element(box.first, spec.shape)} "
+            f"of size {box.size} and stride {box.stride} overlaps itself"
+        )
+
+
+def _tiling_problems(
+    side: str, name: str, spec: Spec, claims: list[_End], tiled: set[tuple[object, ...]]
+) -> Iterator[str]:
+    """Yield the first element of a tensor that nothing covers, and the first covered twice.
+
+    ``tiled`` collects the forms of those that are covered once.
+    """
+    if len(claims) == 1 and claims[0][0].is_contiguous and claims[0][0].numel == spec.numel:
+        return
+    form = (spec.shape, *((box.offset, box.size, box.stride) for box, _ in claims))
+    if form in tiled:
+        return
+    found = tile([window(box) for box, _ in claims], spec.numel)
+    tensor = f"{side} {name}{list(spec.shape)}"
+    if found.gap is not None:
+        others = sorted({what for _, what in claims})
+        known = f" (others are by {_some(others)})" if others else ""
+        yield f"{tensor}: element {_element(found.gap, spec.shape)} is covered by no pair or drop{known}"
+    if found.double is not None:
+        index, one, two = found.double
+        both = f"by {claims[one][1]} and {claims[two][1]}"
+        yield f"{tensor}: element {_element(index, spec.shape)} is covered twice, {both}"
+    if found.gap is None and found.double is None and len(tiled) < _FORMS:
+        tiled.add(form)
+
+
+def _copied_drops(side: str, name: str, spec: Spec, copies: list[_End], dropped: list[_End]) -> Iterator[str]:
+    """Yield the copies that repeat elements which, a drop says, have no other end."""
+    xs = [window(box) for box, _ in copies]
+    ys = [window(box, address=True) for box, _ in dropped]
+    for i, j in overlapping(xs, ys):
+        if common := meet(xs[i], ys[j]):
+            at = _element(min(joint.right for joint in common), spec.shape)
+            yield (
+                f"{side} {name}{list(spec.shape)}: element {at} is in a copy by {copies[i][1]}, "
+                f"but dropped: {dropped[j][1]}"
+            )
+
+
+def _element(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a flat index as one along each axis."""
+    found: list[int] = []
+    for n in reversed(shape):
+        index, at = divmod(index, n)
+        found.append(at)
+    return tuple(reversed(found))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

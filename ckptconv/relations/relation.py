@@ -1,0 +1,267 @@
+"""Relate the elements of two sets of tensors: invert, compose, check, hash, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from typing import Any
+
+from ckptconv.errors import PlanError
+from ckptconv.relations.box import Box
+from ckptconv.relations.meet import Joint, Window, meet, overlapping
+from ckptconv.relations.pair import NEXT, Drop, Ends, Pair, Spec, ends, is_same, pair_window, window
+from ckptconv.relations.problems import by_name, problems, refuse
+from ckptconv.relations.tiling import tile
+
+__all__ = ["Relation"]
+
+_KNOWN = 4096  # forms of tensors kept while two relations are composed
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Relate two sets of tensors, element by element, by a flat list of pairs of boxes.
+
+    Attributes:
+        left: The tensors of the left side by name; in a conversion, the source.
+        right: The tensors of the right side by name.
+        pairs: Which elements are the same.
+        left_only: Left elements that are deliberately unused.
+        right_only: Right elements that have no source.
+    """
+
+    left: Mapping[str, Spec]
+    right: Mapping[str, Spec]
+    pairs: tuple[Pair, ...]
+    left_only: tuple[Drop, ...] = ()
+    right_only: tuple[Drop, ...] = ()
+
+    @classmethod
+    def union(cls, relations: Iterable[Relation]) -> Relation:
+        """Put relations side by side.
+
+        Raises:
+            PlanError: if two of them give one tensor different shapes or types.
+        """
+        left: dict[str, Spec] = {}
+        right: dict[str, Spec] = {}
+        pairs: list[Pair] = []
+        left_only: list[Drop] = []
+        right_only: list[Drop] = []
+        for one in relations:
+            for specs, more in ((left, one.left), (right, one.right)):
+                for name, spec in more.items():
+                    if specs.setdefault(name, spec) != spec:
+                        raise PlanError(
+                            f"{name} is {spec_text(specs[name])} and {spec_text(spec)}", hint=NEXT
+                        )
+            pairs += one.pairs
+            left_only += one.left_only
+            right_only += one.right_only
+        return cls(left, right, tuple(pairs), tuple(left_only), tuple(right_only))
+
+    def invert(self) -> Relation:
+        """Read the relation from the other end."""
+        pairs = tuple([pair.invert() for pair in self.pairs])
+        return Relation(self.right, self.left, pairs, self.right_only, self.left_only)
+
+    def select(self, names: Collection[str]) -> Relation:
+        """Keep what concerns these right tensors, to work on a part.
+
+        Left tensors that nothing kept touches are left out, and so are drops on the left: whether all of the
+        left is accounted for is a question to the whole. ``a.select(b.left).compose(b)`` composes a part.
+        """
+        chosen = set(names)
+        pairs = tuple([pair for pair in self.pairs if pair.right.tensor in chosen])
+        touched = {pair.left.tensor for pair in pairs}
+        return Relation(
+            {name: spec for name, spec in self.left.items() if name in touched},
+            {name: spec for name, spec in self.right.items() if name in chosen},
+            pairs,
+            right_only=tuple([drop for drop in self.right_only if drop.box.tensor in chosen]),
+        )
+
+    def compose(self, other: Relation) -> Relation:
+        """Relate the left side of this relation to the right side of ``other`` through what they share.
+
+        A drop of a shared element becomes a drop of the elements it is joined to, with the same reason; a
+        pair made of a replica is a replica.
+
+        Raises:
+            PlanError: if the shared tensors differ in name, number of elements or type.
+        """
+        _agree(self.right, other.left)
+        pairs: list[Pair] = []
+        left_only, right_only = list(self.left_only), list(other.right_only)
+        firsts = _by_tensor(self.pairs, self.right_only, at_right=True)
+        seconds = _by_tensor(other.pairs, other.left_only, at_right=False)
+        known: dict[tuple[tuple[Window, ...], tuple[Window, ...]], list[tuple[int, int, Joint, Ends]]] = {}
+        for name, (xs, x_items) in firsts.items():
+            ys, y_items = seconds.get(name, ([], []))
+            # A model's layers and experts are cut alike: what meets where is found once for all of them.
+            key = (tuple(xs), tuple(ys))
+            met = known.get(key)
+            if met is None:
+                if len(known) >= _KNOWN:
+                    known.clear()
+                met = known[key] = [
+                    (i, j, joint, ends(joint)) for i, j in overlapping(xs, ys) for joint in meet(xs[i], ys[j])
+                ]
+            for i, j, joint, (left, right) in met:
+                a, b = x_items[i], y_items[j]
+                if isinstance(a, Pair):
+                    if isinstance(b, Pair):
+                        pairs.append(
+                            Pair(
+                                Box(a.left.tensor, *left),
+                                Box(b.right.tensor, *right),
+                                a.left_copy or b.left_copy,
+                                a.right_copy or b.right_copy,
+                            )
+                        )
+                    elif not a.right_copy:
+                        axes = [(n, s) for n, s, _ in joint.axes]
+                        left_only.append(_dropped(a.left.tensor, joint.left, axes, b.reason))
+                elif isinstance(b, Pair) and not b.left_copy:
+                    axes = [(n, s) for n, _, s in joint.axes]
+                    right_only.append(_dropped(b.right.tensor, joint.right, axes, a.reason))
+        return Relation(self.left, other.right, tuple(pairs), tuple(left_only), tuple(right_only))
+
+    def check(self) -> None:
+        """Refuse a relation that does not account for every element of both sides exactly once.
+
+        Raises:
+            PlanError: naming tensors and element positions, for the first problems found.
+        """
+        refuse(list(self._problems()))
+
+    def _problems(self) -> Iterator[str]:
+        return problems(self.left, self.right, self.pairs, self.left_only, self.right_only)
+
+    def is_identity(self) -> bool:
+        """Tell whether every element is joined to itself, up to declared copies and drops.
+
+        Each pair that is no copy joins equal names and positions, and such pairs account, with the drops, for
+        every element of both sides. The round trip ``a.compose(a.invert())`` of a sound relation is one.
+        """
+        if next(self._problems(), None) is not None:
+            return False
+        same = [pair for pair in self.pairs if is_same(pair)]
+        if sum(not pair.is_copy for pair in same) < sum(not pair.is_copy for pair in self.pairs):
+            return False
+        for specs, boxes, drops in (
+            (self.left, [pair.left for pair in same], self.left_only),
+            (self.right, [pair.right for pair in same], self.right_only),
+        ):
+            kept = by_name([*((box, "") for box in boxes), *((drop.box, "") for drop in drops)])
+            for name, spec in specs.items():
+                windows = [window(box) for box, _ in kept.get(name, [])]
+                if tile(windows, spec.numel).gap is not None:
+                    return False
+        return True
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of all the relation says; the order of its lists does not matter."""
+        return sha256(b"".join(sorted(self._lines()))).hexdigest()
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield the digest of each of its statements; a model of many shards has millions."""
+        for side, specs in (("left", self.left), ("right", self.right)):
+            for name, spec in specs.items():
+                yield _digest(f"{side} {name!r} {spec.shape} {spec.dtype!r}")
+        for p in self.pairs:
+            a, b = p.left, p.right
+            yield _digest(
+                f"pair {a.tensor!r} {a.offset} {a.size} {a.stride} "
+                f"{b.tensor!r} {b.offset} {b.size} {b.stride} {p.left_copy} {p.right_copy}"
+            )
+        for side, drops in (("left_only", self.left_only), ("right_only", self.right_only)):
+            for d in drops:
+                box = d.box
+                yield _digest(f"{side} {box.tensor!r} {box.offset} {box.size} {box.stride} {d.reason!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the relation as plain lists and dicts for JSON."""
+        return {
+            "left": {name: [list(spec.shape), spec.dtype] for name, spec in self.left.items()},
+            "right": {name: [list(spec.shape), spec.dtype] for name, spec in self.right.items()},
+            "pairs": [[_box_list(p.left), _box_list(p.right), p.left_copy, p.right_copy] for p in self.pairs],
+            "left_only": [[_box_list(drop.box), drop.reason] for drop in self.left_only],
+            "right_only": [[_box_list(drop.box), drop.reason] for drop in self.right_only],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Relation:
+        """Read what `to_dict` gave.
+
+        Raises:
+            PlanError: if it is something else.
+        """
+        try:
+            left, right = (
+                {name: Spec(tuple(shape), dtype) for name, (shape, dtype) in data[side].items()}
+                for side in ("left", "right")
+            )
+            pairs = tuple([Pair(_box_from(a), _box_from(b), c, d) for a, b, c, d in data["pairs"]])
+            left_only, right_only = (
+                tuple([Drop(_box_from(box), reason) for box, reason in data[side]])
+                for side in ("left_only", "right_only")
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"not a serialised relation: {error!r}", hint="make the plan again") from error
+        return cls(left, right, pairs, left_only, right_only)
+
+
+def _agree(ours: Mapping[str, Spec], theirs: Mapping[str, Spec]) -> None:
+    """Refuse to compose relations that speak of different tensors."""
+    problems = [f"{name}: only the first relation has it" for name in ours.keys() - theirs.keys()]
+    problems += [f"{name}: only the second relation has it" for name in theirs.keys() - ours.keys()]
+    for name in ours.keys() & theirs.keys():
+        one, two = ours[name], theirs[name]
+        if one != two and (one.numel, one.dtype) != (two.numel, two.dtype):
+            problems.append(f"{name}: {spec_text(one)} in the first relation, {spec_text(two)} in the second")
+    refuse(sorted(problems))
+
+
+def spec_text(spec: Spec) -> str:
+    return f"{spec.dtype}{list(spec.shape)}"
+
+
+def _by_tensor(
+    pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool
+) -> dict[str, tuple[list[Window], list[Pair | Drop]]]:
+    """Group pairs and drops by the tensor they touch on one side."""
+    found: dict[str, tuple[list[Window], list[Pair | Drop]]] = {}
+    for pair in pairs:
+        box = pair.right if at_right else pair.left
+        if box.numel:
+            windows, items = found.setdefault(box.tensor, ([], []))
+            windows.append(pair_window(pair, at_right=at_right))
+            items.append(pair)
+    for drop in drops:
+        if drop.box.numel:
+            windows, items = found.setdefault(drop.box.tensor, ([], []))
+            windows.append(window(drop.box, address=True))
+            items.append(drop)
+    return found
+
+
+def _dropped(tensor: str, offset: int, axes: Iterable[tuple[int, int]], reason: str) -> Drop:
+    ordered = sorted(axes, key=lambda axis: -axis[1])
+    return Drop(Box.strided(tensor, offset, ordered), reason)
+
+
+def _digest(statement: str) -> bytes:
+    return blake2b(statement.encode("utf-8", "surrogatepass"), digest_size=32).digest()
+
+
+def _box_list(box: Box) -> list[Any]:
+    return [box.tensor, box.offset, list(box.size), list(box.stride)]
+
+
+def _box_from(data: list[Any]) -> Box:
+    tensor, offset, size, stride = data
+    if len(size) != len(stride):
+        raise ValueError(f"a box of {tensor} has {len(size)} sizes and {len(stride)} strides")
+    return Box(tensor, offset, tuple(size), tuple(stride))

@@ -1,0 +1,123 @@
+"""Say what is added to a tensor's values on the way: a constant, a scaled tensor, a low-rank product."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from ckptconv.dtypes import dtype as dtype_named
+from ckptconv.errors import PlanError
+from ckptconv.relations.pair import Spec
+
+__all__ = ["Constant", "LowRank", "Scaled", "Term", "Terms", "check_terms", "operands", "term_dict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Add one value to every element."""
+
+    value: float
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The tensors the term is made of."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Add ``scale`` times a tensor of as many elements."""
+
+    tensor: str
+    scale: float
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The tensors the term is made of."""
+        return (self.tensor,)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """Add ``scale * (b @ a)`` to a matrix ``[out, in]``, or its transpose to one ``[in, out]``.
+
+    Attributes:
+        a: Name of a tensor ``[r, in]``.
+        b: Name of a tensor ``[out, r]``.
+        scale: ``alpha / r`` of a LoRA adapter.
+        transposed: Whether the matrix is ``[in, out]``: embeddings, and GPT-2's Conv1D.
+    """
+
+    a: str
+    b: str
+    scale: float
+    transposed: bool = False
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The tensors the term is made of."""
+        return (self.a, self.b)
+
+
+Term: TypeAlias = "Constant | Scaled | LowRank"
+Terms = Mapping[str, tuple[Term, ...]]
+"""What is added to a tensor, by its name. Operands are right tensors of the relation that are not written."""
+
+
+def operands(terms: Terms) -> dict[str, None]:
+    """Return the names of all tensors that terms are made of, each once, in order."""
+    return {name: None for added in terms.values() for term in added for name in term.operands}
+
+
+def term_dict(term: Term) -> dict[str, Any]:
+    """Return a term as JSON-ready data."""
+    return {"kind": type(term).__name__, **asdict(term)}
+
+
+def check_terms(tensors: Mapping[str, Spec], written: Collection[str], terms: Terms) -> None:
+    """Refuse terms that do not fit the tensors they are added to.
+
+    Args:
+        tensors: All right tensors of the relation.
+        written: Those that lie in an output file.
+        terms: What is added.
+
+    Raises:
+        PlanError: if a tensor is not there, is no floating-point tensor, has another shape than the term
+            needs, or if an operand is written itself.
+    """
+    names = set(written)
+    for name, added in terms.items():
+        problem = next(_problems(name, added, tensors, names), None)
+        if problem is not None:
+            raise PlanError(problem, hint="compare the adapter with the model it was trained on")
+
+
+def _problems(
+    name: str, added: tuple[Term, ...], tensors: Mapping[str, Spec], written: set[str]
+) -> Iterator[str]:
+    if name not in tensors or name not in written:
+        yield f"something is to be added to {name}, which is not written"
+        return
+    for part in (name, *(part for term in added for part in term.operands)):
+        if part not in tensors:
+            yield f"{part} is to be added to {name}, but is not in the checkpoint"
+            return
+        if dtype_named(tensors[part].dtype).kind != "float":
+            yield f"{part} is stored as {tensors[part].dtype}; only floating-point tensors are added up"
+        if part != name and part in written:
+            yield f"{part} is added to {name} and written as well"
+    shape = tensors[name].shape
+    for term in added:
+        if isinstance(term, LowRank):
+            a, b = tensors[term.a].shape, tensors[term.b].shape
+            fits = len(a) == len(b) == 2 and a[0] == b[1] and a[0] > 0
+            if not fits or shape != ((a[1], b[0]) if term.transposed else (b[0], a[1])):
+                turned = " transposed" if term.transposed else ""
+                yield (
+                    f"{name}{list(shape)} cannot take the{turned} product of {term.b}{list(b)} and "
+                    f"{term.a}{list(a)}"
+                )
+        elif isinstance(term, Scaled) and tensors[term.tensor].shape != shape:
+            yield f"{name}{list(shape)} cannot take {term.tensor}{list(tensors[term.tensor].shape)}"

@@ -1,0 +1,1 @@
+"""Write HTML pages of what was inspected, compared or verified."""

@@ -1,1 +1,0 @@
-"""Read and lay out the containers that hold tensors; one module per container, none knows a model."""
