@@ -52,7 +52,7 @@ BOMBS = {
 _RUN = """
 import resource, sys, time
 from ckptconv.errors import FormatError
-from ckptconv.storage.inert import load
+from ckptconv.containers.torch.inert import load
 data = open(sys.argv[1], "rb").read()
 try:
     load(data)

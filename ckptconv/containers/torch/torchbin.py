@@ -59,7 +59,7 @@ def layout(tensors: Iterable[Spec]) -> FileLayout:
 
 
 def layout_tree(root: object) -> FileLayout:
-    """Lay out a file of any tree that :func:`~ckptconv.storage.torchpickle.dump` can write.
+    """Lay out a file of any tree that :func:`~ckptconv.containers.torch.torchpickle.dump` can write.
 
     Each name of a :class:`TensorRef` gets one storage, in the order they are met.
 

@@ -51,7 +51,7 @@ class TorchFile:
     Attributes:
         path: The file.
         container: ``zip`` or ``legacy``.
-        root: The saved object; tensors in it are :class:`~ckptconv.storage.base.FileTensor`, storages
+        root: The saved object; tensors in it are :class:`~ckptconv.containers.base.FileTensor`, storages
             saved by themselves :class:`FileStorage`, objects of other classes :class:`inert.Record`.
         tensors: Number of tensors the pickle rebuilds.
     """
