@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.inert import Global, Record
+from ckptconv.containers.torch.torchtensors import odd_tensor, refuse_odd
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError, PlanError
 
@@ -53,8 +54,10 @@ def read_part(name: str, value: object, path: Path) -> Part | None:
     """
     if type(value) is FileTensor:
         return Part("plain", value.shape, value.dtype, ((None, value),))
-    if type(value) is not Record or not value.cls.startswith(("torch._tensor.", "torch._utils.")):
+    odd = odd_tensor(value)
+    if odd is None:
         return None
+    assert type(value) is Record
     args = value.args
     if value.cls == _REBUILD and len(args) == 4 and type(args[1]) is Global and type(args[2]) is tuple:
         state, shape = args[3], _sizes(args[2][2]) if len(args[2]) > 2 else None
@@ -64,7 +67,7 @@ def read_part(name: str, value: object, path: Path) -> Part | None:
         if args[1].name == "ShardedTensor" and shape is not None and type(state) is tuple:
             return _sharded(name, state, shape, path)
     raise FormatError(
-        f"{name}: a tensor that is neither plain nor a DTensor or ShardedTensor ({value.cls})", where=path
+        f"{name}: a tensor that is neither plain nor a DTensor or ShardedTensor: {odd}", where=path
     )
 
 
@@ -73,6 +76,7 @@ def _dtensor(name: str, state: Record, shape: Sizes, path: Path) -> Part:
     mesh = spec.get("mesh") if type(spec) is Record else None
     placed = spec.get("placements") if type(spec) is Record else None
     at = mesh.get("_coordinate_on_dim") if type(mesh) is Record else None
+    refuse_odd(name, local, path)
     if type(local) is not FileTensor or type(mesh) is not Record or type(placed) is not tuple:
         raise FormatError(f"{name}: a DTensor without local tensor, mesh or placements", where=path)
     coordinate = _sizes(at)
@@ -115,6 +119,7 @@ def _sharded(name: str, state: tuple[object, ...], shape: Sizes, path: Path) -> 
         place = shard.get("metadata") if type(shard) is Record else None
         offsets = place.get("shard_offsets") if type(place) is Record else None
         start = _sizes(offsets)
+        refuse_odd(name, tensor, path)
         if type(tensor) is not FileTensor or start is None or len(tensor.shape) != len(shape):
             raise FormatError(f"{name}: a ShardedTensor without its shards", where=path)
         shards.append((start, tensor))

@@ -272,6 +272,38 @@ def test_every_cut_of_the_metadata_is_refused(tmp_path: Path) -> None:
             open_dcp(tmp_path)
 
 
+class OwnMetadata(Metadata):
+    """As megatron-core 0.15 has one."""
+
+
+class OwnStorageInfo:
+    """As OLMo-core has one."""
+
+    def __init__(self, relative_path: str, offset: int, length: int) -> None:
+        self.relative_path, self.offset, self.length = relative_path, offset, length
+
+
+def test_classes_of_others_are_read_by_their_fields(tmp_path: Path) -> None:
+    meta = _metadata(_save(tmp_path))
+    meta.storage_data = {
+        index: OwnStorageInfo(info.relative_path, info.offset, info.length)  # type: ignore[misc]
+        for index, info in meta.storage_data.items()
+    }
+    own = OwnMetadata(meta.state_dict_metadata, meta.planner_data, meta.storage_data)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(own))
+    found = open_dcp(tmp_path)
+    (chunk,) = found.locate(["big"])["big"]
+    assert chunk is not None and torch.equal(_values(chunk), BIG)
+    assert found.read_object("nested.step") == 7
+
+
+def test_a_tensor_of_an_unknown_type_beside_the_weights(tmp_path: Path) -> None:
+    _spoil(_save(tmp_path), _unknown_dtype)
+    found = open_dcp(tmp_path)
+    assert found.tensors["half"].nbytes > 0
+    assert set(found.locate([n for n in found.tensors if n != "half"]))
+
+
 # Any grid of chunks, as any number of ranks would write it
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]

@@ -17,9 +17,12 @@ import torch
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.inert import Global, Record
+from ckptconv.containers.torch.rankfile import read_rank
 from ckptconv.containers.torch.torchfile import FileStorage, open_torch, state_dict_of
+from ckptconv.containers.torch.torchtensors import odd_tensor
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError
+from npu import Format, save_as_npu, save_with_marks
 
 CONTAINERS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -134,10 +137,77 @@ def test_tensors_that_are_not_plain_stay_records(tmp_path: Path) -> None:
 @CONTAINERS
 def test_quantized_and_conjugated_tensors_are_never_taken_for_plain(tmp_path: Path, zipped: bool) -> None:
     quantized = torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)
-    with pytest.raises(FormatError, match="QInt8Storage"):
-        open_torch(save(quantized, tmp_path / "q.pt", zipped))
-    with pytest.raises(FormatError, match="conj"):
-        open_torch(save(torch.ones(3, dtype=torch.complex64).conj(), tmp_path / "c.pt", zipped))
+    conjugated = torch.ones(3, dtype=torch.complex64).conj()
+    for tensor, why in (
+        (quantized, "quantised"),
+        (conjugated, "conjugated"),
+        (conjugated.imag, "negated"),
+    ):
+        root = open_torch(save({"w": tensor}, tmp_path / "f.pt", zipped)).root
+        with pytest.raises(FormatError, match=f"'w' is not a plain one: .*{why}"):
+            state_dict_of(root)
+
+
+@pytest.mark.filterwarnings("ignore")
+@CONTAINERS
+def test_odd_tensors_beside_the_weights_do_not_refuse_them(tmp_path: Path, zipped: bool) -> None:
+    odd = {
+        "quantized": torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.quint8),
+        "conj": torch.ones(3, dtype=torch.complex64).conj(),
+        "sparse": torch.eye(3).to_sparse(),
+        "parameter": torch.nn.Parameter(torch.ones(3, dtype=torch.complex64).conj()),
+    }
+    if zipped and hasattr(torch, "float4_e2m1fn_x2"):
+        odd["float4"] = torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    weight = torch.arange(6.0).reshape(2, 3)
+    file = open_torch(save({"model": {"w": weight}, "optimizer": odd}, tmp_path / "f.pt", zipped))
+    tensors, _ = state_dict_of(file.root)
+    assert list(tensors) == ["w"] and same(tensors["w"], weight)
+    for name, value in file.root["optimizer"].items():  # type: ignore[index]
+        assert odd_tensor(value) is not None, name
+
+
+@pytest.mark.filterwarnings("ignore")
+@CONTAINERS
+@pytest.mark.parametrize("mark", [True, 29, Format(2)], ids=["bool", "int", "enum"])
+def test_tensors_of_an_npu_are_located(tmp_path: Path, zipped: bool, mark: object) -> None:
+    base = torch.arange(24.0)
+    saved = {
+        "whole": base.reshape(4, 6),
+        "part": base.reshape(4, 6)[1:3, 2:].t(),
+        "half": torch.arange(5).half(),
+        "parameter": torch.nn.Parameter(torch.arange(3.0)),
+    }
+    root = open_torch(save_as_npu(saved, tmp_path / "f.pt", mark=mark, zipped=zipped)).root
+    assert isinstance(root, dict) and list(root) == list(saved)
+    assert all(same(root[name], tensor.detach()) for name, tensor in saved.items())
+
+
+def test_an_npu_s_notes_of_its_format_are_no_views(tmp_path: Path) -> None:
+    notes = {"base_sizes_/2/3/": True, "npu_format_/FRACTAL_NZ": True, "origin_format_/ND": True}
+    tensor = torch.arange(6.0).reshape(2, 3)
+    assert same(open_torch(save_with_marks(tensor, tmp_path / "n.pt", notes)).root, tensor)
+    for marks in ({**notes, "neg": True}, {"conj": True}, {"folded": True}):
+        value = open_torch(save_with_marks(tensor, tmp_path / "m.pt", marks)).root
+        assert odd_tensor(value) is not None
+
+
+def test_what_rebuilds_a_tensor_in_an_unknown_way_is_named(tmp_path: Path) -> None:
+    class Tensor:
+        def __reduce__(self) -> object:
+            return _rebuild_abacus_tensor, (1, 2)
+
+    with pytest.raises(
+        FormatError, match=r"'w'.*rebuilt by '.*\._rebuild_abacus_tensor', which is not known"
+    ):
+        state_dict_of(open_torch(save({"w": Tensor(), "v": torch.ones(1)}, tmp_path / "f.pt")).root)
+    path = save({"model": {"a": {"w": Tensor()}}, "args": None}, tmp_path / "model_optim_rng.pt")
+    with pytest.raises(FormatError, match=r"'a\.w'.*_rebuild_abacus_tensor"):
+        read_rank(path)
+
+
+def _rebuild_abacus_tensor(*args: int) -> None:
+    raise AssertionError("a file was run")
 
 
 # Plain checkpoints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from ckptconv.errors import CkptconvError, FormatError, PlanError, UsageError
 from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
+from npu import save_as_npu
 from running import assert_equal, fails, loaded, succeeds
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -156,7 +158,7 @@ def test_ranks_that_disagree(tmp_path: Path) -> None:
     _refused(_plain(tmp_path / "sparse", {"w": torch.eye(3).to_sparse()}), FormatError, "w: .* neither plain")
 
 
-def _dtensors(folder: Path, placements: list[Any]) -> Path:
+def _dtensors(folder: Path, placements: list[Any], save: Callable[..., object] = torch.save) -> Path:
     """Save a DTensor on a mesh of one rank, whose placements say how it would be cut."""
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor, init_device_mesh
@@ -166,7 +168,8 @@ def _dtensors(folder: Path, placements: list[Any]) -> Path:
     try:
         mesh = init_device_mesh("cpu", (1,) * len(placements))
         tensor = DTensor.from_local(torch.ones(4, 2), mesh, placements)
-        return _plain(folder, {"w": tensor})
+        save({"w": tensor}, folder / _file(0, 1))
+        return folder
     finally:
         dist.destroy_process_group()
 
@@ -181,6 +184,14 @@ def test_placements_that_cannot_be_merged(tmp_path: Path) -> None:
     _refused(_dtensors(tmp_path / "strided", strided), PlanError, "w: the placement _StridedShard")
     found = open_checkpoint(_dtensors(tmp_path / "fine", [Shard(0), Shard(1)]), ReadOptions())
     assert found.tensors["w"].shape == (4, 2)
+
+
+def test_tensors_of_an_npu(tmp_path: Path) -> None:
+    from torch.distributed.tensor import Shard
+
+    folder = _dtensors(tmp_path / "npu", [Shard(0)], save_as_npu)
+    assert b"torch_npu.utils.storage" in (folder / _file(0, 1)).read_bytes()
+    assert open_checkpoint(folder, ReadOptions()).tensors["w"].shape == (4, 2)
 
 
 def test_masters(case: Path) -> None:

@@ -36,8 +36,6 @@ _MAX_SIZE: Final = 1 << 62
 _MAX_NAME: Final = 4096
 
 _TORCH: Final = "torch.distributed.checkpoint."
-_INDEX: Final = _TORCH + "metadata.MetadataIndex"
-_INFO: Final = _TORCH + "filesystem._StorageInfo"
 # The plans of all ranks, which Megatron-core keeps for its next save (core 0.16.1,
 # dist_checkpointing/strategies/state_dict_saver.py), say nothing that the rest does not. A call that gives a
 # tuple is not given the object's state, so half of the file takes no memory.
@@ -45,6 +43,13 @@ _UNUSED: Final[dict[str, inert.Hook]] = {
     f"{_TORCH}planner.{name}": lambda args: ()
     for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
 }
+_UNUSED["megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan"] = lambda args: ()
+
+_ABSENT: Final = object()
+_FOREIGN: Final = (
+    "it was written by another storage than torch's FileSystemWriter; load and save it with "
+    "torch.distributed.checkpoint"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +75,20 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class DcpTensor:
-    """A whole tensor: element type, shape, and the chunks it is cut into, in the file's order."""
+    """A whole tensor: element type, shape, and the chunks it is cut into, in the file's order.
+
+    ``odd`` names an element type that cannot be read; ``dtype`` means nothing then, and it is not located.
+    """
 
     dtype: DType
     shape: tuple[int, ...]
     chunks: tuple[Chunk, ...]
+    odd: str | None = None
 
     @property
     def nbytes(self) -> int:
+        if self.odd is not None:
+            return sum(c.entry.length for c in self.chunks if c.entry is not None)
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -108,12 +119,17 @@ class DcpFolder:
         Raises:
             PlanError: if a file is missing, chunks have more or fewer elements than their tensor, two records
                 share bytes, or a record is not what the metadata says.
-            FormatError: if a record is damaged, or reaches beyond the end of its file.
+            FormatError: if a tensor is of a type that cannot be read, a record is damaged, or it reaches
+                beyond the end of its file.
         """
         places: list[tuple[Entry, str, int]] = []
         found: dict[str, list[FileTensor | None]] = {}
         for name in names:
             tensor = self.tensors[name]
+            if tensor.odd is not None:
+                raise FormatError(
+                    f"{name}: a tensor of the unknown type {short(tensor.odd)}", where=self.folder / METADATA
+                )
             _check_volume(name, tensor, self.folder)
             found[name] = [None] * len(tensor.chunks)
             places += [(c.entry, name, i) for i, c in enumerate(tensor.chunks) if c.entry is not None]
@@ -161,8 +177,13 @@ def open_dcp(folder: str | os.PathLike[str]) -> DcpFolder:
     if path.stat().st_size > _LIMITS.size:
         raise FormatError(f".metadata is larger than {_LIMITS.size:,} bytes", where=path)
     root = inert.load(path.read_bytes(), hooks=_UNUSED, limits=_LIMITS, where=path)
-    if type(root) is not Record or root.cls != _TORCH + "metadata.Metadata":
-        raise FormatError("not the metadata of a distributed checkpoint", where=path)
+    # The fields say what it is: core 0.15 saves a subclass (``dist_checkpointing/strategies/torch.py``,
+    # ``MCoreMetadata``), as others may.
+    if type(root) is not Record or not _has(root, "state_dict_metadata", "storage_data"):
+        what = short(root.cls) if type(root) is Record else f"a {type(root).__name__}"
+        raise FormatError(
+            f"not the metadata of a distributed checkpoint: it holds {what}", where=path, hint=_FOREIGN
+        )
     state, stored = root.get("state_dict_metadata"), root.get("storage_data")
     if type(state) is not dict or type(stored) is not dict:
         raise FormatError("the metadata lists no tensors or no records", where=path)
@@ -172,9 +193,9 @@ def open_dcp(folder: str | os.PathLike[str]) -> DcpFolder:
     for name, what in state.items():
         if type(name) is not str or len(name) > _MAX_NAME or type(what) is not Record:
             raise FormatError(f"an entry that is none: {short(str(name))}", where=path)
-        if what.cls == _TORCH + "metadata.TensorStorageMetadata":
+        if _has(what, "properties", "size", "chunks"):
             tensors[name] = _tensor(name, what, entries, path)
-        elif what.cls == _TORCH + "metadata.BytesStorageMetadata":
+        elif what.callee.name == "BytesStorageMetadata":
             objects[name] = _entry_of(name, None, entries, path)
         else:
             raise FormatError(f"{name}: an entry of the unknown kind {short(what.cls)}", where=path)
@@ -182,6 +203,11 @@ def open_dcp(folder: str | os.PathLike[str]) -> DcpFolder:
     return DcpFolder(
         base, version if type(version) is str else None, tensors, objects, dict(_paths(root, state))
     )
+
+
+def _has(record: Record, *fields: str) -> bool:
+    """Whether an object has these attributes, whatever its class is called."""
+    return all(record.get(f, _ABSENT) is not _ABSENT for f in fields)
 
 
 _Key = tuple[str, tuple[int, ...] | None]
@@ -192,18 +218,17 @@ def _entries(stored: dict[object, object], path: Path) -> dict[_Key, Entry]:
     entries: dict[_Key, Entry] = {}
     files: dict[str, str] = {}  # one string for each file, however many records it has
     for index, info in stored.items():
-        if type(index) is not Record or index.cls != _INDEX:
+        if type(index) is not Record or not _has(index, "fqn"):
             raise FormatError("a record is listed under something that is no index", where=path)
         name, offset = index.get("fqn"), index.get("offset")
         if type(name) is not str or not (offset is None or _is_sizes(offset)):
             raise FormatError("a record is listed without name or with an offset that is none", where=path)
-        if type(info) is not Record or info.cls != _INFO:
+        if type(info) is not Record or not _has(info, "relative_path", "offset", "length"):
             kind = info.cls if type(info) is Record else type(info).__name__
             raise FormatError(
                 f"{name}: its place is told in a form that is not known: {short(kind)}",
                 where=path,
-                hint="it was written by another storage than torch's FileSystemWriter; load and save it "
-                "with torch.distributed.checkpoint",
+                hint=_FOREIGN,
             )
         if info.get("transform_descriptors"):
             raise FormatError(
@@ -244,7 +269,8 @@ def _tensor(name: str, what: Record, entries: Mapping[_Key, Entry], path: Path) 
             raise PlanError(f"{name}: a chunk of {sizes} at {offsets} leaves the tensor {shape}", where=path)
         entry = _entry_of(name, offsets, entries, path) if 0 not in sizes else None
         cut.append(Chunk(offsets, sizes, entry))
-    return DcpTensor(_dtype(name, properties, path), shape, tuple(cut))
+    dtype, odd = _dtype(properties)
+    return DcpTensor(dtype, shape, tuple(cut), odd)
 
 
 def _entry_of(name: str, offset: tuple[int, ...] | None, entries: Mapping[_Key, Entry], path: Path) -> Entry:
@@ -255,7 +281,7 @@ def _entry_of(name: str, offset: tuple[int, ...] | None, entries: Mapping[_Key, 
     return found
 
 
-def _dtype(name: str, properties: object, path: Path) -> DType:
+def _dtype(properties: object) -> tuple[DType, str | None]:
     """Read the element type: the first of ``TensorProperties.__getstate__``, or a key of its state."""
     kind: object = None
     if type(properties) is Record:
@@ -263,9 +289,8 @@ def _dtype(name: str, properties: object, path: Path) -> DType:
         kind = state[0] if type(state) is tuple and state and type(state[0]) is Global else None
         kind = properties.get("dtype") if kind is None else kind
     if type(kind) is not Global or kind.module != "torch" or kind.name not in BY_NAME:
-        what = kind.qualified if type(kind) is Global else "nothing"
-        raise FormatError(f"{name}: a tensor of the unknown type {short(what)}", where=path)
-    return BY_NAME[kind.name]
+        return BY_NAME["uint8"], kind.qualified if type(kind) is Global else "nothing"
+    return BY_NAME[kind.name], None
 
 
 def _paths(root: Record, names: Mapping[object, object]) -> Iterator[tuple[str, tuple[str | int, ...]]]:

@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.torchfile import open_torch
+from ckptconv.containers.torch.torchtensors import odd_tensor
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.places import open_binary
@@ -109,8 +110,9 @@ class RecordReader:
                 f"{name}: the record at byte {offset:,}: {e.message}", where=self._path, hint=e.hint
             ) from e
         if type(root) is not FileTensor:
+            why = odd_tensor(root) or "an object"
             raise FormatError(
-                f"{name}: the record at byte {offset:,} is no plain tensor (sparse, quantized or a subclass)",
+                f"{name}: the record at byte {offset:,} is no plain tensor: {why}",
                 where=self._path,
                 hint="load the checkpoint with torch, and save dense tensors",
             )

@@ -15,6 +15,7 @@ from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.alike import Bytes, Outline, number_at, numbers_apart, outline
 from ckptconv.containers.torch.namespaces import plain
 from ckptconv.containers.torch.torchfile import open_torch
+from ckptconv.containers.torch.torchtensors import refuse_odd
 from ckptconv.errors import FormatError
 from ckptconv.places.places import open_binary
 from ckptconv.places.window import Window
@@ -62,11 +63,12 @@ def tensor_key(folder: str, chunk: int, chunks: int, name: str) -> str:
     return f"{folder}:{name}" if chunks == 1 else f"{folder}:model{chunk}.{name}"
 
 
-def tensors_of(model: Mapping[str, Any]) -> Iterator[tuple[str, FileTensor]]:
+def tensors_of(model: Mapping[str, Any], path: Path) -> Iterator[tuple[str, FileTensor]]:
     """Yield the tensors of a model's (nested) dict by dotted names; ``_extra_state`` is none of them.
 
     Raises:
-        FormatError: if the dicts hold themselves or one another without end.
+        FormatError: if the dicts hold themselves or one another without end, or a tensor of a kind that
+            cannot be located.
     """
     # Each level is an iterator, so that tensors come in the order of the file.
     levels = [("", iter(model.items()))]
@@ -81,8 +83,11 @@ def tensors_of(model: Mapping[str, Any]) -> Iterator[tuple[str, FileTensor]]:
                     raise FormatError("the model's dicts are nested without end")
                 levels.append((f"{name}.", iter(value.items())))
                 break
-            if isinstance(value, FileTensor) and not name.endswith("_extra_state"):
-                yield name, value
+            if not name.endswith("_extra_state"):
+                if isinstance(value, FileTensor):
+                    yield name, value
+                else:
+                    refuse_odd(name, value, path)
         else:
             levels.pop()
 
@@ -102,7 +107,9 @@ def read_rank(path: Path, *, exact: bool = False) -> RankFile:
         raise FormatError("no dict of a checkpoint", where=path)
     arguments = plain(root["args"]) if "args" in root else {}
     names = [k for k in root if type(k) is str and _CHUNK.fullmatch(k)]
-    chunks = {int(k[5:] or 0): dict(tensors_of(root[k])) for k in sorted(names) if isinstance(root[k], dict)}
+    chunks = {
+        int(k[5:] or 0): dict(tensors_of(root[k], path)) for k in sorted(names) if isinstance(root[k], dict)
+    }
     if not chunks or set(chunks) != set(range(len(chunks))):
         raise FormatError(
             f"there is no model in it: it holds {', '.join(map(str, root))[:200]}",

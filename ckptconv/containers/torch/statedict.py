@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from ckptconv.containers.base import FileTensor
-from ckptconv.containers.torch.picklevm import Record, short
-from ckptconv.containers.torch.torchtensors import is_tensor_record
+from ckptconv.containers.torch.picklevm import Record
+from ckptconv.containers.torch.torchtensors import odd_tensor, refuse_odd
 from ckptconv.errors import FormatError
 
 __all__ = ["state_dict_of"]
@@ -74,7 +74,7 @@ def _unwrap_holds(value: dict[object, object]) -> bool:
 
 
 def _holds_tensor(value: dict[object, object]) -> bool:
-    return any(type(v) is FileTensor or is_tensor_record(v) for v in value.values())
+    return any(type(v) is FileTensor or odd_tensor(v) is not None for v in value.values())
 
 
 def _dict_items(
@@ -84,7 +84,7 @@ def _dict_items(
         if type(value) is FileTensor and type(key) is str:
             yield key, value
         else:
-            _refuse_tensor(f"{path}{_key(key)}", value)
+            refuse_odd(f"{path}{_key(key)}", value)
             why = "under a key that is no name" if type(value) is FileTensor else "not a tensor"
             notes.append(f"{path}{_key(key)}: {_describe(value)}, {why}")
 
@@ -117,7 +117,7 @@ def _module_items(root: object, notes: list[str]) -> Iterator[tuple[str, FileTen
                 if type(value) is FileTensor:
                     yield full, value
                 else:
-                    _refuse_tensor(full, value)
+                    refuse_odd(full, value)
                     notes.append(f"{full}: {_describe(value)}, not a tensor")
         children = module.get("_modules")
         if type(children) is dict:
@@ -126,15 +126,6 @@ def _module_items(root: object, notes: list[str]) -> Iterator[tuple[str, FileTen
                 for name, child in reversed(children.items())
                 if child is not None
             ]
-
-
-def _refuse_tensor(name: str, value: object) -> None:
-    if is_tensor_record(value):
-        assert type(value) is Record
-        raise FormatError(
-            f"the tensor {short(name)} is not a plain one ({value.cls})",
-            hint="save it as a dense tensor on the CPU",
-        )
 
 
 def _key(key: object) -> str:

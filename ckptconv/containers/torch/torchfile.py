@@ -119,15 +119,31 @@ def _foreign(head: bytes, window: Window) -> FormatError:
     )
 
 
-def _storage_id(pid: object, fields: tuple[int, ...]) -> tuple[str, DType | None, int, object]:
-    """Return key, element type, number of elements and view of a persistent id."""
+@dataclass(frozen=True, slots=True)
+class _StorageId:
+    """What a persistent id says: key, type, bytes of an element, class if odd, elements, and view."""
+
+    key: str
+    dtype: DType | None
+    itemsize: int
+    odd: str | None
+    numel: int
+    view: object
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.itemsize
+
+
+def _storage_id(pid: object, fields: tuple[int, ...]) -> _StorageId:
+    """Read a persistent id."""
     if type(pid) is not tuple or len(pid) not in fields or pid[0] != "storage":
         raise FormatError("a persistent id that names no storage")
     _, cls, key, _, numel, *view = pid
-    dtype = storage_dtype(cls)
+    dtype, itemsize, odd = storage_dtype(cls)
     if type(key) is not str or type(numel) is not int or numel < 0:
         raise FormatError("a persistent id of a storage without key and length")
-    return key, dtype, numel, view[0] if view else None
+    return _StorageId(key, dtype, itemsize, odd, numel, view[0] if view else None)
 
 
 # The zip archive
@@ -143,7 +159,8 @@ def _open_zip(window: Window, exact: bool) -> TorchFile:
     located: dict[str, tuple[int, int]] = {}
 
     def storage(pid: object) -> FileStorage:
-        key, dtype, numel, _ = _storage_id(pid, (5,))
+        found = _storage_id(pid, (5,))
+        key = found.key
         if key not in located:
             entry = f"{root}/data/{key}"
             if entry not in index.sizes:
@@ -151,12 +168,11 @@ def _open_zip(window: Window, exact: bool) -> TorchFile:
             begin, size = index.locate(entry)
             located[key] = (window.start + begin, size)
         at, size = located[key]
-        nbytes = numel * (dtype.itemsize if dtype else 1)
-        if nbytes != size:
+        if found.nbytes != size:
             raise FormatError(
-                f"storage {short(key)} should have {nbytes:,} bytes; the archive holds {size:,}"
+                f"storage {short(key)} should have {found.nbytes:,} bytes; the archive holds {size:,}"
             )
-        return FileStorage(key, dtype, at, size, (at, size))
+        return FileStorage(key, found.dtype, at, size, (at, size), found.odd)
 
     tensors = TensorHooks(window.path, storage, exact)
     limits = inert.Limits()
@@ -199,11 +215,11 @@ def _open_legacy(window: Window, exact: bool) -> TorchFile:
     def declare(pid: object) -> object:
         if _is_module(pid):
             return pid[1]  # type: ignore[index]
-        key, dtype, numel, _ = _storage_id(pid, (5, 6))
-        entry = declared.setdefault(key, (numel, dtype.itemsize if dtype else 1))
-        if entry[0] * entry[1] != numel * (dtype.itemsize if dtype else 1):
-            raise FormatError(f"two lengths are given for storage {short(key)}")
-        return FileStorage(key, dtype, 0, 0, (0, 0))
+        found = _storage_id(pid, (5, 6))
+        entry = declared.setdefault(found.key, (found.numel, found.itemsize))
+        if entry[0] * entry[1] != found.nbytes:
+            raise FormatError(f"two lengths are given for storage {short(found.key)}")
+        return FileStorage(found.key, found.dtype, 0, 0, (0, 0))
 
     _, after = _load_legacy(window, at, persistent=declare)
     keys, after = _load_legacy(window, after)
@@ -212,10 +228,10 @@ def _open_legacy(window: Window, exact: bool) -> TorchFile:
     def storage(pid: object) -> object:
         if _is_module(pid):
             return pid[1]  # type: ignore[index]
-        key, dtype, _, view = _storage_id(pid, (5, 6))
-        if key not in located:
-            raise FormatError(f"the data of storage {short(key)} is not in the file")
-        return _view_of(key, dtype, located[key], view)
+        found = _storage_id(pid, (5, 6))
+        if found.key not in located:
+            raise FormatError(f"the data of storage {short(found.key)} is not in the file")
+        return _view_of(found, located[found.key])
 
     tensors = TensorHooks(window.path, storage, exact)
     value, _ = _load_legacy(window, at, persistent=storage, hooks=tensors, exact=exact)
@@ -290,15 +306,15 @@ def _walk_storages(
     return located
 
 
-def _view_of(key: str, dtype: DType | None, whole: tuple[int, int], view: object) -> FileStorage:
+def _view_of(found: _StorageId, whole: tuple[int, int]) -> FileStorage:
     """Return the storage, or the part of it that ``(key, offset, elements)`` names (torch before 0.4)."""
     at, size = whole
+    view = found.view
     if view is None:
-        return FileStorage(key, dtype, at, size, whole)
+        return FileStorage(found.key, found.dtype, at, size, whole, found.odd)
     if type(view) is not tuple or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
-        raise FormatError(f"a view of storage {short(key)} that is none")
-    item = dtype.itemsize if dtype else 1
-    offset, length = view[1] * item, view[2] * item
+        raise FormatError(f"a view of storage {short(found.key)} that is none")
+    offset, length = view[1] * found.itemsize, view[2] * found.itemsize
     if offset + length > size:
-        raise FormatError(f"a view reaches beyond the end of storage {short(key)}")
-    return FileStorage(key, dtype, at + offset, length, whole)
+        raise FormatError(f"a view reaches beyond the end of storage {short(found.key)}")
+    return FileStorage(found.key, found.dtype, at + offset, length, whole, found.odd)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.torchtensors import refuse_odd
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.plans.checkpoint import Checkpoint, ReadOptions, Weights
@@ -281,7 +282,13 @@ def _wanted(reading: Reading, rank: ModelRank) -> bool:
 
 
 def _tensors(reading: Reading, module: Mapping[Any, Any]) -> dict[str, FileTensor]:
-    """Return a state dict's tensors; entries that are none (extra states) are said."""
+    """Return a state dict's tensors; entries that are none (extra states) are said.
+
+    Raises:
+        FormatError: if one is of a kind that cannot be located.
+    """
+    for name, entry in module.items():
+        refuse_odd(str(name), entry, reading.run.tag)
     others = [str(k) for k, v in module.items() if not isinstance(v, FileTensor) and v is not None]
     if others:
         more = ", ..." if len(others) > 8 else ""

@@ -73,8 +73,9 @@ class ModelRank:
         """ZeRO stage as the partitions show it; ``ds_config`` may say otherwise (BF16_Optimizer)."""
         if not self.optim:
             return 0
-        if "zero_stage" in self.optim[0]:
-            return int(value(self.optim[0]["zero_stage"]))
+        said = value(self.optim[0].get("zero_stage"))
+        if isinstance(said, int):
+            return said
         return 3 if "fp32_flat_groups" in self.optim[0] else 1
 
     @property
