@@ -5,6 +5,8 @@ An error says what was found, where (file, key), and what to do next.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import ClassVar
 
@@ -18,26 +20,62 @@ __all__ = [
     "OutputError",
     "PlanError",
     "UsageError",
+    "keep_secret",
+    "printable",
+    "without_secrets",
 ]
 
 
 _MAX_MESSAGE = 10_000
 
+# Of a URL: who asks (a token, or a name and a password; a port is none); what a signed one is signed with.
+_USER = re.compile(
+    r"(\b[A-Za-z][A-Za-z0-9+.-]*:/{1,2})"
+    r"(?:[^/\s:@\[]*:(?!\d{1,5}(?:[/?#]|\s|$))[^\s@]*(?:@[^\s/@]*)*@|(?<=https://)[^/\s:@]+@|(?<=http://)[^/\s:@]+@)"
+)
+_SIGNED = re.compile(
+    r"([?&][^=&\s#]*(?:token|sig|key|secret|passw|pwd|credential|auth)[^=&\s#]*=)[^&\s#'\"]+", re.IGNORECASE
+)
+_SHORTEST_SECRET = 6  # what is shorter stands in other words as well
+_secrets: set[str] = set()
 
-def _printable(text: str) -> str:
-    """Cut what is too long to be read, and spell out what a file's names could do to a terminal."""
-    if len(text) > _MAX_MESSAGE:
-        text = f"{text[:_MAX_MESSAGE]}... ({len(text):,} characters)"
+
+def keep_secret(text: str) -> None:
+    """Remember a password that a user gave, so that `printable` cuts it whoever repeats it."""
+    if len(text) >= _SHORTEST_SECRET:
+        _secrets.add(text)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with ``***`` for what the URLs in it say of users, passwords, tokens and signatures."""
+    if ":/" in text:
+        text = _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", text))
+    for secret in _secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def printable(text: str) -> str:
+    """Return a text as it may be printed: on one line, steering no terminal, giving no secret away.
+
+    Names of files and tensors, values of configs and messages of other libraries may hold anything. What is
+    no printable character (ends of lines of all kinds, escapes, marks that turn the direction of writing,
+    lone surrogates) is spelled out as Python would, and what is too long to be read is cut.
+    """
+    length = len(text)
+    text = without_secrets(text[: 2 * _MAX_MESSAGE])  # a secret that is cut in two is not known as one
+    if length > _MAX_MESSAGE:
+        text = f"{text[:_MAX_MESSAGE]}... ({length:,} characters)"
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class CkptconvError(Exception):
     """Report a failure with its place and the next step to take.
 
     Args:
-        message: What is wrong, naming the tensor, key or value.
+        message: What is wrong, naming the tensor, key or value; several lines as a list.
         where: The file or folder it was found in.
         hint: What the user can do about it; each kind of error has a usual one.
     """
@@ -46,20 +84,23 @@ class CkptconvError(Exception):
     usual_hint: ClassVar[str | None] = None
 
     def __init__(
-        self, message: str, *, where: str | PathLike[str] | None = None, hint: str | None = None
+        self,
+        message: str | Sequence[str],
+        *,
+        where: str | PathLike[str] | None = None,
+        hint: str | None = None,
     ) -> None:
-        message = _printable(message)
-        super().__init__(message)
-        self.message = message
+        self.message = printable(message) if isinstance(message, str) else "\n".join(map(printable, message))
+        super().__init__(self.message)
         self.where = None if where is None else fspath(where)
         self.hint = hint or self.usual_hint
 
     def __str__(self) -> str:
         parts = [self.message]
         if self.where is not None:
-            parts.append(f"  in: {self.where}")
+            parts.append(f"  in: {printable(self.where)}")
         if self.hint is not None:
-            parts.append(f"  do: {self.hint}")
+            parts.append(f"  do: {printable(self.hint)}")
         return "\n".join(parts)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ckptconv.places.regular import read_bytes
 from ckptconv.plans.plan import AssetFile
 
 __all__ = ["collect_code"]
@@ -36,7 +37,7 @@ def collect_code(
         return [], [f"code of the model is not copied ({', '.join(names[:4])}); --copy-code does"]
     lacking = [n for n in dict.fromkeys(_modules(config.get("auto_map"))) if n not in names]
     notes = [f"config.json names {n} in auto_map, but it is not in {origin}" for n in lacking]
-    return [AssetFile(p.name, origin, p.read_bytes()) for p in found], notes
+    return [AssetFile(p.name, origin, read_bytes(p, within=folder)) for p in found], notes
 
 
 def _modules(auto_map: Any) -> Iterator[str]:

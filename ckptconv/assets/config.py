@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ckptconv.errors import FormatError
+from ckptconv.places.jsonfile import read_json
+from ckptconv.places.regular import read_bytes
 from ckptconv.plans.plan import AssetFile, Step
 
 __all__ = ["config_file", "generation_file", "read_config"]
@@ -15,6 +17,8 @@ __all__ = ["config_file", "generation_file", "read_config"]
 _OTHER = (
     "give --config with a folder or hub id of the same architecture, or --no-assets for the weights alone"
 )
+
+_MOST: Final = 16 << 20
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -24,10 +28,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         FormatError: if it is not a JSON object.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"not JSON: {e}", where=path, hint=_OTHER) from e
+    config = read_json(path, most=_MOST, within=folder, hint=_OTHER)
     if not isinstance(config, dict):
         raise FormatError("not a JSON object", where=path, hint=_OTHER)
     return config
@@ -56,7 +57,8 @@ def config_file(
         put(_dtype_key(config), dtype, "the dtype written")
     if tied is not None:
         put("tie_word_embeddings", tied, "as the weights are")
-    content = (json.dumps(out, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(out, indent=2, ensure_ascii=False) + "\n"
+    content = text.encode(errors="backslashreplace")  # a lone surrogate in the words JSON has for it
     return AssetFile("config.json", origin, content), steps
 
 
@@ -76,7 +78,7 @@ def generation_file(folder: Path | None, config: Mapping[str, Any], origin: str)
     """
     name = "generation_config.json"
     if folder is not None and (folder / name).is_file():
-        return AssetFile(name, origin, (folder / name).read_bytes())
+        return AssetFile(name, origin, read_bytes(folder / name, most=_MOST, within=folder))
     architectures = config.get("architectures") or []
     if not any(
         str(a).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures

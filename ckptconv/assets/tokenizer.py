@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckptconv.assets.find import tokenizer_files
 from ckptconv.errors import FormatError
+from ckptconv.places.regular import read_bytes
 from ckptconv.plans.plan import AssetFile
 
 __all__ = ["collect_tokenizer"]
@@ -28,7 +29,7 @@ def collect_tokenizer(folder: Path, origin: str, config: Path | None) -> list[As
         FormatError: if transformers cannot make a tokenizer from the vocabulary.
     """
     names = tokenizer_files(folder)
-    files = [AssetFile(n, origin, (folder / n).read_bytes()) for n in names]
+    files = [AssetFile(n, origin, read_bytes(folder / n, within=folder)) for n in names]
     bare = "tokenizer.json" not in names and "tokenizer_config.json" not in names
     if bare and ({"vocab.json", "merges.txt"} <= set(names) or any(n in names for n in _SENTENCEPIECE)):
         known = {f.name for f in files}

@@ -16,7 +16,8 @@ from ckptconv.containers.base import FileLayout, FileTensor, Placed, contiguous_
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.dtypes import BY_SAFETENSORS, DType
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.places.places import open_binary
+from ckptconv.places.jsonfile import parse_json
+from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
 
 __all__ = ["layout", "read_header"]
@@ -78,12 +79,9 @@ def _parse(raw: bytes, path: str) -> dict[str, object]:
             _fail(path, "the header names something twice")
         return made
 
-    try:
-        header = json.loads(raw.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(
-            f"the header is not JSON: {str(error)[:200]}", where=path, hint="copy or download the file again"
-        ) from error
+    header = parse_json(
+        raw, where=path, what="the header", hint="copy or download the file again", pairs=unique
+    )
     if not isinstance(header, dict) or not raw.startswith(b"{"):
         _fail(path, "the header is not a JSON object")
     return header

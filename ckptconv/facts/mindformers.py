@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from ckptconv.errors import FormatError
 from ckptconv.facts.value import Fact, computed
+from ckptconv.places.yamlfile import read_yaml
 
 __all__ = ["read_run", "run_facts"]
-
-_MAX_BYTES: Final = 1 << 20
 
 # Fact -> the keys that may say it, most reliable first.
 _WHOLE: dict[str, tuple[str, ...]] = {
@@ -81,16 +79,9 @@ def read_run(path: Path) -> dict[str, Any] | None:
     The class of the model (``model.arch.type``) is added as ``arch``.
 
     Raises:
-        FormatError: if the file is too large or no YAML.
+        FormatError: if the file is no YAML of a run.
     """
-    import yaml  # 20 ms, and seldom needed
-
-    if path.stat().st_size > _MAX_BYTES:
-        raise FormatError("the YAML file is too large to be a run's", where=path, hint="check --yaml")
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, RecursionError, ValueError) as e:
-        raise FormatError(f"not YAML: {str(e).splitlines()[0]}", where=path, hint="check --yaml") from e
+    content = read_yaml(path, hint="check --yaml")
     model = content.get("model") if isinstance(content, dict) else None
     config = model.get("model_config") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(config, dict):

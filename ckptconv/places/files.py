@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ckptconv.errors import FormatError, InputChangedError
 from ckptconv.places.places import forget, is_remote, place
+from ckptconv.places.regular import open_descriptor
 
 if TYPE_CHECKING:
     from ckptconv.places.remoteread import RemoteReader
@@ -216,7 +217,7 @@ class SourceFiles:
 
     def _open_checked(self, path: str) -> int:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_descriptor(path)
         except FileNotFoundError as e:
             raise _gone(path) from e
         except OSError as e:

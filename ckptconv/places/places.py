@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO, cast
 from urllib.parse import unquote
 
-__all__ = ["advice", "forget", "is_remote", "open_binary", "place"]
+__all__ = ["advice", "forget", "is_remote", "place"]
 
 # A path object has lost one slash of its URL. One letter alone would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(?!/)")
@@ -37,13 +36,6 @@ def place(path: str | os.PathLike[str]) -> Path:
     from ckptconv.places.remotepath import RemotePath
 
     return path if isinstance(path, RemotePath) else RemotePath(text)
-
-
-def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for short reads at random positions: unbuffered on disk, in blocks from behind a URL."""
-    if is_remote(path):
-        return cast(BinaryIO, place(path).open("rb"))
-    return cast(BinaryIO, open(path, "rb", buffering=0))
 
 
 _CREDENTIALS = {

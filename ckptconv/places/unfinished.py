@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ckptconv.errors import FormatError
+from ckptconv.places.regular import read_bytes
 
 __all__ = ["JOURNAL", "refuse_unfinished"]
 
@@ -24,7 +25,7 @@ def refuse_unfinished(path: Path) -> None:
     """
     for folder in [path, *path.absolute().parents][:_ABOVE]:
         try:
-            lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_bytes(folder / JOURNAL).decode(errors="replace").splitlines()
         except OSError:
             continue
         entries = [_entry(line) for line in lines]

@@ -16,6 +16,7 @@ from ckptconv.errors import PlanError
 from ckptconv.families import Family
 from ckptconv.numbers.casts import is_exact
 from ckptconv.places.places import place
+from ckptconv.places.regular import read_text
 from ckptconv.planning.adapters.carry import carried, ones
 from ckptconv.planning.adapters.lora import alone, follow, refuse_tied, term_steps
 from ckptconv.planning.model import Architecture
@@ -82,7 +83,7 @@ def name_tensors(
     passing: set[str] = set()
     adapter: AssetFile | None = None
     if options.drop or options.rename is not None:
-        rules = parse_renames(place(options.rename).read_text(encoding="utf-8")) if options.rename else []
+        rules = parse_renames(read_text(place(options.rename))) if options.rename else []
         dropped = {n for n in (*aliases, *unresolved) if any(fnmatchcase(n, d) for d in options.drop)}
         names, renamed = names_relation(relation.right, options.drop, rules, others=dropped)
         steps += [Step("drop", d.box.tensor, d.reason) for d in names.left_only]

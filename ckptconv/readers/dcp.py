@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.errors import FormatError, PlanError, UsageError
+from ckptconv.places.regular import read_head
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
 from ckptconv.readers.chunks import place
@@ -112,7 +113,7 @@ def _is_dcp(folder: Path) -> bool:
     if not (folder / METADATA).is_file():
         return False
     marker = folder / "metadata.json"
-    return not (marker.is_file() and b"sharded_backend" in marker.read_bytes()[:4096])
+    return not (marker.is_file() and b"sharded_backend" in read_head(marker, 4096))
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
@@ -162,7 +163,7 @@ def tracked(path: Path) -> int | None:
     """Return the step a run's tracker file names."""
     for name in _TRACKERS:
         if (path / name).is_file():
-            found = re.search(r"\d+", (path / name).read_text(errors="replace")[:256])
+            found = re.search(r"\d+", read_head(path / name, 256).decode(errors="replace"))
             if found:
                 return int(found[0])
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
@@ -11,6 +10,7 @@ from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.inside import is_plain_name
+from ckptconv.places.jsonfile import read_json
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
 from ckptconv.readers.reader import Reader
@@ -31,8 +31,8 @@ def _recognise(path: Path) -> bool:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        found = json.loads(index.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError) as e:
+        found = read_json(index)["weight_map"]
+    except (KeyError, TypeError) as e:
         raise FormatError("the index is not JSON with a 'weight_map'", where=index) from e
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise FormatError("the 'weight_map' does not map names to files", where=index)

@@ -13,7 +13,7 @@ from ckptconv.containers.stored import Stored, from_file_tensor
 from ckptconv.dtypes import numpy_dtype
 from ckptconv.errors import FormatError
 from ckptconv.numbers.casts import cast
-from ckptconv.places.places import open_binary
+from ckptconv.places.regular import open_binary
 
 __all__ = ["Sampler"]
 

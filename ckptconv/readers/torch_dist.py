@@ -21,6 +21,7 @@ from ckptconv.dialects.base import for_reading, traits_of
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import FormatError, PlanError, UsageError
+from ckptconv.places.regular import read_bytes, read_head
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
 from ckptconv.readers.chunks import place
@@ -57,13 +58,13 @@ def _backend(folder: Path) -> str | None:
     marker = folder / MARKER
     if marker.is_file():
         try:
-            found = json.loads(marker.read_bytes()[:65536])
+            found = json.loads(read_head(marker, 65536))
         except (ValueError, RecursionError):
             return _DAMAGED if (folder / METADATA).is_file() else None
         name = found.get("sharded_backend") if isinstance(found, dict) else None
         return name if isinstance(name, str) and name else None
     path = folder / METADATA
-    return "" if path.is_file() and _is_megatron(path.read_bytes()) else None
+    return "" if path.is_file() and _is_megatron(read_bytes(path)) else None
 
 
 def _is_megatron(metadata: bytes) -> bool:

@@ -75,7 +75,7 @@ def refuse(problems: list[str]) -> None:
     """Raise the problems as one error, if there are any."""
     if problems:
         more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise PlanError("\n".join([*problems[:_SHOWN], *more]), hint=NEXT)
+        raise PlanError([*problems[:_SHOWN], *more], hint=NEXT)
 
 
 def _ends(

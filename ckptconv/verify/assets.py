@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.errors import PlanError
+from ckptconv.errors import FormatError, PlanError
 from ckptconv.families import Family, find_family
+from ckptconv.places.jsonfile import read_json
 from ckptconv.relations import Spec
 from ckptconv.verify.result import Mismatch
 
@@ -81,8 +81,8 @@ def check_assets(
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        return read_json(path)
+    except FormatError:
         return None
 
 

@@ -18,7 +18,9 @@ from ckptconv.engine.events import FileDone, Listener, Progress, Started
 from ckptconv.engine.options import default_workers
 from ckptconv.errors import CkptconvError, FormatError, OutputError
 from ckptconv.places.inside import is_inside
-from ckptconv.places.places import forget, is_remote, open_binary, place
+from ckptconv.places.jsonfile import read_json
+from ckptconv.places.places import forget, is_remote, place
+from ckptconv.places.regular import open_binary
 from ckptconv.verify.result import FileDigest, Result
 from ckptconv.version import __version__
 
@@ -132,7 +134,7 @@ def read(folder: Path) -> dict[str, Any]:
             hint="make one from the source: ckptconv verify-roundtrip SRC OUT, or convert with --verify",
         )
     try:
-        data = json.loads(path.read_bytes())
+        data = read_json(path)
         if data["version"] != _VERSION:
             raise FormatError(
                 f"the certificate is of version {data['version']!r}, this ckptconv reads {_VERSION}",

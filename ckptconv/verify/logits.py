@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import CkptconvError
+from ckptconv.places.jsonfile import read_json
 from ckptconv.verify.result import Logits, Mismatch
 
 __all__ = ["run_model"]
@@ -99,9 +99,9 @@ def _line(error: Exception) -> str:
 def _code(folder: Path) -> str | None:
     """Return the class that config.json says is made by code of its own (``auto_map``), if it does."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())["auto_map"]
+        found = read_json(folder / "config.json")["auto_map"]
         return next((str(found[k]) for k in ("AutoModelForCausalLM", "AutoModel") if k in found), None)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (CkptconvError, OSError, LookupError, TypeError):
         return None
 
 

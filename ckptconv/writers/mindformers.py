@@ -22,6 +22,7 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.families import Family
 from ckptconv.places.places import place
+from ckptconv.places.regular import read_bytes
 from ckptconv.planning.model import Architecture
 from ckptconv.planning.names import Named, name_tensors
 from ckptconv.planning.settle import find_run, from_run, layouts, settled
@@ -123,7 +124,7 @@ def _like(options: ConvertOptions) -> _Chosen:
         if any(from_run(run, word) not in (None, value) for word, value in flags.items()):
             notes.append(Note("info", f"--like: {yaml.name} says another layout, so it is not written"))
         else:  # what it alone says, such as use_rearrange_rope, has to be known of what is written too
-            assets = (AssetFile(yaml.name, str(yaml), yaml.read_bytes()),)
+            assets = (AssetFile(yaml.name, str(yaml), read_bytes(yaml, within=yaml.parent)),)
     return _Chosen(style, words, model.tensors, _container(options) or container, tuple(notes), assets)
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import UsageError
-from ckptconv.places.places import forget, is_remote, open_binary, place
+from ckptconv.places.places import forget, is_remote, place
+from ckptconv.places.regular import open_binary
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.inside import is_inside
 from ckptconv.places.places import place
+from ckptconv.places.regular import read_bytes
 
 __all__ = ["METADATA", "Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp"]
 
@@ -174,9 +175,7 @@ def open_dcp(folder: str | os.PathLike[str]) -> DcpFolder:
     path = base / METADATA
     if not path.is_file():
         raise FormatError("no .metadata in this folder", where=base, hint="copy it; it is written last")
-    if path.stat().st_size > _LIMITS.size:
-        raise FormatError(f".metadata is larger than {_LIMITS.size:,} bytes", where=path)
-    root = inert.load(path.read_bytes(), hooks=_UNUSED, limits=_LIMITS, where=path)
+    root = inert.load(read_bytes(path, most=_LIMITS.size), hooks=_UNUSED, limits=_LIMITS, where=path)
     # The fields say what it is: core 0.15 saves a subclass (``dist_checkpointing/strategies/torch.py``,
     # ``MCoreMetadata``), as others may.
     if type(root) is not Record or not _has(root, "state_dict_metadata", "storage_data"):

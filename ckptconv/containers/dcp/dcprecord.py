@@ -20,7 +20,7 @@ from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.containers.torch.torchtensors import odd_tensor
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.places.places import open_binary
+from ckptconv.places.regular import open_binary
 
 __all__ = ["RecordReader"]
 

@@ -27,7 +27,7 @@ from ckptconv.containers.stored import Extent, Stored, from_file_tensor
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError
-from ckptconv.places.places import open_binary
+from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
 
 __all__ = ["DTYPES", "TRAILER", "MindSporeFile", "check_crc", "is_mindspore", "open_mindspore"]

@@ -17,7 +17,7 @@ from ckptconv.containers.torch.namespaces import plain
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.containers.torch.torchtensors import refuse_odd
 from ckptconv.errors import FormatError
-from ckptconv.places.places import open_binary
+from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
 
 __all__ = ["RankFile", "RankReader", "read_rank", "tensor_key"]

@@ -19,7 +19,8 @@ from ckptconv.containers.torch.torchtensors import FileStorage, TensorHooks, sto
 from ckptconv.containers.torch.zipindex import ZipIndex
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError
-from ckptconv.places.places import is_remote, open_binary
+from ckptconv.places.places import is_remote
+from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
 
 __all__ = ["FileStorage", "TorchFile", "open_torch", "state_dict_of"]

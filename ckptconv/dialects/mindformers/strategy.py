@@ -16,7 +16,6 @@ stages are merged, ``STAGE-`` stands before each parameter's name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,9 @@ from ckptconv.containers.mindspore.protobuf import Field, Walker, signed
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.parallel.devices import DeviceLayout
-from ckptconv.places.places import open_binary, place
+from ckptconv.places.jsonfile import read_json
+from ckptconv.places.places import place
+from ckptconv.places.regular import open_binary, read_bytes
 
 __all__ = ["Strategy", "find_strategies", "map_entries", "read_strategies"]
 
@@ -101,7 +102,7 @@ def read_strategies(paths: Sequence[Path]) -> Strategy:
     stages: dict[int, dict[str, DeviceLayout]] = {}
     seen: set[bytes] = set()
     for path in paths:
-        digest = sha256(path.read_bytes()).digest()  # thousands of ranks, a few contents
+        digest = sha256(read_bytes(path)).digest()  # thousands of ranks, a few contents
         if digest in seen:
             continue
         seen.add(digest)
@@ -214,7 +215,7 @@ def _layouts(walker: Walker, message: Field, name: str) -> DeviceLayout:
 
 def _json(path: Path) -> _Items:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         items = content["parallel_layout_item"]
         stages = [int(s["stage"]) for s in (content.get("parallel_strategy_item") or {}).values()]
         layouts = [(name, _json_layout(path, name, item)) for name, item in items.items()]

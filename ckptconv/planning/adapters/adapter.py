@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import FormatError, PlanError, UsageError
+from ckptconv.places.jsonfile import read_json
 from ckptconv.plans.plan import AssetFile
 from ckptconv.plans.request import ConvertOptions
 from ckptconv.relations import LowRank, Spec
@@ -99,10 +100,7 @@ def read_config(*folders: Path) -> AdapterConfig | None:
     path = next((f / CONFIG for f in folders if (f / CONFIG).is_file()), None)
     if path is None:
         return None
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"not JSON: {e}", where=path) from e
+    values = read_json(path)
     if not isinstance(values, dict):
         raise FormatError("not a JSON object", where=path)
     kind = values.get("peft_type", "LORA")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.inside import is_inside
+from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
 
 __all__ = ["Run", "TagFiles", "find_run", "looks_like_deepspeed", "sort_files"]
@@ -160,7 +161,7 @@ def find_run(path: Path, tag: str | None = None) -> Run:
         return Run(path, _tag_folder(path, tag, "--tag"))
     for pointer in _POINTERS:
         if (path / pointer).is_file():
-            named = (path / pointer).read_text(errors="replace")[:4096].strip()
+            named = read_head(path / pointer, 4096).decode(errors="replace").strip()
             return Run(path, _tag_folder(path, named, f"the file {pointer!r}"))
     tags = _tags(path)
     if len(tags) == 1:

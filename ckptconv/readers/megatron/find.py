@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.parallel import Grid
+from ckptconv.places.regular import read_head
 
 __all__ = ["Run", "find_run", "iteration_folder", "rank_folders"]
 
@@ -70,7 +71,7 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path | None:
             )
         return folder
     if tracker.is_file():
-        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        text = read_head(tracker, 256).decode(errors="replace").strip()
         name = (
             "release" if text == "release" else f"iter_{int(text):07d}" if _NUMBER.fullmatch(text) else None
         )

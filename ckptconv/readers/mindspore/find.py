@@ -16,7 +16,7 @@ from typing import Literal
 from ckptconv.containers.mindspore.mindspore import is_mindspore
 from ckptconv.dialects.mindformers.strategy import find_strategies
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.places.places import open_binary
+from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
 
 __all__ = ["NAME_MAP", "Found", "Step", "find", "looks_like_mindspore"]
@@ -155,8 +155,7 @@ def _iteration(path: Path, iterations: Sequence[tuple[int, Path]], tag: str | No
     if tag is not None:
         wanted, source = tag.removeprefix("iteration_"), "--tag"
     elif (path / _TRACKER).is_file():
-        with open_binary(path / _TRACKER) as file:
-            wanted, source = file.read(64).decode(errors="replace").strip(), _TRACKER
+        wanted, source = read_head(path / _TRACKER, 64).decode(errors="replace").strip(), _TRACKER
     else:
         wanted, source = str(iterations[-1][0]), ""
         notes = (Note("info", f"no {_TRACKER}; iteration {wanted} is the newest of {there}"),)

@@ -8,7 +8,6 @@ from the rank that stored it and the layout; the number is compared with it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ckptconv.dialects.mindformers.strategy import map_entries
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.parallel.devices import Cut, DeviceLayout, cut
 from ckptconv.places.inside import is_plain_name
+from ckptconv.places.jsonfile import read_json
 
 __all__ = ["Metadata", "Slice", "read_metadata"]
 
@@ -58,7 +58,7 @@ def read_metadata(path: Path) -> Metadata:
         PlanError: if it contradicts itself.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         return _metadata(path, content["state_dict_metadata"], content["storage_data"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise FormatError(f"not the metadata MindFormers writes ({e!r})"[:300], where=path) from e

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ckptconv.dialects.mindformers import find_style, usual
 from ckptconv.dialects.mindformers.entries import STEP
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.inside import is_plain_name
+from ckptconv.places.jsonfile import read_json
 from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
 from ckptconv.readers.mindspore.content import Content, add_whole
@@ -87,7 +87,7 @@ def _iteration(found: Found, content: Content) -> int | None:
     if common.is_file():
         content.graph.touch(common)
         try:
-            step = json.loads(common.read_bytes())["global_step"]
+            step = read_json(common)["global_step"]
         except (ValueError, KeyError, TypeError) as e:
             raise FormatError("common.json is not JSON with a 'global_step'", where=common) from e
         if isinstance(step, int):
@@ -145,7 +145,7 @@ def _read_named(found: Found, options: ReadOptions, content: Content) -> None:
 def _name_map(path: Path) -> dict[str, str]:
     """Read the map; converters write names alone, ``unified_safetensors`` puts them under ``weight_map``."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         found = content.get("weight_map", content)
         places = {str(name): str(file) for name, file in found.items()}
     except (ValueError, AttributeError, RecursionError) as e:
