@@ -14,17 +14,17 @@ from tempfile import TemporaryDirectory
 from ckptconv.api.convert import plan
 from ckptconv.assets.find import CONFIG
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.errors import PlanError, UsageError
+from ckptconv.errors import CkptconvError, PlanError, UsageError
 from ckptconv.planning.model import find_architecture
 from ckptconv.planning.settle import reading, understood
 from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
-from ckptconv.plans.plan import Plan
+from ckptconv.plans.plan import AssetFile, Plan
 from ckptconv.plans.request import ConvertOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Relation
 from ckptconv.verify.held import differences, planned, way_of
 
-__all__ = ["open_out", "open_source", "plan_again"]
+__all__ = ["assets_again", "open_out", "open_source", "plan_again"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -101,6 +101,25 @@ def plan_again(source: Path, there: Checkpoint, options: ConvertOptions) -> tupl
             where=there.data,
             hint="convert it to Hugging Face's format, and verify that",
         ) from e
+
+
+def assets_again(
+    source: Path, there: Checkpoint, options: ConvertOptions
+) -> tuple[tuple[AssetFile, ...] | None, tuple[tuple[str, str], ...]]:
+    """Plan again what stands beside the weights of an output that is a Hugging Face model.
+
+    Returns:
+        The files, None where the output has none to compare or none can be planned; and notes that say why.
+    """
+    if there.producer != "huggingface" or not there.root.is_dir() or not options.assets:
+        return None, ()
+    if not (there.root / CONFIG).is_file():
+        return None, ()
+    try:
+        return plan(source, replace(options, to="hf", assets=True, format=None)).assets, ()
+    except CkptconvError as e:
+        text = f"{CONFIG} and what stands beside the weights were not compared: {e.message}"
+        return None, (("warning", text),)
 
 
 def _as_laid_out(source: Path, options: ConvertOptions, there: Checkpoint) -> tuple[Plan, Relation]:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ckptconv.api.again import open_out, open_source, plan_again
+from ckptconv.api.again import assets_again, open_out, open_source, plan_again
 from ckptconv.api.convert import PathArg, plan
+from ckptconv.assets.find import CONFIG
 from ckptconv.dtypes import DType
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import DEFAULT_MEMORY, Options
 from ckptconv.errors import UsageError
+from ckptconv.families import Family, find_family
 from ckptconv.places.files import SourceFiles
-from ckptconv.places.places import place
+from ckptconv.places.places import is_remote, place
 from ckptconv.planning.model import find_architecture
 from ckptconv.planning.names import cast_chains, cast_steps
 from ckptconv.plans.checkpoint import Checkpoint
-from ckptconv.plans.plan import Plan
+from ckptconv.plans.plan import AssetFile, Plan
 from ckptconv.plans.request import ConvertOptions
 from ckptconv.relations import Relation
 from ckptconv.verify import certificate
 from ckptconv.verify.assets import check_assets
+from ckptconv.verify.beside import certified, check_beside
 from ckptconv.verify.compare import Comparer
 from ckptconv.verify.held import differences, hold, planned, way_of, wholly_read
 from ckptconv.verify.logits import run_model
@@ -79,11 +84,18 @@ def verify_roundtrip(
         return replace(_source_alone(place(source), chosen, how, listen), seconds=perf_counter() - begin)
     there = open_out(place(out), chosen)
     made, way = plan_again(place(source), there, chosen)
+    assets, notes = assets_again(place(source), there, chosen)
     result = _compare(
-        made, place(out), there, way, how, listen, certify=certify, sha256=sha256, family=chosen
+        replace(made, notes=(*made.notes, *notes)),
+        *(place(out), there, way, how, listen),
+        certify=certify,
+        sha256=sha256,
+        family=chosen,
+        assets=assets,
     )
+    names = _compared(place(out), there, assets or ())
     return _finish(
-        result, place(out), begin, certify=certify, sha256=sha256, logits=logits, reference=reference
+        result, place(out), begin, names, certify=certify, sha256=sha256, logits=logits, reference=reference
     )
 
 
@@ -108,12 +120,14 @@ def verify_plan(
         listen: Called with every event, from any thread.
     """
     begin = perf_counter()
+    names = [*(f.name for f in made.files), *(a.name for a in made.assets)]
+    written = made.assets
     there = open_out(place(out), options)
     way = way_of(made, there)
     if planned(made).keys() - way.right.keys():
         made, way = plan_again(place(source), there, options)
-    result = _compare(made, place(out), there, way, how, listen, certify=True, family=options)
-    return _finish(result, place(out), begin, certify=True)
+    result = _compare(made, place(out), there, way, how, listen, certify=True, family=options, assets=written)
+    return _finish(result, place(out), begin, names, certify=True)
 
 
 def _compare(
@@ -127,6 +141,7 @@ def _compare(
     certify: bool,
     sha256: bool = False,
     family: ConvertOptions,
+    assets: Sequence[AssetFile] | None,
 ) -> Result:
     proof, wrong = prove(
         [made.relation, *([way] if way is not there.relation else [])], made.casts, made.terms
@@ -156,7 +171,31 @@ def _compare(
         more, said = check_assets(folder, there.relation.right, aliases=there.aliases, family=given)
         wrong += more
         notes += said
+        if assets is not None and folder == out:
+            weights = _weights(folder, there)
+            known = given or _family(assets)
+            more, said = check_beside(folder, assets, weights, known)
+            wrong += more
+            notes += said
     return _result(made, held.plan, proof, wrong, notes, str(out), comparer)
+
+
+def _weights(folder: Path, there: Checkpoint) -> list[str]:
+    """Return the files of weights that were read, relative to their folder."""
+    inside = [Path(os.path.relpath(stamp.path, folder)).as_posix() for stamp in there.files]
+    return [name for name in inside if not name.startswith("../")]
+
+
+def _compared(out: Path, there: Checkpoint, assets: Sequence[AssetFile]) -> list[str] | None:
+    """Return the files of an output that were compared; None for one that is no model's folder."""
+    if there.producer != "huggingface" or not out.is_dir() or is_remote(out):
+        return None
+    return certified(out, _weights(out, there), assets)
+
+
+def _family(assets: Sequence[AssetFile]) -> Family | None:
+    config: dict[str, object] = next((json.loads(a.content) for a in assets if a.name == CONFIG), {})
+    return find_family(config.get("model_type"))
 
 
 def _source_alone(source: Path, options: ConvertOptions, how: Options, listen: Listener | None) -> Result:
@@ -227,6 +266,7 @@ def _finish(
     result: Result,
     out: Path,
     begin: float,
+    names: Sequence[str] | None,
     *,
     certify: bool,
     sha256: bool = False,
@@ -240,5 +280,5 @@ def _finish(
         result = replace(result, logits=ran, mismatches=(*result.mismatches, *wrong))
     result = replace(result, seconds=perf_counter() - begin)
     if certify and result.ok:
-        certificate.write(folder, result, sha256=sha256)
+        certificate.write(folder, result, names=names, sha256=sha256)
     return result

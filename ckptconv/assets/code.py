@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ckptconv.places.regular import read_bytes
+from ckptconv.plans.loaded import code_of
 from ckptconv.plans.plan import AssetFile
 
 __all__ = ["collect_code"]
@@ -35,19 +35,6 @@ def collect_code(
         if not names:
             return [], []
         return [], [f"code of the model is not copied ({', '.join(names[:4])}); --copy-code does"]
-    lacking = [n for n in dict.fromkeys(_modules(config.get("auto_map"))) if n not in names]
+    lacking = [n for n in dict.fromkeys(code_of(config)) if n not in names]
     notes = [f"config.json names {n} in auto_map, but it is not in {origin}" for n in lacking]
     return [AssetFile(p.name, origin, read_bytes(p, within=folder)) for p in found], notes
-
-
-def _modules(auto_map: Any) -> Iterator[str]:
-    """Yield the files that ``auto_map`` names beside the config; ``repo--module.Class`` is elsewhere.
-
-    Its form: transformers 5.23, ``dynamic_module_utils.py`` (``get_class_from_dynamic_module``).
-    """
-    if not isinstance(auto_map, Mapping):
-        return
-    for value in auto_map.values():
-        for reference in value if isinstance(value, list) else [value]:
-            if isinstance(reference, str) and (match := re.fullmatch(r"(\w+)\.\w+", reference)):
-                yield f"{match[1]}.py"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from ckptconv.errors import FormatError
@@ -35,7 +36,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def config_file(
-    config: Mapping[str, Any], origin: str, *, dtype: str | None, tied: bool | None
+    config: Mapping[str, Any],
+    origin: str,
+    *,
+    dtype: str | None,
+    tied: bool | None,
+    built: bool = False,
+    ids: Mapping[str, tuple[int, str]] = MappingProxyType({}),
 ) -> tuple[AssetFile, list[Step]]:
     """Return config.json with dtype and tie flag as written, and a step for each field that changed.
 
@@ -44,9 +51,15 @@ def config_file(
         origin: Where.
         dtype: The dtype most weights have; None leaves the field alone.
         tied: Whether the output head is tied; None leaves the field alone.
+        built: Whether the config was made from training arguments.
+        ids: Special tokens by key, each with where it is from, for those the config does not know.
     """
     out = dict(config)
     steps = []
+    if (elsewhere := out.pop("transformers_weights", None)) is not None:
+        # transformers 5.23 (modeling_utils.py) loads the file named there instead of the one that is written.
+        why = "the weights are in the files written here"
+        steps.append(Step("config", f"transformers_weights: {json.dumps(elsewhere)} left out", why))
 
     def put(key: str, value: object, why: str) -> None:
         if key not in out or out[key] != value:
@@ -55,11 +68,14 @@ def config_file(
 
     if dtype is not None:
         put(_dtype_key(config), dtype, "the dtype written")
+    for key, (number, why) in ids.items():
+        if out.get(key) is None:
+            put(key, number, why)
     if tied is not None:
         put("tie_word_embeddings", tied, "as the weights are")
     text = json.dumps(out, indent=2, ensure_ascii=False) + "\n"
     content = text.encode(errors="backslashreplace")  # a lone surrogate in the words JSON has for it
-    return AssetFile("config.json", origin, content), steps
+    return AssetFile("config.json", origin, content, derived=built), steps
 
 
 def _dtype_key(config: Mapping[str, Any]) -> str:
@@ -86,4 +102,4 @@ def generation_file(folder: Path | None, config: Mapping[str, Any], origin: str)
         return None
     keys = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "transformers_version")
     derived = {"_from_model_config": True, **{k: config[k] for k in keys if config.get(k) is not None}}
-    return AssetFile(name, "derived from config.json", (json.dumps(derived, indent=2) + "\n").encode())
+    return AssetFile(name, "derived from config.json", (json.dumps(derived, indent=2) + "\n").encode(), True)

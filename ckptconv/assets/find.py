@@ -7,34 +7,12 @@ from pathlib import Path
 
 from ckptconv.errors import CkptconvError, UsageError
 from ckptconv.places.places import is_remote, place
+from ckptconv.plans.loaded import TOKENIZER_FILES
 
 __all__ = ["CONFIG", "GENERATION_CONFIG", "TOKENIZER_FILES", "find_assets", "tokenizer_files"]
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-
-# What save_pretrained of a tokenizer or processor writes (transformers 5.23, tokenization_utils_base.py,
-# processing_utils.py), and what older and remote-code tokenizers leave; in the order people see them.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "*.tiktoken",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-)
 
 
 def find_assets(

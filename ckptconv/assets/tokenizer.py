@@ -64,7 +64,7 @@ def _made(folder: Path, names: list[str], config: Path | None) -> list[AssetFile
         if not special.exists():  # transformers 5 leaves it out; older releases look for it
             special.write_text(json.dumps(tokenizer.special_tokens_map, indent=2) + "\n", encoding="utf-8")
         return [
-            AssetFile(p.relative_to(target).as_posix(), "made by transformers", p.read_bytes())
+            AssetFile(p.relative_to(target).as_posix(), "made by transformers", p.read_bytes(), True)
             for p in sorted(target.rglob("*"))
             if p.is_file()
         ]

@@ -280,6 +280,7 @@ def result(made: Plan, report: Report, seconds: float) -> dict[str, Any]:
         "resumed_bytes": report.resumed,
         "seconds": round(seconds, 3),
         "overflows": report.overflows,
+        "removed": list(report.removed),
         "files": [{"name": n, "xxh3_blocks": d} for n, d in report.files.items()],
         "assets": [a.name for a in made.assets],
         "steps": [{"kind": s.kind, "what": s.what, "why": s.why} for s in made.steps],
@@ -299,7 +300,12 @@ def done(made: Plan, report: Report, seconds: float) -> None:
         if kind in ("drop", "rename", "compare") or count > 6:
             console.print(f"[dim]{kind}:[/] {plural(count, 'tensor')}")
     if report.overflows:
-        notes((("warning", f"{report.overflows} values are too large for float16 and became infinite"),))
+        into = sorted({chain[-1].name for chain in made.casts.values()})
+        which = " or ".join(into) or "the dtype written"
+        notes((("warning", f"{report.overflows} values are too large for {which} and became infinite"),))
+    if report.removed:
+        text = f"removed what loaders would have read of the old model: {', '.join(report.removed)}"
+        notes((("info", text),))
     rate = (report.bytes_out - report.resumed) / max(seconds, 1e-9)
     console.print(
         f"[bold green]done[/] {plural(tensors, 'tensor')}, {size(report.bytes_out)} in "

@@ -35,6 +35,8 @@ _DECIDE = (
     "lora_r",
     "adapter",
     "config",
+    "tokenizer",
+    "copy_code",
     "family",
     "tag",
 )

@@ -25,6 +25,7 @@ from ckptconv.relations.terms import operands
 
 __all__ = ["Filler", "pairs_by_tensor"]
 
+_INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _FLOAT32 = BY_NAME["float32"]
 
 
@@ -234,8 +235,13 @@ def _as_float32(values: Array, chain: Sequence[DType]) -> Array:
 
 
 def _overflows(values: Array, result: Array, dtype: DType) -> int:
-    """Count the elements that a cast to float16 made infinite."""
-    if dtype.name != "float16":
+    """Count the elements that a cast made infinite."""
+    if (infinity := _INFINITY.get(dtype.name)) is not None:
+        # In the tile's own bits first: nearly always there is none, and that is all that is to be known.
+        bits = result.view(np.uint16) & 0x7FFF
+        if not np.count_nonzero(bits == infinity):
+            return 0
+    elif values.dtype.itemsize <= result.dtype.itemsize:
         return 0
     with np.errstate(invalid="ignore"):  # raised by signalling NaNs
         return int(np.isinf(result).sum() - np.isinf(values).sum())

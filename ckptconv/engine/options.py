@@ -78,7 +78,8 @@ class Report:
             zeros in place of the CRC-32 sums that archives of ``torch.save`` hold.
         bytes_out: Bytes of the weight files.
         resumed: Bytes of them that an earlier run had written.
-        overflows: Values that became infinite in a cast to float16.
+        overflows: Values that became infinite in a cast.
+        removed: Files of the model that was in the folder which a loader would have read with the new one.
     """
 
     folder: str
@@ -86,6 +87,7 @@ class Report:
     bytes_out: int
     resumed: int
     overflows: int
+    removed: tuple[str, ...] = ()
 
 
 def default_workers() -> int:

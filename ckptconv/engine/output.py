@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
 from ckptconv.engine.options import Options
+from ckptconv.engine.whole import is_whole
 from ckptconv.errors import InterruptedRunError, OutputError
 from ckptconv.places.places import advice, is_remote
+from ckptconv.plans.loaded import leftovers
 from ckptconv.plans.plan import OutFile, Plan
 
 __all__ = [
@@ -85,10 +87,13 @@ def kept(journal: Journal, *, after: bool) -> Iterator[None]:
 
 
 def is_there(folder: Path, file: OutFile, journal: Journal) -> bool:
-    """Whether a file the journal calls whole is there, under its temporary or already its final name."""
+    """Whether a file the journal calls whole is, under its temporary or already its final name.
+
+    Its content is read and compared with the digest entered for it: a size proves nothing.
+    """
     names = [file.name + ".part", file.name][: 1 + journal.naming]
     found = [folder / n for n in names if (folder / n).is_file()]
-    return any(p.stat().st_size == file.layout.size for p in found)
+    return any(is_whole(p, file.layout, journal.done[file.name]) for p in found)
 
 
 def prepare(plan: Plan, folder: Path, options: Options, digest: str) -> None:
@@ -200,8 +205,12 @@ _STALE = (
 )
 
 
-def commit(plan: Plan, folder: Path, journal: Journal) -> None:
-    """Give every file its name: weights and assets, then the index, what the folder is known by last."""
+def commit(plan: Plan, folder: Path, journal: Journal) -> list[str]:
+    """Give every file its name: weights and assets, then the index, what the folder is known by last.
+
+    Returns:
+        The files of an old model that were removed, and that the plan has none in place of.
+    """
     for asset in plan.assets:
         path = folder / (asset.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,19 +220,21 @@ def commit(plan: Plan, folder: Path, journal: Journal) -> None:
             f.flush()
             os.fsync(f.fileno())
     names = in_order(plan)
+    gone: list[str] = []
     journal.name_all()
     if journal.overwrite:
-        for path in [p for pattern in stale(names) for p in folder.glob(pattern)]:
+        for name in stale(plan, folder):
             # One that an earlier run has named already is of the new model.
-            name = path.relative_to(folder).as_posix()
             if name not in names or (folder / (name + ".part")).exists():
-                path.unlink()
-                remove_empty(path.parent, folder)
+                (folder / name).unlink()
+                remove_empty((folder / name).parent, folder)
+            gone += [name] if name not in names else []
     for name in names:
         if (part := folder / (name + ".part")).exists():
             os.replace(part, folder / name)
     for inner in {p for n in names for p in (folder / n).parents if p.is_relative_to(folder)}:
         _sync(inner)
+    return gone
 
 
 def in_order(plan: Plan) -> list[str]:
@@ -231,13 +242,17 @@ def in_order(plan: Plan) -> list[str]:
     return sorted([f.name for f in plan.files] + [a.name for a in plan.assets], key=_last)
 
 
-def stale(names: Sequence[str]) -> list[str]:
-    """Return patterns of an old model's files, in the order to remove them before ``names`` are given."""
+def stale(plan: Plan, folder: Path) -> list[str]:
+    """List an old model's files, in the order to remove them before those of the plan get their names."""
+    names = in_order(plan)
     # Ranks of another layout in the folder of an iteration that is written anew.
     ranks = {f"{Path(n).parts[0]}/mp_rank_*/*.pt" for n in names if len(Path(n).parts) > 2}
     parents = sorted({n.rpartition("/")[0] for n in names if n.endswith(".distcp")})
     chunks = [f"{parent}/{n}".lstrip("/") for parent in parents for n in (".metadata", "*.distcp")]
-    return [*_STALE, *sorted(ranks), *chunks]
+    patterns = [*_STALE, *sorted(ranks), *chunks]
+    there = [p.relative_to(folder).as_posix() for pattern in patterns for p in folder.glob(pattern)]
+    config = next((a.content for a in plan.assets if a.name == "config.json"), None)
+    return list(dict.fromkeys([*there, *leftovers(folder, names, config)]))
 
 
 def _sync(folder: Path) -> None:

@@ -111,27 +111,34 @@ def _run(plan: Plan, folder: Path, options: Options, journal: RemoteJournal, tel
                 else:
                     run_locally(plan, todo, folder, options, sources, ledger, outputs)
                 sources.check()
-            _commit(plan, folder, journal, outputs)
+            removed = _commit(plan, folder, journal, outputs)
         except BaseException:
             outputs.give_up()
             raise
     files = {f.name: journal.done[f.name] for f in plan.files}
-    return Report(str(folder), files, plan.bytes_out, resumed, ledger.overflows)
+    return Report(str(folder), files, plan.bytes_out, resumed, ledger.overflows, tuple(removed))
 
 
-def _commit(plan: Plan, folder: Path, journal: RemoteJournal, outputs: Outputs) -> None:
-    """Make the files visible: weights first, then assets, the index and the config last."""
+def _commit(plan: Plan, folder: Path, journal: RemoteJournal, outputs: Outputs) -> list[str]:
+    """Make the files visible: weights first, then assets, the index and the config last.
+
+    Returns:
+        The files of an old model that were removed, and that the plan has none in place of.
+    """
     names = in_order(plan)
     contents = {a.name: a.content for a in plan.assets}
+    gone: list[str] = []
     journal.name_all()
     if journal.overwrite:
         forget()
-        for path in [p for pattern in stale(names) for p in folder.glob(pattern)]:
+        for name in stale(plan, folder):
             # One that an earlier run has named already is of the new model.
-            if path.relative_to(folder).as_posix() not in outputs.visible:
-                objects.delete(str(path))
+            if name not in outputs.visible:
+                objects.delete(str(folder / name))
+            gone += [name] if name not in names else []
     for name in names:
         if name in contents:
             objects.put(str(folder / name), contents[name])
         elif name not in outputs.visible:
             outputs.complete(name)
+    return gone

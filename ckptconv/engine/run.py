@@ -110,6 +110,6 @@ def _run(
         ledger.give_up()
         raise
     sources.check()
-    commit(plan, folder, journal)
+    removed = commit(plan, folder, journal)
     files = {f.name: journal.done[f.name] for f in plan.files}
-    return Report(str(folder), files, plan.bytes_out, resumed, ledger.overflows)
+    return Report(str(folder), files, plan.bytes_out, resumed, ledger.overflows, tuple(removed))

@@ -57,7 +57,7 @@ class Result:
             `seal` writes.
         crcs: The sum of each tensor's bytes in its span, by the tensor's number in the layout, where the
             container records sums.
-        overflows: Values that became infinite in a cast to float16.
+        overflows: Values that became infinite in a cast.
         sent: Receipts of the parts of an upload that another process than the asking one has sent.
     """
 

@@ -11,7 +11,7 @@ from ckptconv.families import Config, Family, is_sparse
 from ckptconv.families.derived import DERIVED, known
 from ckptconv.families.template import Template
 
-__all__ = ["config_from", "contradictions", "facts_of", "same", "template_of", "unspoken"]
+__all__ = ["config_from", "contradictions", "facts_of", "flat", "same", "template_of", "unspoken"]
 
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
@@ -131,7 +131,7 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
         PlanError: if the family has no template.
     """
     template = template_of(family)
-    plain = _flat(config)
+    plain = flat(config)
     found = {k: Fact(v, f"family {family.name}") for k, v in template.fixed.items()}
     found |= {k: Fact(v, f"config.{k}") for k, v in family.dims(config).items()}
     sizes = dict(found)
@@ -195,7 +195,7 @@ def _window(config: Config, found: Facts) -> dict[str, Fact]:
     return {"window_skip": Fact([k.startswith("sliding") for k in kinds], origin)}
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat(config: Config) -> dict[str, Any]:
     """Return a config with rotary embedding and dtype under the keys of transformers 4."""
     flat = dict(config)
     rope = flat.get("rope_parameters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from ckptconv.assets.code import collect_code
 from ckptconv.assets.config import config_file, generation_file
 from ckptconv.assets.find import find_assets
 from ckptconv.assets.tokenizer import collect_tokenizer
+from ckptconv.assets.tokens import token_ids
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.families import Family
@@ -100,17 +102,36 @@ def gather_assets(
     dtype = written.most_common(1)[0][0] if written else None
     says = family.tied(config.values) if family else config.values.get("tie_word_embeddings")
     tied = None if named.tied == says else named.tied
-    config_asset, steps = config_file(config.values, config.origin, dtype=dtype, tied=tied)
-    assets = [config_asset]
-    if (generation := generation_file(config.folder, config.values, config.origin)) is not None:
-        assets.append(generation)
     beside = tuple(p for p in (config.folder, *beside_of(checkpoint)) if p is not None)
     folder, origin = find_assets(tokenizer, beside, flag="--tokenizer")
     files = collect_tokenizer(folder, origin, config.folder) if folder is not None else []
-    notes = []
+    built = config.folder is None
+    ids = token_ids(files, family.dims(config.values).get("vocab") if family else None) if built else {}
+    config_asset, steps = config_file(
+        config.values, config.origin, dtype=dtype, tied=tied, built=built, ids=ids
+    )
+    assets = [config_asset]
+    values = json.loads(config_asset.content)
+    generation = generation_file(folder if built and ids else config.folder, values, config.origin)
+    if generation is not None:
+        assets.append(generation)
+    notes = _endless(values, generation)
     if not files:
         if tokenizer is not None:
             raise UsageError(f"--tokenizer: there are no tokenizer files in {tokenizer}")
         notes.append(Note("warning", "no tokenizer files found; --tokenizer takes a folder or hub id"))
     code, said = collect_code(config.folder, config.values, config.origin, copy=copy_code)
     return assets + files + code, steps, notes + [Note("warning", text) for text in said]
+
+
+def _endless(config: Mapping[str, Any], generation: AssetFile | None) -> list[Note]:
+    """Warn of a model that generates and is told by nothing which token ends a text."""
+    if generation is None or json.loads(generation.content).get("eos_token_id") is not None:
+        return []
+    if "eos_token_id" not in config or config["eos_token_id"] is not None:
+        return []
+    text = (
+        "eos_token_id is not known, so generate() will not stop by itself: give the tokenizer with "
+        "--tokenizer, or set it in config.json and generation_config.json"
+    )
+    return [Note("warning", text)]

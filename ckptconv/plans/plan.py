@@ -52,11 +52,13 @@ class AssetFile:
         name: Path inside the output folder.
         origin: Where its content comes from, for people.
         content: Its bytes.
+        derived: Whether they were made here rather than taken over from a file.
     """
 
     name: str
     origin: str
     content: bytes
+    derived: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import RawIOBase
@@ -21,6 +21,7 @@ from ckptconv.places.inside import is_inside
 from ckptconv.places.jsonfile import read_json
 from ckptconv.places.places import forget, is_remote, place
 from ckptconv.places.regular import open_binary
+from ckptconv.plans.loaded import is_model, part_of
 from ckptconv.verify.result import FileDigest, Result
 from ckptconv.version import __version__
 
@@ -71,12 +72,13 @@ class Checked:
         }
 
 
-def write(folder: Path, result: Result, *, sha256: bool = False) -> Path:
+def write(folder: Path, result: Result, *, names: Sequence[str] | None = None, sha256: bool = False) -> Path:
     """Write the certificate of a folder that was compared with its source, and return its path.
 
     Args:
         folder: The output.
         result: What was found; digests in it are not computed again.
+        names: The files that were compared; None for all that are there.
         sha256: Whether files have SHA-256 as well.
 
     Raises:
@@ -84,7 +86,7 @@ def write(folder: Path, result: Result, *, sha256: bool = False) -> Path:
     """
     known = {os.path.realpath(path): digest for path, digest in result.files.items()}
     files = {}
-    for name in _files(folder):
+    for name in _files(folder) if names is None else sorted(names):
         path = folder / name
         files[name] = known.get(os.path.realpath(path)) or _digest(path, lambda event: None, sha256=sha256)
     data = {
@@ -193,16 +195,32 @@ def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Che
         for name, digest in found:
             if digest != wanted[name]:
                 wrong[name] = "has another content than was certified"
-    extra = tuple(name for name in _files(folder) if name not in wanted)
-    order = list(wanted)
+    extra = [name for name in _files(folder) if name not in wanted]
+    preferred = [name for name in extra if _is_preferred(name, wanted)]
+    wrong |= dict.fromkeys(preferred, "was added, and loaders read it with or instead of the certified files")
+    order = [*wanted, *preferred]
     return Checked(
         str(folder),
         said,
         len(wanted),
         total,
         dict(sorted(wrong.items(), key=lambda w: order.index(w[0]))),
-        extra,
+        tuple(name for name in extra if name not in preferred),
     )
+
+
+def _is_preferred(name: str, certified: Collection[str]) -> bool:
+    """Whether loaders would read a file that is not certified, so that the model is another one."""
+    if not is_model(certified):
+        return False
+    part = part_of(name)
+    if part == "weights" and name.endswith((".bin", ".bin.index.json", ".h5", ".msgpack")):
+        return not any(n.endswith(".safetensors") for n in certified)
+    if part == "tokenizer":  # where no tokenizer was certified, one may well be put beside the model later
+        return any(part_of(n) == "tokenizer" for n in certified)
+    if part == "config":
+        return name != "config.json" or name in certified
+    return part is not None
 
 
 def _is_hidden(name: str) -> bool:

@@ -105,9 +105,10 @@ def test_verify_finds_what_the_disk_did(tmp_path: Path, monkeypatch: pytest.Monk
 
     commit = engine.commit
 
-    def failing(plan: object, folder: Path, journal: object) -> None:
-        commit(plan, folder, journal)  # type: ignore[arg-type]
+    def failing(plan: object, folder: Path, journal: object) -> list[str]:
+        gone = commit(plan, folder, journal)  # type: ignore[arg-type]
         spoil(folder)
+        return gone
 
     monkeypatch.setattr(engine, "commit", failing)
     result = run_command("deepspeed-to-hf", DEMO, tmp_path / "out", "--verify")
@@ -124,7 +125,9 @@ def with_code(out: Path) -> None:
 
 def test_bytes_are_judged_where_the_model_cannot_run(out: Path, tmp_path: Path) -> None:
     with_code(out)
-    words = ("verify-roundtrip", DEMO, out, "--logits", "--family", "qwen2")
+    # Two fields of the config are another model's, so it is given as the one the conversion had.
+    given = shutil.copytree(out, tmp_path / "given")
+    words = ("verify-roundtrip", DEMO, out, "--logits", "--family", "qwen2", "--config", given)
     page = tmp_path / "page.html"
     result = run_command(*words, "--report", page)
     assert result.code == 1
