@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from ckptconv.errors import PlanError
 from ckptconv.families.template import Template
-from ckptconv.relations import Relation, Spec, concat
-from ckptconv.relations import one as renamed
+from ckptconv.relations import Relation, Spec, in_a_row, renamed
 from ckptconv.slots import Entry, Table, shape_of
 
 __all__ = ["Config", "Family", "Findings", "Fused", "dims", "is_sparse"]
@@ -110,7 +109,7 @@ class Fused:
         }
         flat = f"{name} as rows"
         flatten = renamed(name, flat, Spec((experts * spec.shape[1], columns), spec.dtype), shape=spec.shape)
-        return flatten.compose(concat(flat, parts))
+        return flatten.compose(in_a_row(flat, parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Relate tensors as a file packs or shards them (left) to whole logical tensors (right).
 
 Each function gives the relation that merges; its `invert` splits. They chain by `Relation.compose`:
-``split(shards, "qkv", spec, axis=0).compose(grouped("qkv", parts, groups=8))`` relates the shards of a fused
+``split(shards, "qkv", spec, axis=0).compose(in_turns("qkv", parts, groups=8))`` relates the shards of a fused
 tensor to its query, key and value. Axes may be negative. All raise `PlanError` where shapes do not fit.
 """
 
@@ -18,25 +18,24 @@ from ckptconv.relations.relation import Relation
 
 __all__ = [
     "chunk_sizes",
-    "concat",
-    "grouped",
-    "interleaved",
-    "one",
+    "halved",
+    "in_a_row",
+    "in_turns",
     "padded",
     "partitioned",
-    "per_rank",
+    "permuted",
+    "piled",
+    "renamed",
     "replicated",
-    "rotary",
+    "row_by_row",
     "split",
-    "stacked",
     "tiled",
-    "transposed",
 ]
 
 _HINT = "compare the tensor's shape with the model's configuration and the parallel layout"
 
 
-def one(packed: str, whole: str, spec: Spec, *, shape: Sequence[int] | None = None) -> Relation:
+def renamed(packed: str, whole: str, spec: Spec, *, shape: Sequence[int] | None = None) -> Relation:
     """Rename a tensor; ``shape`` is the packed one where it is another view of the same elements."""
     stored = Spec(spec.shape if shape is None else tuple(shape), spec.dtype)
     if stored.numel != spec.numel:
@@ -45,7 +44,7 @@ def one(packed: str, whole: str, spec: Spec, *, shape: Sequence[int] | None = No
     return Relation({packed: stored}, {whole: spec}, (pair,))
 
 
-def grouped(packed: str, parts: Mapping[str, Spec], *, groups: int, axis: int = 0) -> Relation:
+def in_turns(packed: str, parts: Mapping[str, Spec], *, groups: int, axis: int = 0) -> Relation:
     """Pack tensors by turns: each is cut into equal groups along an axis, group 0 of all comes first.
 
     With query groups this is Megatron's fused QKV: the query heads of a group, its key, its value
@@ -81,27 +80,18 @@ def grouped(packed: str, parts: Mapping[str, Spec], *, groups: int, axis: int = 
     return Relation({packed: stored}, dict(parts), tuple(pairs))
 
 
-def concat(packed: str, parts: Mapping[str, Spec], *, axis: int = 0) -> Relation:
+def in_a_row(packed: str, parts: Mapping[str, Spec], *, axis: int = 0) -> Relation:
     """Pack tensors one after the other along an axis."""
-    return grouped(packed, parts, groups=1, axis=axis)
+    return in_turns(packed, parts, groups=1, axis=axis)
 
 
-def per_rank(packed: str, parts: Mapping[str, Spec], *, ranks: int, axis: int = 0) -> Relation:
-    """Pack tensors that are cut over ranks and concatenated on each, then the ranks one after the other.
-
-    With tensor parallel ranks this is Megatron's gate and up projection, its shards concatenated
-    (Megatron-LM, core 0.16.1, ``megatron/core/transformer/mlp.py``).
-    """
-    return grouped(packed, parts, groups=ranks, axis=axis)
-
-
-def interleaved(packed: str, parts: Mapping[str, Spec], *, axis: int = 0) -> Relation:
+def row_by_row(packed: str, parts: Mapping[str, Spec], *, axis: int = 0) -> Relation:
     """Pack tensors of one shape index by index along an axis: index 0 of all, then index 1 of all."""
     spec = next(iter(parts.values()))
-    return grouped(packed, parts, groups=max(spec.shape[_axis(packed, spec, axis)], 1), axis=axis)
+    return in_turns(packed, parts, groups=max(spec.shape[_axis(packed, spec, axis)], 1), axis=axis)
 
 
-def stacked(packed: str, parts: Mapping[str, Spec]) -> Relation:
+def piled(packed: str, parts: Mapping[str, Spec]) -> Relation:
     """Pack tensors of one shape along a new leading axis: experts, or layers."""
     spec = next(iter(parts.values()))
     if wrong := [name for name in parts if parts[name] != spec]:
@@ -115,7 +105,7 @@ def stacked(packed: str, parts: Mapping[str, Spec]) -> Relation:
     return Relation({packed: Spec((len(parts), *spec.shape), spec.dtype)}, dict(parts), tuple(pairs))
 
 
-def transposed(packed: str, whole: str, spec: Spec, *, order: Sequence[int] | None = None) -> Relation:
+def permuted(packed: str, whole: str, spec: Spec, *, order: Sequence[int] | None = None) -> Relation:
     """Permute axes: axis ``i`` of the packed is axis ``order[i]`` of the whole, reversed by default."""
     axes = tuple(reversed(range(len(spec.shape)))) if order is None else tuple(order)
     box = Box.of(whole, spec.shape, order=axes)
@@ -123,7 +113,7 @@ def transposed(packed: str, whole: str, spec: Spec, *, order: Sequence[int] | No
     return Relation({packed: stored}, {whole: spec}, (Pair(Box.whole(packed, stored.shape), box),))
 
 
-def rotary(
+def halved(
     packed: str,
     whole: str,
     spec: Spec,

@@ -140,23 +140,23 @@ def relate(packed: str, pack: Pack, specs: Mapping[str, Spec], dims: Dims) -> Re
             inner.append(made)
     if pack.kind == "transposed":
         ((name, spec),) = parts.items()
-        outer = packing.transposed(packed, name, spec)
+        outer = packing.permuted(packed, name, spec)
     elif pack.kind == "interleaved":
-        outer = packing.interleaved(packed, parts)
+        outer = packing.row_by_row(packed, parts)
     elif pack.kind == "stacked":
-        outer = packing.stacked(packed, parts)
+        outer = packing.piled(packed, parts)
     elif pack.kind in ("rows", "columns"):
         ((name, spec),) = parts.items()
         n, a, b = spec.shape
-        outer = packing.one(packed, name, spec, shape=(n * a, b) if pack.kind == "rows" else (a, n * b))
+        outer = packing.renamed(packed, name, spec, shape=(n * a, b) if pack.kind == "rows" else (a, n * b))
     elif pack.kind == "rotary":
         ((name, spec),) = parts.items()
-        outer = packing.rotary(name, packed, spec, heads=_count(pack.groups, dims)).invert()
+        outer = packing.halved(name, packed, spec, heads=_count(pack.groups, dims)).invert()
     else:
-        outer = packing.grouped(packed, parts, groups=_count(pack.groups, dims))
+        outer = packing.in_turns(packed, parts, groups=_count(pack.groups, dims))
     if not inner:
         return outer
-    plain = [packing.one(n, n, s) for n, s in parts.items() if not any(n in r.left for r in inner)]
+    plain = [packing.renamed(n, n, s) for n, s in parts.items() if not any(n in r.left for r in inner)]
     return outer.compose(Relation.union([*plain, *inner]))
 
 

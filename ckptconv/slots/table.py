@@ -236,7 +236,7 @@ def _related(name: str, pack: str | Pack, spec: Spec, dims: Dims) -> Relation | 
         slot = Spec(shape_of(pack, dims), spec.dtype)
         if pack in ("embed", "head", "head.bias") and spec.shape[:1] > slot.shape[:1]:
             return packing.padded(name, pack, slot, rows=spec.shape[0])
-        return packing.one(name, pack, slot) if slot.numel == spec.numel else None
+        return packing.renamed(name, pack, slot) if slot.numel == spec.numel else None
     specs = {s: Spec(shape_of(s, dims), spec.dtype) for s in leaves(pack)}
     return relate(name, pack, specs, dims)
 

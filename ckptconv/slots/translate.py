@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from ckptconv.errors import PlanError
-from ckptconv.relations import Box, Drop, Pair, Relation, Spec, one
+from ckptconv.relations import Box, Drop, Pair, Relation, Spec, renamed
 from ckptconv.slots import Dims, Table
 
 __all__ = ["from_slots", "some", "to_slots", "without"]
@@ -43,7 +43,7 @@ def to_slots(
         for slot in f.slots:
             if not f.entry.copy and held.setdefault(slot, f.name) != f.name:
                 raise PlanError(f"{held[slot]} and {f.name} are the same part of the model ({slot})")
-    kept = [one(name, name, tensors[name]) for name in unknown]
+    kept = [renamed(name, name, tensors[name]) for name in unknown]
     return Relation.union([table.relation(tensors, found, dims, what), *kept])
 
 
@@ -64,7 +64,7 @@ def from_slots(
         )
     specs = table.specs(found, plain, dims)
     made = table.relation(specs, found, dims, who).invert()
-    return Relation.union([made, *(one(n, n, slots[n]) for n in passing)])
+    return Relation.union([made, *(renamed(n, n, slots[n]) for n in passing)])
 
 
 def without(relation: Relation, names: Collection[str], reason: str) -> Relation:

@@ -22,7 +22,7 @@ from ckptconv.dialects.stacked import are_alike, stacked_axes, stacks, unstacked
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.parallel import Rank
 from ckptconv.plans.plan import AssetFile, OutFile
-from ckptconv.relations import Relation, Spec, one
+from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.relations.packing import tiled
 from ckptconv.slots import Dims, Table
 from ckptconv.writers.dcp import as_files
@@ -79,9 +79,9 @@ def as_saved(model: Layout, slots: Mapping[str, Spec], dims: Dims, arguments: Ma
         raise AssertionError(f"{CORE_TE.name} writes {unknown[0]}, which it does not read")
     whole = pad_vocabulary(table.relation(held, found, dims, "the model").invert())
     if model.dialect.name == CORE_LOCAL.name:
-        renamed = {name: _as_local(name) for name in held}
-        whole = whole.compose(Relation.union(one(name, new, held[name]) for name, new in renamed.items()))
-        held = {new: held[name] for name, new in renamed.items()}
+        names = {name: _as_local(name) for name in held}
+        whole = whole.compose(Relation.union(renamed(name, new, held[name]) for name, new in names.items()))
+        held = {new: held[name] for name, new in names.items()}
     freq = arguments.get("moe_layer_freq")
     together = are_alike(held) and not isinstance(freq, (list, str)) and freq in (None, 1)
     keys = stacks(held, layers=together)

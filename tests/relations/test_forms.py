@@ -8,7 +8,7 @@ from ckptconv.errors import PlanError
 from ckptconv.parallel import Cut, Shard, merge_shards
 from ckptconv.relations import Relation, Spec, split
 from ckptconv.relations import relation as relation_module
-from ckptconv.relations.packing import per_rank
+from ckptconv.relations.packing import in_turns
 
 
 def model(experts: int, ranks: int, copies: int) -> Relation:
@@ -29,7 +29,7 @@ def apart(experts: int, ranks: int) -> Relation:
     """Return fused projections as gates and ups."""
     half = Spec((4 * ranks, 6), "bfloat16")
     return Relation.union(
-        per_rank(f"e{e}", {f"gate{e}": half, f"up{e}": half}, ranks=1) for e in range(experts)
+        in_turns(f"e{e}", {f"gate{e}": half, f"up{e}": half}, groups=1) for e in range(experts)
     )
 
 

@@ -77,7 +77,7 @@ SMALL = st.integers(1, 4)
 @given(st.lists(SMALL, max_size=3), st.data())
 def test_one_renames_and_reshapes(shape: list[int], data: st.DataObject) -> None:
     other = data.draw(st.sampled_from([tuple(shape), (prod(shape),), (*shape, 1)]))
-    relation = packing.one("a", "b", spec(*shape), shape=other)
+    relation = packing.renamed("a", "b", spec(*shape), shape=other)
     whole = fresh({"b": spec(*shape)})
     assert_moves(relation, {"a": whole["b"].reshape(other)}, whole)
 
@@ -89,30 +89,32 @@ def test_one_renames_and_reshapes(shape: list[int], data: st.DataObject) -> None
     inner=SMALL,
     axis=st.sampled_from([1, -2]),
 )
-def test_grouped_packs_by_turns(groups: int, runs: list[int], outer: int, inner: int, axis: int) -> None:
+def test_parts_take_turns_by_group(
+    groups: int, runs: list[int], outer: int, inner: int, axis: int
+) -> None:
     parts = {f"p{i}": spec(outer, groups * run, inner) for i, run in enumerate(runs)}
     whole = fresh(parts)
     turns = [np.split(whole[name], groups, axis=1) for name in parts]
     packed = np.concatenate([turn[g] for g in range(groups) for turn in turns], axis=1)
-    assert_moves(packing.grouped("x", parts, groups=groups, axis=axis), {"x": packed}, whole)
+    assert_moves(packing.in_turns("x", parts, groups=groups, axis=axis), {"x": packed}, whole)
 
 
 def test_the_named_groupings() -> None:
     parts = {"gate": spec(4, 3), "up": spec(4, 3)}
     whole = fresh(parts)
     gate, up = whole["gate"], whole["up"]
-    assert_moves(packing.concat("x", parts), {"x": np.concatenate([gate, up])}, whole)
-    assert_moves(packing.concat("x", parts, axis=-1), {"x": np.concatenate([gate, up], 1)}, whole)
+    assert_moves(packing.in_a_row("x", parts), {"x": np.concatenate([gate, up])}, whole)
+    assert_moves(packing.in_a_row("x", parts, axis=-1), {"x": np.concatenate([gate, up], 1)}, whole)
     ranks = np.concatenate([gate[:2], up[:2], gate[2:], up[2:]])
-    assert_moves(packing.per_rank("x", parts, ranks=2), {"x": ranks}, whole)
-    assert_moves(packing.interleaved("x", parts), {"x": np.stack([gate, up], 1).reshape(8, 3)}, whole)
-    assert_moves(packing.interleaved("x", parts, axis=1), {"x": np.stack([gate, up], 2).reshape(4, 6)}, whole)
-    assert_moves(packing.stacked("x", parts), {"x": np.stack([gate, up])}, whole)
+    assert_moves(packing.in_turns("x", parts, groups=2), {"x": ranks}, whole)
+    assert_moves(packing.row_by_row("x", parts), {"x": np.stack([gate, up], 1).reshape(8, 3)}, whole)
+    assert_moves(packing.row_by_row("x", parts, axis=1), {"x": np.stack([gate, up], 2).reshape(4, 6)}, whole)
+    assert_moves(packing.piled("x", parts), {"x": np.stack([gate, up])}, whole)
     vectors = {"q": spec(4), "k": spec(2), "v": spec(2)}
     bias = fresh(vectors)
     q, k, v = bias.values()
     fused = np.concatenate([q[:2], k[:1], v[:1], q[2:], k[1:], v[1:]])
-    assert_moves(packing.grouped("x", vectors, groups=2), {"x": fused}, bias)
+    assert_moves(packing.in_turns("x", vectors, groups=2), {"x": fused}, bias)
 
 
 @given(
@@ -120,13 +122,13 @@ def test_the_named_groupings() -> None:
         lambda s: st.tuples(st.just(s), st.permutations(range(len(s))))
     )
 )
-def test_transposed_permutes_axes(case: tuple[list[int], list[int]]) -> None:
+def test_permuted_reorders_axes(case: tuple[list[int], list[int]]) -> None:
     shape, order = case
     whole = fresh({"b": spec(*shape)})
     assert_moves(
-        packing.transposed("a", "b", spec(*shape), order=order), {"a": whole["b"].transpose(order)}, whole
+        packing.permuted("a", "b", spec(*shape), order=order), {"a": whole["b"].transpose(order)}, whole
     )
-    assert_moves(packing.transposed("a", "b", spec(*shape)), {"a": whole["b"].T}, whole)
+    assert_moves(packing.permuted("a", "b", spec(*shape)), {"a": whole["b"].T}, whole)
 
 
 @given(heads=SMALL, half=SMALL, before=st.integers(0, 2), after=st.integers(0, 2), inner=SMALL)
@@ -138,9 +140,9 @@ def test_rotary_turns_pairs_into_halves(heads: int, half: int, before: int, afte
     want = np.concatenate(
         [view[:, :before], turned[:, 0::2], turned[:, 1::2], view[:, before + 2 * half :]], axis=1
     )
-    relation = packing.rotary("a", "b", spec(heads * dim, inner), heads=heads, start=before, size=2 * half)
+    relation = packing.halved("a", "b", spec(heads * dim, inner), heads=heads, start=before, size=2 * half)
     assert_moves(relation, packed, {"b": want.reshape(heads * dim, inner)})
-    bias = packing.rotary("a", "b", spec(heads * 2 * half), heads=heads)
+    bias = packing.halved("a", "b", spec(heads * 2 * half), heads=heads)
     vector = np.arange(heads * 2 * half)
     assert_moves(bias, {"a": vector}, {"b": vector.reshape(heads, half, 2).transpose(0, 2, 1).ravel()})
 
@@ -250,11 +252,11 @@ def test_a_packing_under_uneven_tensor_parallel_cuts(data: st.DataObject) -> Non
         turned = {f"{name}.pairs": part for name, part in parts.items()}
         for name, part in parts.items():
             count = groups * heads if name.endswith("q") else groups
-            stages[2].append(packing.rotary(f"{name}.pairs", name, part, heads=count))
-        stages[1].append(packing.grouped(f"{e}.qk", turned, groups=groups))
-        stages[0].append(packing.transposed(f"{e}.t", f"{e}.qk", stages[1][-1].left[f"{e}.qk"]))
+            stages[2].append(packing.halved(f"{name}.pairs", name, part, heads=count))
+        stages[1].append(packing.in_turns(f"{e}.qk", turned, groups=groups))
+        stages[0].append(packing.permuted(f"{e}.t", f"{e}.qk", stages[1][-1].left[f"{e}.qk"]))
     layers = [Relation.union(stage) for stage in stages]
-    stack = packing.stacked("all", {f"{e}.t": layers[0].left[f"{e}.t"] for e in range(experts)})
+    stack = packing.piled("all", {f"{e}.t": layers[0].left[f"{e}.t"] for e in range(experts)})
     axis = data.draw(st.integers(0, 2))
     length = stack.left["all"].shape[axis]
     ranks = data.draw(st.integers(1, 4))
@@ -319,11 +321,11 @@ def test_tensor_parallel_is_cut_anew_through_the_whole(data: st.DataObject) -> N
 
 def test_layouts_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(PlanError, match=r"^up .*axis 0 cannot be cut into 4"):
-        packing.grouped("fc1", {"gate": spec(8, 2), "up": spec(6, 2)}, groups=4)
+        packing.in_turns("fc1", {"gate": spec(8, 2), "up": spec(6, 2)}, groups=4)
     with pytest.raises(PlanError, match=r"fc1 cannot hold both gate .* and up"):
-        packing.concat("fc1", {"gate": spec(8, 2), "up": spec(8, 3)})
+        packing.in_a_row("fc1", {"gate": spec(8, 2), "up": spec(8, 3)})
     with pytest.raises(PlanError, match="experts cannot stack b"):
-        packing.stacked("experts", {"a": spec(2), "b": spec(3)})
+        packing.piled("experts", {"a": spec(2), "b": spec(3)})
     with pytest.raises(PlanError, match=r"embed .*axis 0 is not cut by"):
         packing.split(["a", "b"], "embed", spec(8), axis=0, sizes=[4, 3])
     with pytest.raises(PlanError, match=r"embed .*has no axis 1"):
@@ -331,15 +333,15 @@ def test_layouts_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(PlanError, match="7 rows cannot hold the 8 of embed"):
         packing.padded("padded", "embed", spec(8, 2), rows=7)
     with pytest.raises(PlanError, match="q: no 3 rotary dimensions"):
-        packing.rotary("pairs", "q", spec(6, 2), heads=2)
+        packing.halved("pairs", "q", spec(6, 2), heads=2)
     with pytest.raises(PlanError, match=r"a \[3\] cannot be b \[4\]"):
-        packing.one("a", "b", spec(4), shape=(3,))
+        packing.renamed("a", "b", spec(4), shape=(3,))
 
 
 def test_regular_packings_stay_few() -> None:
     """A fused tensor over 8 ranks is one pair a part and rank, however many heads it has."""
     parts = {"q": spec(64 * 128, 1024), "k": spec(8 * 128, 1024), "v": spec(8 * 128, 1024)}
-    fused = packing.grouped("qkv", parts, groups=8)
+    fused = packing.in_turns("qkv", parts, groups=8)
     assert len(fused.pairs) == 3
     cut = packing.split([f"tp{r}" for r in range(4)], "qkv", fused.left["qkv"], axis=0)
     assert len(cut.compose(fused).pairs) == 12

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ckptconv.errors import PlanError
 from ckptconv.relations.box import Box
-from ckptconv.relations.packing import grouped, padded, replicated, split, tiled, transposed
+from ckptconv.relations.packing import in_turns, padded, permuted, replicated, split, tiled
 from ckptconv.relations.pair import Drop, Pair, Spec, join, restrict
 from ckptconv.relations.relation import Relation
 
@@ -57,7 +57,7 @@ def relations(draw: st.DrawFn, shape: tuple[int, ...], name: str, *, side: str =
         name, whole = f"{side}.pad", steps[-1].left[f"{side}.pad"]
     if draw(st.booleans()):
         order = draw(st.permutations(range(len(shape))))
-        steps.append(transposed(f"{side}.turned", name, whole, order=order))
+        steps.append(permuted(f"{side}.turned", name, whole, order=order))
         name, whole = f"{side}.turned", steps[-1].left[f"{side}.turned"]
     ranks = draw(st.integers(1, 3))
     axis = draw(st.integers(0, len(shape) - 1))
@@ -284,7 +284,7 @@ def test_scalars_and_empty_tensors_are_whole(shape: tuple[int, ...]) -> None:
 
 
 def test_a_wrong_round_trip_is_not_the_identity() -> None:
-    turned = transposed("a", "b", spec(3, 3))
+    turned = permuted("a", "b", spec(3, 3))
     assert not Relation(turned.right, turned.right, tuple(
         replace(pair, left=replace(pair.left, tensor="b")) for pair in turned.pairs
     )).is_identity()  # fmt: skip
@@ -338,7 +338,7 @@ def test_other_json_is_refused(data: dict[str, object]) -> None:
 
 def test_select_keeps_what_concerns_some_tensors() -> None:
     parts = {"q": spec(4, 3), "k": spec(2, 3), "v": spec(2, 3)}
-    fused = grouped("qkv", parts, groups=2)
+    fused = in_turns("qkv", parts, groups=2)
     shards = split(["r0", "r1"], "qkv", fused.left["qkv"], axis=0)
     whole = Relation.union([shards.compose(fused), replicated(["n0", "n1"], "norm", spec(3))])
     part = whole.select(["k", "norm"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ckptconv.errors import PlanError
 from ckptconv.planning.adapters.adapter import WITH_PEFT
-from ckptconv.relations import Constant, LowRank, Pair, Relation, Spec, one, packing
+from ckptconv.relations import Constant, LowRank, Pair, Relation, Spec, packing, renamed
 from ckptconv.relations.box import Box
 from ckptconv.relations.terms import Terms, operands
 from ckptconv.slots import Dims, Pack, Table, leaves, shape_of, template
@@ -81,7 +81,7 @@ def carried(
         shared.setdefault(term.a, []).append(a)
         right[f.name] = (LowRank(a, b, term.scale, turned),)
     parts = operands(terms)
-    same = [one(n, n, s) for n, s in tensors.items() if n not in parts]
+    same = [renamed(n, n, s) for n, s in tensors.items() if n not in parts]
     split = Relation.union(unpacked).compose(Relation.union(packed))
     copies = [_shared(name, names, tensors[name]) for name, names in shared.items()]
     return Relation.union([*same, split, *copies]), right
@@ -97,7 +97,7 @@ def _rows(name: str, pack: str | Pack, spec: Spec, dims: Dims) -> Relation:
     elif pack == "head" and spec.shape[0] > rows[pack].shape[0]:
         made = packing.padded(name, pack, rows[pack], rows=spec.shape[0])
     else:
-        made = packing.one(name, pack, rows[pack])
+        made = packing.renamed(name, pack, rows[pack])
     if made.left[name].shape != spec.shape:
         raise PlanError(_wrong(name, spec.shape, made.left[name].shape))
     return made
