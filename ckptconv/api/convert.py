@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.options import Engine, Options, Report
 from ckptconv.engine.run import run
 from ckptconv.errors import PlanError, UsageError
+from ckptconv.families import Family
 from ckptconv.numbers.sizes import parse_size
 from ckptconv.places.files import SourceFiles
 from ckptconv.places.places import place
@@ -25,7 +26,7 @@ from ckptconv.planning.adapters.carry import ones
 from ckptconv.planning.adapters.lora import adapter_layout, term_steps
 from ckptconv.planning.adapters.peft import prepare
 from ckptconv.planning.folder import compare, gather_assets
-from ckptconv.planning.model import find_architecture, is_zero_centered
+from ckptconv.planning.model import Architecture, find_architecture, is_zero_centered
 from ckptconv.planning.names import cast_chains, cast_steps, name_tensors
 from ckptconv.planning.settle import keeps_names, reading, understood
 from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions, Weights
@@ -255,7 +256,7 @@ def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
             where=config.origin,
             hint="give --family with a name or a file",
         )
-    named = name_tensors(checkpoint, options, replace(model, zero_centered=False))
+    named = name_tensors(checkpoint, options, replace(model, zero_centered=None))
     table = family.table(config.values)
     buffers = [n for n in table.named(named.relation.right)[1] if family.is_ignored(n)]
     relation = without(named.relation, buffers, "a buffer the model makes itself")
@@ -270,9 +271,7 @@ def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
     if pattern is not None:
         stored = {k: Spec(s.shape, s.dtype.name) for k, s in pattern.stored.items()}
         relation = as_stored(relation, stored, options.dtype)
-    kept = model.zero_centered and options.to == "megatron"  # its arguments go on saying so
-    zero = kept if pattern is None else is_zero_centered(pattern.arguments, family)
-    terms = ones(outer, 1.0 if model.zero_centered else -1.0) if zero != model.zero_centered else {}
+    terms = ones(outer, _centering(checkpoint, options, model, pattern, family))
     via = follow_through(follow_through(follow_through(checkpoint.via, named.relation), inner), outer)
     casts = cast_chains(checkpoint, relation, via)
     notes = [*checkpoint.notes, *model.notes, *compare(family, config.values, named), *target.notes]
@@ -286,6 +285,29 @@ def _plan_shards(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
         steps=tuple(steps),
         notes=tuple((n.level, n.text) for n in notes),
     )
+
+
+def _centering(
+    checkpoint: Checkpoint,
+    options: ConvertOptions,
+    model: Architecture,
+    pattern: Checkpoint | None,
+    family: Family,
+) -> Callable[[str], int]:
+    """Return what a norm lacks of its 1 in the source and not in the target, by its slot."""
+    source = model.zero_centered if checkpoint.table is not None else None
+    target: bool | None = family.zero_centered
+    if pattern is not None:
+        target = is_zero_centered(pattern.arguments, family)
+    elif options.to == "mindformers":
+        target = None  # as the family has them
+    elif source and options.to == "megatron":
+        target = True  # its arguments go on saying so
+
+    def lacks(side: bool | None, norm: str) -> bool:
+        return family.is_zero_centered(norm) if side is None else side
+
+    return lambda norm: lacks(source, norm) - lacks(target, norm)
 
 
 def convert(

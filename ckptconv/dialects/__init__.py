@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ckptconv.dialects.base import Dialect, Line, Traits, for_reading, traits_of
+from ckptconv.dialects.base import Dialect, Line
 from ckptconv.relations import Spec
+from ckptconv.slots import Words
 from ckptconv.slots.entry import form, numbers
 
-__all__ = ["Dialect", "Line", "dialects", "find_dialect", "for_reading"]
+__all__ = ["Dialect", "Line", "dialects", "find_dialect", "with_ranks"]
 
 
 def dialects() -> list[Dialect]:
@@ -23,21 +24,33 @@ def dialects() -> list[Dialect]:
     return list(found.values())
 
 
+def with_ranks() -> list[Dialect]:
+    """Return the dialects of frameworks that cut tensors over ranks."""
+    return [d for d in dialects() if d.ranks]
+
+
 def find_dialect(
-    tensors: Mapping[str, Spec], arguments: str | None = None, traits: Traits | None = None
+    tensors: Mapping[str, Spec],
+    arguments: str | None = None,
+    words: Words | None = None,
+    among: Iterable[Dialect] | None = None,
 ) -> Dialect:
     """Return the dialect that knows most names; of equals the one with such arguments, then the first.
 
     Args:
-        tensors: What the ranks hold.
+        tensors: What the checkpoint holds.
         arguments: Whose arguments were found beside them (`Dialect.arguments`).
-        traits: What the model is like, if its names are not to tell.
+        words: What the model is like, if its names are not to tell.
+        among: The dialects it can be: those with ranks if none are given.
     """
-    like = traits if traits is not None else traits_of(tensors)
     wanted = {numbers(name)[0] for name in tensors}
 
     def known(dialect: Dialect) -> tuple[int, bool]:
-        lines = [line for line in for_reading(dialect) if line.holds(like)]
-        return len(wanted & {form(line.name) for line in lines}), dialect.arguments == arguments
+        forms = {form(line.name) for line in dialect.lines}
+        if wanted & forms:
+            kinds = list((words or dialect.told(tensors)).kinds())
+            held = [line for line in dialect.lines if any(kind.holds(line.when) for kind in kinds)]
+            forms = {form(line.name) for line in held}
+        return len(wanted & forms), dialect.arguments == arguments
 
-    return max(dialects(), key=known)
+    return max(with_ranks() if among is None else among, key=known)

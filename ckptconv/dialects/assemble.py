@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ckptconv.dialects.base import Dialect, Line, Traits, for_reading, traits_of
+from ckptconv.dialects.base import Dialect, Line
 from ckptconv.dialects.factors import factor_cut, factor_of, is_gate_told, unpack_factor, with_implied
 from ckptconv.dialects.stacked import turned
 from ckptconv.errors import PlanError
 from ckptconv.parallel import Chunk, Cut, Grid, Rank, Shard, merge_shards, number_layers
 from ckptconv.relations import Box, Pair, Relation, Spec
-from ckptconv.slots import Pack, Table
+from ckptconv.slots import Pack, Table, Words
 from ckptconv.slots.entry import fill_in, form, numbers
 
 __all__ = ["Assembled", "Held", "assemble", "old_versions"]
@@ -31,14 +31,14 @@ class Assembled:
         relation: The ranks' tensors to whole tensors, under the names of the dialect with layers and experts
             numbered through the model.
         table: Where those names are looked up.
-        traits: What the model is like: words of `Line.when`.
+        words: What the model and its layers are like, as far as reading asks.
         stages: For every chunk its layers, local number to number in the model.
         unknown: Whole tensors the dialect has no name for; taken for replicas.
     """
 
     relation: Relation
     table: Table
-    traits: Traits
+    words: Words
     stages: Mapping[Chunk, Mapping[int, int]]
     unknown: tuple[str, ...]
 
@@ -62,25 +62,11 @@ def old_versions(lines: Iterable[Line], version: float) -> tuple[Line, ...]:
     return tuple(old(line) for line in lines)
 
 
-def _traits(tensors: Mapping[str, Spec]) -> Traits:
-    known = with_implied(tensors)
-    if len(known) > len(tensors) and not is_gate_told(known):
-        raise PlanError(
-            "the adapter alone does not tell whether the MLP has a gate",
-            hint="give the checkpoint it was trained on as the source, and this one with --adapter",
-        )
-    return traits_of(known)
-
-
-def _holds(traits: Traits) -> Callable[[str, str], bool]:
-    return lambda word, layer: word in traits
-
-
 _LEGACY_EXPERTS = re.compile(r"(.*\.mlp\.)experts\.weight([12])")
 
 
 def assemble(
-    grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: float = 3.0, traits: Traits | None = None
+    grid: Grid, held: Held, dialect: Dialect, key: Key, *, version: float = 3.0, words: Words | None = None
 ) -> Assembled:
     """Join the tensors of all ranks.
 
@@ -90,115 +76,171 @@ def assemble(
         dialect: How it is named and cut.
         key: Name of the left side for a rank's tensor.
         version: The checkpoint's ``checkpoint_version``.
-        traits: What the model is like, if its names are not to tell.
+        words: What the model is like, if its names are not to tell.
 
     Raises:
         PlanError: if ranks disagree about what there is, or slices do not fit together.
     """
-    every: dict[str, Spec] = {}
-    for tensors in _distinct(held).values():
-        every.update(tensors)
-    traits = traits if traits is not None else _traits(every)
-    lines = old_versions(for_reading(dialect), version)
-    table = Table(lines, holds=_holds(traits))
-    index: dict[str, list[Line]] = defaultdict(list)
-    for line in lines:
-        if line.holds(traits):
-            index[form(line.name)].append(line)
     _same_names(grid, held)
+    stages = number_layers(grid, _local_layers(held))
+    words = words if words is not None else _told(held, dialect, stages)
+    lines = old_versions(dialect.lines, version)
+    joining = _Joining(grid, key, words, stages)
+    for line in lines:
+        joining.index[form(line.name)].append(line)
+    for rank, chunks in held.items():
+        for v, tensors in chunks.items():
+            joining.add(rank, v, tensors)
+    relation, unknown = joining.relation()
+    return Assembled(relation, Table(lines, words=words, grid={"tp": grid.tp}), words, stages, unknown)
+
+
+def _local_layers(held: Held) -> dict[Chunk, set[int]]:
+    """Return the numbers of the layers each chunk has, as it numbers them."""
     local: dict[Chunk, set[int]] = defaultdict(set)
-    numbered: set[tuple[Chunk, int]] = set()
+    for chunk, tensors in _distinct(held):
+        local[chunk] |= {at[1] for name in tensors if (at := _layer(name)) is not None}
+    return local
+
+
+def _told(held: Held, dialect: Dialect, stages: Mapping[Chunk, Mapping[int, int]]) -> Words:
+    """Return what names and shapes tell of the layers, numbered through the model."""
+    every: dict[str, Spec] = {}
+    found = []
+    for chunk, tensors in _distinct(held):
+        every.update(tensors)
+        local, numbered = dialect.told(with_implied(tensors)), stages.get(chunk, {})
+        layers = {
+            f"layers.{numbered[int(number)]}" if kind == "layers" else f"mtp.{number}": words
+            for layer, words in local.layers.items()
+            for kind, _, number in [layer.partition(".")]
+        }
+        found.append(replace(local, layers=layers))
+    known = with_implied(every)
+    if len(known) > len(every) and not is_gate_told(known):
+        raise PlanError(
+            "the adapter alone does not tell whether the MLP has a gate",
+            hint="give the checkpoint it was trained on as the source, and this one with --adapter",
+        )
+    return dialect.reading(Words.joined(found))
+
+
+# Of a tensor in a rank: its name, its spec, the whole one's name, and whether it is an expert's.
+_Part = tuple[str, Spec, str, bool]
+
+
+class _Joining:
+    """Collect what ranks hold, by the whole tensors it belongs to."""
+
+    def __init__(self, grid: Grid, key: Key, words: Words, stages: Mapping[Chunk, Mapping[int, int]]) -> None:
+        self.index: dict[str, list[Line]] = defaultdict(list)
+        self._grid, self._key, self._words, self._stages = grid, key, words, stages
+        self._shards: dict[str, list[Shard]] = defaultdict(list)
+        self._cuts: dict[str, tuple[Cut, int]] = {}
+        self._unpacked: list[Relation] = []
+        self._strange: dict[str, list[Shard]] = defaultdict(list)
+        # Ranks that share a mapping, as those of one stage do, differ in numbers of slices and experts alone.
+        self._known: dict[tuple[Chunk, int, int], list[_Part]] = {}
+
+    def add(self, rank: Rank, v: int, tensors: Mapping[str, Spec]) -> None:
+        """Take in what a rank holds in a chunk."""
+        block, slice_of_expert = self._grid.experts(rank)
+        chunk = Chunk(rank.pp, v)
+        form_of = (chunk, id(tensors), block)
+        if (known := self._known.get(form_of)) is not None:
+            for name, spec, whole, expert in known:
+                at = slice_of_expert if expert else rank.tp
+                where = self._key(rank, v, name)
+                self._shards[whole].append(
+                    Shard(where, spec, at if self._cuts[whole][0].axis is not None else 0)
+                )
+            return
+        before = len(self._unpacked), len(self._strange)
+        layers = self._stages.get(chunk, {})
+        plain = self._plain(rank, v, tensors)
+        weights = with_implied({n: s for n, (_, s) in plain.items()})
+        count = _experts(weights)
+        parts: list[_Part] = []
+        for name, (where, spec) in plain.items():
+            factor = factor_of(name)
+            weight = name if factor is None else factor.weight
+            line, values = self._line(weight, layers)
+            if line is None:
+                self._strange[_renamed(name, layers)].append(Shard(where, spec))
+                continue
+            if expert := "{e}" in line.name:
+                values = (*values[:-1], block * count + values[-1])
+            slice_, size = (slice_of_expert, self._grid.etp) if expert else (rank.tp, self._grid.tp)
+            cut = _cut(line, weights.get(weight, spec), weight, weights)
+            whole = fill_in(line.name, values)
+            if factor is not None:
+                cut, whole = factor_cut(cut, factor.part), factor.name(whole)
+            self._cuts[whole] = (cut, size)
+            self._shards[whole].append(Shard(where, spec, slice_ if cut.axis is not None else 0))
+            parts.append((name, spec, whole, expert))
+        if (len(self._unpacked), len(self._strange)) == before and not self._strange:
+            self._known[form_of] = parts
+
+    def _line(self, weight: str, layers: Mapping[int, int]) -> tuple[Line | None, tuple[int, ...]]:
+        """Return the line of a rank's tensor, and its numbers through the model."""
+        shape, values = numbers(weight)
+        for line in self.index.get(shape, ()):
+            if "*" not in line.name:
+                layer, numbered = "", values
+            elif line.slots[0].startswith("mtp."):
+                layer, numbered = f"mtp.{values[0]}", values
+            else:
+                numbered = (layers[values[0]], *values[1:])
+                layer = f"layers.{numbered[0]}"
+            if self._words.holds(line.when, layer):
+                return line, numbered
+        return None, values
+
+    def _plain(self, rank: Rank, v: int, tensors: Mapping[str, Spec]) -> dict[str, tuple[str, Spec]]:
+        """Return tensors by their names, those of experts together taken apart: where they are, and what."""
+        plain: dict[str, tuple[str, Spec]] = {}
+        for name, spec in tensors.items():
+            where = self._key(rank, v, name)
+            if (match := _LEGACY_EXPERTS.fullmatch(name)) is not None:
+                made: Relation | None = _one_by_one(self._grid, where, match, spec, tensors)
+            else:
+                made = unpack_factor(where, name, tensors)
+            if made is None:
+                plain[name] = (where, spec)
+                continue
+            self._unpacked.append(made)
+            plain.update({n.rpartition(":")[2]: (n, s) for n, s in made.right.items()})
+        return plain
+
+    def relation(self) -> tuple[Relation, tuple[str, ...]]:
+        """Return the ranks' tensors related to whole ones, and the whole ones that have no line."""
+        joined = [merge_shards(name, found, *self._cuts[name]) for name, found in self._shards.items()]
+        unknown: list[str] = []
+        for name, found in self._strange.items():
+            if len({s.spec for s in found}) == 1:
+                unknown.append(name)
+                joined.append(merge_shards(name, found, Cut(), 1))
+            else:  # slices of something: no one knows how they fit, so each has a name of its own
+                unknown += [f"{name} of {s.key}" for s in found]
+                joined += [merge_shards(f"{name} of {s.key}", [s], Cut(), 1) for s in found]
+        relation = Relation.union(joined)
+        if self._unpacked:
+            first = Relation.union(self._unpacked)
+            rest = {n: s for n, s in relation.left.items() if n not in first.right}
+            same = tuple([Pair(Box.whole(n, s.shape), Box.whole(n, s.shape)) for n, s in rest.items()])
+            relation = Relation.union([first, Relation(rest, rest, same)]).compose(relation)
+        return relation, tuple(unknown)
+
+
+def _distinct(held: Held) -> Iterator[tuple[Chunk, Mapping[str, Spec]]]:
+    """Yield what the chunks hold, what several ranks share once."""
+    seen: set[tuple[Chunk, int]] = set()
     for rank, chunks in held.items():
         for v, tensors in chunks.items():
             chunk = Chunk(rank.pp, v)
-            if (chunk, id(tensors)) in numbered:
-                continue
-            numbered.add((chunk, id(tensors)))
-            for name in tensors:
-                if (at := _layer(name)) is not None:
-                    local[chunk].add(at[1])
-    stages = number_layers(grid, local)
-
-    shards: dict[str, list[Shard]] = defaultdict(list)
-    cuts: dict[str, tuple[Cut, int]] = {}
-    unpacked: list[Relation] = []
-    strange: dict[str, list[Shard]] = defaultdict(list)
-    # Ranks that share a mapping, as those of one stage do, differ in numbers of slices and experts alone.
-    known_parts: dict[tuple[Chunk, int, int], list[tuple[str, Spec, str, bool]]] = {}
-    for rank, chunks in held.items():
-        block, slice_of_expert = grid.experts(rank)
-        for v, tensors in chunks.items():
-            form_of = (Chunk(rank.pp, v), id(tensors), block)
-            if (parts := known_parts.get(form_of)) is not None:
-                for name, spec, whole, expert in parts:
-                    cut = cuts[whole][0]
-                    at_slice = slice_of_expert if expert else rank.tp
-                    shards[whole].append(
-                        Shard(key(rank, v, name), spec, at_slice if cut.axis is not None else 0)
-                    )
-                continue
-            parts, before = [], (len(unpacked), len(strange))
-            layers = stages.get(Chunk(rank.pp, v), {})
-            plain: dict[str, tuple[str, Spec]] = {}
-            for name, spec in tensors.items():
-                if (match := _LEGACY_EXPERTS.fullmatch(name)) is not None:
-                    made = _one_by_one(grid, key(rank, v, name), match, spec, tensors)
-                    unpacked.append(made)
-                    plain.update({n.rpartition(":")[2]: (n, s) for n, s in made.right.items()})
-                elif (split := unpack_factor(key(rank, v, name), name, tensors)) is not None:
-                    unpacked.append(split)
-                    plain.update({n.rpartition(":")[2]: (n, s) for n, s in split.right.items()})
-                else:
-                    plain[name] = (key(rank, v, name), spec)
-            weights = with_implied({n: s for n, (_, s) in plain.items()})
-            count = _experts(weights)
-            for name, (where, spec) in plain.items():
-                factor = factor_of(name)
-                weight = name if factor is None else factor.weight
-                shape, values = numbers(weight)
-                known = index.get(shape)
-                if not known:
-                    strange[_renumbered(name, layers)].append(Shard(where, spec))
-                    continue
-                line = known[0]
-                if "*" in line.name and not line.slots[0].startswith("mtp."):
-                    values = (layers[values[0]], *values[1:])
-                if expert := "{e}" in line.name:
-                    slice_ = slice_of_expert
-                    values = (*values[:-1], block * count + values[-1])
-                    size = grid.etp
-                else:
-                    slice_, size = rank.tp, grid.tp
-                cut = _cut(line, weights.get(weight, spec), weight, weights)
-                whole = fill_in(line.name, values)
-                if factor is not None:
-                    cut, whole = factor_cut(cut, factor.part), factor.name(whole)
-                cuts[whole] = (cut, size)
-                shards[whole].append(Shard(where, spec, slice_ if cut.axis is not None else 0))
-                parts.append((name, spec, whole, expert))
-            if (len(unpacked), len(strange)) == before and not strange:
-                known_parts[form_of] = parts
-    joined = [merge_shards(name, found, *cuts[name]) for name, found in shards.items()]
-    unknown: list[str] = []
-    for name, found in strange.items():
-        if len({s.spec for s in found}) == 1:
-            unknown.append(name)
-            joined.append(merge_shards(name, found, Cut(), 1))
-        else:  # slices of something: no one knows how they fit, so each has a name of its own
-            unknown += [f"{name} of {s.key}" for s in found]
-            joined += [merge_shards(f"{name} of {s.key}", [s], Cut(), 1) for s in found]
-    relation = Relation.union(joined)
-    if unpacked:
-        first = Relation.union(unpacked)
-        rest = {n: s for n, s in relation.left.items() if n not in first.right}
-        same = tuple([Pair(Box.whole(n, s.shape), Box.whole(n, s.shape)) for n, s in rest.items()])
-        relation = Relation.union([first, Relation(rest, rest, same)]).compose(relation)
-    return Assembled(relation, table, traits, stages, tuple(unknown))
-
-
-def _distinct(held: Held) -> dict[int, Mapping[str, Spec]]:
-    """Return the mappings of tensors in it, those that several ranks share once."""
-    return {id(tensors): tensors for chunks in held.values() for tensors in chunks.values()}
+            if (chunk, id(tensors)) not in seen:
+                seen.add((chunk, id(tensors)))
+                yield chunk, tensors
 
 
 def _same_names(grid: Grid, held: Held) -> None:
@@ -231,7 +273,7 @@ def _layer(name: str) -> tuple[str, int, str] | None:
     return match[1], int(match[2]), match[3]
 
 
-def _renumbered(name: str, layers: Mapping[int, int]) -> str:
+def _renamed(name: str, layers: Mapping[int, int]) -> str:
     at = _layer(name)
     return name if at is None else f"{at[0]}{layers[at[1]]}{at[2]}"
 

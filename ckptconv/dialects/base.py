@@ -4,43 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ckptconv.parallel import Cut
 from ckptconv.relations import Spec
-from ckptconv.slots import Entry, Pack, linear, one
-from ckptconv.slots.table import Table
+from ckptconv.slots import Entry, Pack, Table, Words, linear
+from ckptconv.slots.entry import form, numbers
+from ckptconv.slots.pack import over_leaves
 
 __all__ = [
     "Dialect",
     "Line",
-    "Traits",
     "column",
     "for_mtp",
-    "for_reading",
     "norm",
     "plain",
     "prefixed",
     "row",
-    "traits_of",
     "whole",
 ]
 
 # Every rank holds the tensor whole.
 WHOLE = Cut()
-# What a model is like: words of `Line.when`.
-Traits = frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Line(Entry):
     """A tensor of a dialect, and how it is cut over tensor parallel ranks (over expert ones, of experts).
-
-    Words of ``when``: ``mla`` (the layer has latent attention), ``q_lora`` (its query is compressed too),
-    ``gated`` (the MLP has a gate), ``moe`` (the layer has experts), ``moe_model`` (some layer has), ``mtp``
-    (the model predicts several tokens), ``mm_split`` (MindSpeed's split of latent projections) and
-    ``sequential`` (one module an expert). Reading looks at the first three alone: names tell the rest.
 
     Attributes:
         cut: How it is cut.
@@ -50,11 +41,6 @@ class Line(Entry):
 
     cut: Cut = WHOLE
     tells: str | None = None
-
-    def holds(self, traits: Traits) -> bool:
-        """Whether all words of ``when`` are among these, negated ones not."""
-        words = (self.when or "").split()
-        return all((w.lstrip("!") in traits) != w.startswith("!") for w in words)
 
 
 def column(
@@ -77,11 +63,13 @@ def whole(
     return tuple(replace(line, tells=tells) for line in _lines(slot, module, cut, cut, bias, when))
 
 
-def norm(slot: str, stem: str, *, when: str | None = None) -> tuple[Line, ...]:
-    """Declare a norm's ``weight`` and ``bias``; ``stem`` ends in what stands before these words."""
+def norm(
+    slot: str, stem: str, *, when: str | None = None, names: tuple[str, str] = ("weight", "bias")
+) -> tuple[Line, ...]:
+    """Declare a norm's weight and the bias it may have; ``stem`` ends in what stands before these words."""
     return (
-        Line(f"{stem}weight", slot, when),
-        Line(f"{stem}bias", f"{slot}.bias", when, optional=True),
+        Line(f"{stem}{names[0]}", slot, when),
+        Line(f"{stem}{names[1]}", f"{slot}.bias", when, optional=True),
     )
 
 
@@ -95,10 +83,15 @@ def _lines(
     )
 
 
-def plain(slot: str, name: str, *, when: str | None = None) -> Line:
-    """Declare a tensor by its complete name, whole on every rank."""
-    entry = one(slot, name, when=when)
-    return Line(entry.name, entry.pack, when)
+def plain(
+    slot: str | Pack, name: str, *, when: str | None = None, cut: int | None = None, copy: bool = False
+) -> Line:
+    """Declare a tensor by its complete name, whole on every rank or cut along an axis."""
+    return Line(name, slot, when, copy=copy, cut=Cut(cut))
+
+
+# Words that hold of the layer of a tensor: the tensor, and the word.
+Told = Iterable[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +101,69 @@ class Dialect:
     Attributes:
         name: Name for ``--dialect``.
         lines: Its tensors.
+        tells: Words that names tell, each with a pattern of names, numbers written as ``#``. They hold of the
+            layer the name is in, or of the model.
+        shapes: What shapes tell beside.
+        reads: Further words that reading looks at: those that ``shapes`` tell, and those it leaves open. Of
+            words that are neither here nor in ``tells``, names say which line is meant.
+        leaves_open: The words that names and shapes leave open, each with what is most likely.
+        ignored: Patterns of buffers that are stored with the weights.
         nested: Whether ``model`` holds dictionaries inside dictionaries, as the legacy one does.
         extra_states: Modules whose ``_extra_state``, None, is written beside the weight.
-        arguments: Whose arguments it has: ``megatron`` or ``mindspeed``.
+        arguments: Whose arguments it has.
+        ranks: Whether its framework cuts tensors over ranks; else ``lines`` have no cuts.
     """
 
     name: str
     lines: tuple[Line, ...]
+    tells: Mapping[str, str] = field(default_factory=dict)
+    shapes: Callable[[Mapping[str, Spec]], Told] | None = None
+    reads: tuple[str, ...] = ()
+    leaves_open: Callable[[Mapping[str, Spec], Words], dict[str, bool]] | None = None
+    ignored: tuple[str, ...] = ()
     nested: bool = False
     extra_states: tuple[str, ...] = ()
     arguments: Literal["megatron", "mindspeed"] = "megatron"
+    ranks: bool = True
 
-    def table(self, holds: Callable[[str, str], bool]) -> Table:
+    def table(self, words: Words, grid: Mapping[str, int] | None = None) -> Table:
         """Return the lines to look names and slots up in."""
-        return Table(self.lines, holds=holds)
+        return Table(self.lines, words=words, grid=grid or {})
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor is a buffer the model makes itself."""
+        return any(re.fullmatch(p, name) for p in self.ignored)
+
+    def reading(self, words: Words) -> Words:
+        """Return words as reading knows them: names tell the rest."""
+        return words.about((*self.tells, *self.reads))
+
+    def told(self, tensors: Mapping[str, Spec]) -> Words:
+        """Return the words that names and shapes tell of each layer."""
+        kinds = {form(line.name): line.slots[0].partition(".")[0] for line in self.lines if "*" in line.name}
+        here: dict[str, tuple[str, ...]] = {}
+        layers: dict[str, set[str]] = {}
+        model = set[str]()
+
+        def of(shape: str, values: tuple[int, ...]) -> set[str]:
+            kind = kinds.get(shape)
+            return layers.setdefault(f"{kind}.{values[0]}", set()) if kind in ("layers", "mtp") else model
+
+        for name in tensors:
+            shape, values = numbers(name)
+            if shape not in here:
+                here[shape] = tuple(w for w, pattern in self.tells.items() if re.fullmatch(pattern, shape))
+            of(shape, values).update(here[shape])
+        for name, word in self.shapes(tensors) if self.shapes is not None else ():
+            of(*numbers(name)).add(word)
+        made = Words(frozenset(model), {layer: frozenset(words) for layer, words in layers.items()})
+        return self.reading(made)
+
+    def usual(self, tensors: Mapping[str, Spec]) -> Words:
+        """Return the words that hold if nothing but the tensors is known."""
+        words = self.told(tensors)
+        left = self.leaves_open(tensors, words) if self.leaves_open is not None else {}
+        return words.beside([word for word, likely in left.items() if likely])
 
 
 def prefixed(lines: Iterable[Line], prefix: str) -> tuple[Line, ...]:
@@ -131,41 +173,8 @@ def prefixed(lines: Iterable[Line], prefix: str) -> tuple[Line, ...]:
 
 def for_mtp(lines: Iterable[Line], prefix: str) -> tuple[Line, ...]:
     """Make the lines of a layer those of a layer for multi-token prediction."""
-    return tuple(replace(line, name=prefix + line.name, pack=_mtp(line.pack)) for line in lines)
+    return tuple(replace(line, name=prefix + line.name, pack=over_leaves(line.pack, _mtp)) for line in lines)
 
 
-def _mtp(pack: str | Pack) -> str | Pack:
-    if isinstance(pack, str):
-        return "mtp" + pack.removeprefix("layers")
-    return Pack(pack.kind, tuple(_mtp(p) for p in pack.parts), pack.groups)
-
-
-# What the names and shapes of a checkpoint do not tell by themselves which line is meant.
-_TOLD = ("mla", "q_lora", "gated")
-
-
-def for_reading(dialect: Dialect) -> tuple[Line, ...]:
-    """Return the lines with only those conditions that reading looks at."""
-
-    def kept(when: str | None) -> str | None:
-        words = [w for w in (when or "").split() if w.lstrip("!") in _TOLD]
-        return " ".join(words) or None
-
-    return tuple(replace(line, when=kept(line.when)) for line in dialect.lines)
-
-
-def traits_of(tensors: Mapping[str, Spec]) -> Traits:
-    """Tell from names and shapes whether attention is latent, its query compressed, and the MLP gated."""
-    traits: set[str] = set()
-    for name, spec in tensors.items():
-        if re.search(r"\.(linear_kv_up_proj|linear_kvb|linear_kv_nope)\.", name):
-            traits.add("mla")
-        elif re.search(r"\.(linear_q_up_proj|linear_qb|linear_qk_nope)\.", name):
-            traits.add("q_lora")
-        elif (match := re.fullmatch(r"(.*\.mlp\.)(linear_fc1|dense_h_to_4h)\.weight", name)) is not None:
-            down = tensors.get(
-                match[1] + {"linear_fc1": "linear_fc2"}.get(match[2], "dense_4h_to_h") + ".weight"
-            )
-            if down is not None and spec.shape[0] == 2 * down.shape[1]:
-                traits.add("gated")
-    return frozenset(traits)
+def _mtp(slot: str) -> str:
+    return "mtp" + slot.removeprefix("layers")

@@ -5,20 +5,30 @@ Names: megatron-core 0.16.1, ``megatron/core/models/gpt/gpt_layer_specs.py``, ``
 ``transformer/multi_token_prediction.py``.
 """
 
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
 from ckptconv.dialects.base import Dialect, Line, column, for_mtp, norm, plain, prefixed, row, whole
-from ckptconv.slots import concat, grouped
+from ckptconv.dialects.gates import GATES, gates
+from ckptconv.slots import Pack, concat, grouped
 
 EMBEDDING = (
     *column("embed", "embedding.word_embeddings", bias=False),
     *whole("positions", "embedding.position_embeddings"),
     *norm("embed_norm", "embedding.word_embeddings.norm."),
 )
+_Q, _K, _V = (f"layers.*.attn.{part}" for part in "qkv")
 ATTENTION = (
+    *column(grouped("kv_heads", _Q, _K, _V), "self_attention.linear_qkv", when="!mla !attn.gate"),
+    # --attention-output-gate (core 0.19, ``transformer/attention.py``)
     *column(
-        grouped("kv_heads", "layers.*.attn.q", "layers.*.attn.k", "layers.*.attn.v"),
+        grouped("kv_heads", _Q, "layers.*.attn.gate", _K, _V),
         "self_attention.linear_qkv",
-        when="!mla",
+        when="!mla attn.gate",
     ),
+    plain("layers.*.attn.sinks", "self_attention.core_attention.softmax_offset", cut=0),
     *norm("layers.*.attn.q_norm", "self_attention.q_layernorm.", when="!mla"),
     *norm("layers.*.attn.k_norm", "self_attention.k_layernorm.", when="!mla"),
     *row("layers.*.attn.o", "self_attention.linear_proj", when="!mla"),
@@ -27,14 +37,14 @@ QUERY = grouped("heads", "layers.*.mla.q.nope", "layers.*.mla.q.rope")
 QUERY_UP = grouped("heads", "layers.*.mla.q_b.nope", "layers.*.mla.q_b.rope")
 KEY_VALUE_UP = grouped("heads", "layers.*.mla.kv_b.k", "layers.*.mla.kv_b.v")
 LATENT = (
-    *column(QUERY, "self_attention.linear_q_proj", bias=False, when="mla !q_lora"),
+    *column(QUERY, "self_attention.linear_q_proj", bias=False, when="mla !mla.q_a"),
     *whole(
         "layers.*.mla.q_a",
         "self_attention.linear_q_down_proj",
-        when="mla q_lora",
+        when="mla mla.q_a",
         tells="self_attention.linear_q_up_proj",
     ),
-    *column(QUERY_UP, "self_attention.linear_q_up_proj", bias=False, when="mla q_lora"),
+    *column(QUERY_UP, "self_attention.linear_q_up_proj", bias=False, when="mla mla.q_a"),
     *whole(
         "layers.*.mla.kv_a",
         "self_attention.linear_kv_down_proj",
@@ -45,8 +55,8 @@ LATENT = (
     *row("layers.*.mla.o", "self_attention.linear_proj", when="mla"),
 )
 MLP = (
-    *column(concat("layers.*.mlp.gate", "layers.*.mlp.up"), "mlp.linear_fc1", parts=2, when="gated"),
-    *column("layers.*.mlp.up", "mlp.linear_fc1", when="!gated"),
+    *column(concat("layers.*.mlp.gate", "layers.*.mlp.up"), "mlp.linear_fc1", parts=2, when="mlp.gate"),
+    *column("layers.*.mlp.up", "mlp.linear_fc1", when="!mlp.gate"),
     *row("layers.*.mlp.down", "mlp.linear_fc2"),
 )
 EXPERTS = "layers.*.moe.experts.{e}"
@@ -56,27 +66,29 @@ _GATE_UP = concat(f"{EXPERTS}.gate", f"{EXPERTS}.up")
 def experts(stem: str, end: str, when: str) -> tuple[Line, ...]:
     """Declare experts one by one, their number before or after the module's name."""
     fc1, fc2 = stem.format("linear_fc1"), stem.format("linear_fc2")
-    return (
-        *(_renamed(line, end) for line in column(_GATE_UP, fc1, parts=2, bias=False, when=when)),
-        *(_renamed(line, end) for line in row(f"{EXPERTS}.down", fc2, bias=False, when=when)),
+    lines = (
+        *column(_GATE_UP, fc1, parts=2, when=f"{when} moe.experts.gate"),
+        *column(f"{EXPERTS}.up", fc1, when=f"{when} !moe.experts.gate"),
+        *row(f"{EXPERTS}.down", fc2, when=when),
     )
-
-
-def _renamed(line: Line, end: str) -> Line:
-    return Line(line.name + end, line.pack, line.when, line.optional, cut=line.cut)
+    return tuple(replace(line, name=line.name + end) for line in lines)
 
 
 ROUTER = (
     plain("layers.*.moe.router", "mlp.router.weight"),
+    replace(plain("layers.*.moe.router.bias", "mlp.router.bias"), optional=True),
     plain("layers.*.moe.router_bias", "mlp.router.expert_bias"),
 )
+_SHARED_FC1 = "mlp.shared_experts.linear_fc1"
 SHARED = (
     *column(
         concat("layers.*.moe.shared.gate", "layers.*.moe.shared.up"),
-        "mlp.shared_experts.linear_fc1",
+        _SHARED_FC1,
         parts=2,
         bias=False,
+        when="moe.shared.gate",
     ),
+    *column("layers.*.moe.shared.up", _SHARED_FC1, bias=False, when="!moe.shared.gate"),
     *row("layers.*.moe.shared.down", "mlp.shared_experts.linear_fc2", bias=False),
     plain("layers.*.moe.shared_gate", "mlp.shared_experts.gate_weight"),
 )
@@ -84,10 +96,34 @@ SEQUENTIAL = experts("mlp.experts.local_experts.{{e}}.{}", "", "sequential")
 GROUPED = experts("mlp.experts.{}", "{e}", "!sequential")
 SPARSE = (*ROUTER, *SEQUENTIAL, *GROUPED, *SHARED)
 
+
+def _parts(name: str, slots: dict[str, str]) -> tuple[Line, ...]:
+    """Declare a tensor that a rank holds as parts one after the other; torch_dist saves each by itself.
+
+    Megatron-core 0.19, ``ssm/gated_delta_net.py`` and ``ssm/mamba_mixer.py`` (``sharded_state_dict``).
+    """
+    whole_one: Pack = grouped("tp", *slots.values())
+    return (
+        plain(whole_one, name, when="!apart", cut=0),
+        *(plain(slot, f"{name}.{part}", when="apart") for part, slot in slots.items()),
+    )
+
+
+_D = "layers.*.gdn"
+_CONV = {"query": f"{_D}.conv.q", "key": f"{_D}.conv.k", "value": f"{_D}.conv.v"}
+_IN = {"query": "q", "key": "k", "value": "v", "z": "z", "beta": "beta", "alpha": "alpha"}
+GATED_DELTA_NET = (
+    *_parts("self_attention.in_proj.weight", {part: f"{_D}.{slot}" for part, slot in _IN.items()}),
+    *_parts("self_attention.conv1d.weight", _CONV),
+    plain(f"{_D}.a_log", "self_attention.A_log", cut=0),
+    plain(f"{_D}.dt_bias", "self_attention.dt_bias", cut=0),
+    plain(f"{_D}.norm", "self_attention.out_norm.weight"),
+    *row(f"{_D}.o", "self_attention.out_proj", bias=False),
+)
+_BODY = (*ATTENTION, *GATED_DELTA_NET, *LATENT)
 _LOCAL_LAYER = (
     *norm("layers.*.attn_norm", "input_layernorm."),
-    *ATTENTION,
-    *LATENT,
+    *_BODY,
     *norm("layers.*.mla.q_a_norm", "self_attention.q_layernorm.", when="mla"),
     *norm("layers.*.mla.kv_a_norm", "self_attention.kv_layernorm.", when="mla"),
     *norm("layers.*.mlp_norm", "pre_mlp_layernorm."),
@@ -95,10 +131,10 @@ _LOCAL_LAYER = (
     *SPARSE,
 )
 _TE_LAYER = (
-    *norm("layers.*.attn_norm", "self_attention.linear_qkv.layer_norm_", when="!mla"),
+    *norm("layers.*.attn_norm", "self_attention.linear_qkv.layer_norm_", when="!mla !gdn"),
+    *norm("layers.*.attn_norm", "self_attention.in_proj.layer_norm_", when="gdn"),
     *norm("layers.*.attn_norm", "input_layernorm.", when="mla"),
-    *ATTENTION,
-    *LATENT,
+    *_BODY,
     *norm("layers.*.mla.q_a_norm", "self_attention.linear_q_up_proj.layer_norm_", when="mla"),
     *norm("layers.*.mla.kv_a_norm", "self_attention.linear_kv_up_proj.layer_norm_", when="mla"),
     *norm("layers.*.mlp_norm", "mlp.linear_fc1.layer_norm_", when="!moe"),
@@ -138,9 +174,34 @@ _EXPERT_MODULES = (
     "mlp.shared_experts.linear_fc1",
     "mlp.shared_experts.linear_fc2",
 )
-CORE_LOCAL = Dialect(
-    name="core-local",
-    lines=model(_LOCAL_LAYER),
-    extra_states=(*_MODULES, *_EXPERT_MODULES, "output_layer"),
+TELLS = {
+    "mla": r".*\.(linear_kv_up_proj|linear_kvb|linear_kv_nope)\..*",
+    "mla.q_a": r".*\.(linear_q_up_proj|linear_qb|linear_qk_nope)\..*",
+}
+
+
+def megatron(
+    name: str,
+    lines: tuple[Line, ...],
+    extra_states: tuple[str, ...] = (),
+    *,
+    nested: bool = False,
+    arguments: Literal["megatron", "mindspeed"] = "megatron",
+) -> Dialect:
+    """Declare a dialect of Megatron's or one of its relatives', which all tell the same in the same way."""
+    return Dialect(
+        name,
+        lines,
+        tells=TELLS,
+        shapes=gates,
+        reads=GATES,
+        nested=nested,
+        extra_states=extra_states,
+        arguments=arguments,
+    )
+
+
+CORE_LOCAL = megatron(
+    "core-local", model(_LOCAL_LAYER), extra_states=(*_MODULES, *_EXPERT_MODULES, "output_layer")
 )
-CORE_TE = Dialect(name="core-te", lines=model(_TE_LAYER))
+CORE_TE = megatron("core-te", model(_TE_LAYER))

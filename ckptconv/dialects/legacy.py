@@ -5,8 +5,11 @@ still read the older ones: ``transformer`` for ``encoder``, ``attention`` for ``
 ``layernorm`` for ``norm``.
 """
 
-from ckptconv.dialects.base import Dialect, Line, column, norm, prefixed, row, whole
+from ckptconv.dialects.base import Line, column, norm, prefixed, row, whole
+from ckptconv.dialects.core import megatron
 from ckptconv.slots import concat, grouped
+
+_GATE_UP = concat("layers.*.mlp.gate", "layers.*.mlp.up")
 
 
 def _layer(attention: str, norms: tuple[str, str]) -> tuple[Line, ...]:
@@ -18,8 +21,10 @@ def _layer(attention: str, norms: tuple[str, str]) -> tuple[Line, ...]:
         ),
         *row("layers.*.attn.o", f"{attention}.dense"),
         *norm("layers.*.mlp_norm", f"{norms[1]}."),
-        *column(concat("layers.*.mlp.gate", "layers.*.mlp.up"), "mlp.dense_h_to_4h", parts=2, when="gated"),
-        *column("layers.*.mlp.up", "mlp.dense_h_to_4h", when="!gated"),
+        *column(
+            concat("layers.*.mlp.gate", "layers.*.mlp.up"), "mlp.dense_h_to_4h", parts=2, when="mlp.gate"
+        ),
+        *column("layers.*.mlp.up", "mlp.dense_h_to_4h", when="!mlp.gate"),
         *row("layers.*.mlp.down", "mlp.dense_4h_to_h"),
         *norm("layers.*.mlp_post_norm", "post_mlp_layernorm."),
     )
@@ -29,8 +34,8 @@ _NEW = _layer("self_attention", ("input_norm", "post_attention_norm"))
 _MIDDLE = _layer("self_attention", ("input_layernorm", "post_attention_layernorm"))
 _OLD = _layer("attention", ("input_layernorm", "post_attention_layernorm"))
 
-LEGACY = Dialect(
-    name="legacy",
+LEGACY = megatron(
+    "legacy",
     nested=True,
     lines=(
         *column("embed", "language_model.embedding.word_embeddings", bias=False),

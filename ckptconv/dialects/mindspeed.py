@@ -4,7 +4,7 @@ Names: ModelLink d4feda79, ``modellink/tasks/checkpoint/models.py``; MindSpeed-L
 ``mindspeed_llm/tasks/checkpoint/model_builder.py``.
 """
 
-from ckptconv.dialects.base import Dialect, Line, column, for_mtp, norm, plain, prefixed, row, whole
+from ckptconv.dialects.base import Line, column, for_mtp, norm, plain, prefixed, row, whole
 from ckptconv.dialects.core import (
     ATTENTION,
     EMBEDDING,
@@ -17,13 +17,14 @@ from ckptconv.dialects.core import (
     ROUTER,
     SEQUENTIAL,
     SHARED,
+    megatron,
 )
 from ckptconv.slots import concat
 
 # Every rank holds the compressed projections whole, and q and kv in one.
 _FUSED = (
-    *whole(concat("layers.*.mla.q_a", "layers.*.mla.kv_a"), "self_attention.linear_qkv", when="mla q_lora"),
-    *whole(concat(QUERY, "layers.*.mla.kv_a"), "self_attention.linear_qkv", when="mla !q_lora"),
+    *whole(concat("layers.*.mla.q_a", "layers.*.mla.kv_a"), "self_attention.linear_qkv", when="mla mla.q_a"),
+    *whole(concat(QUERY, "layers.*.mla.kv_a"), "self_attention.linear_qkv", when="mla !mla.q_a"),
     *norm("layers.*.mla.q_a_norm", "self_attention.q_layernorm.", when="mla"),
     *row("layers.*.mla.o", "self_attention.linear_proj", when="mla"),
 )
@@ -65,7 +66,7 @@ _NORMS = (*norm("layers.*.attn_norm", "input_layernorm."), *norm("layers.*.mlp_n
 # A dense layer in front of sparse ones has its norm inside fc1, a dense model has not.
 _TE_NORMS = (
     *norm("layers.*.attn_norm", "self_attention.linear_qkv.layer_norm_"),
-    *norm("layers.*.mlp_norm", "mlp.linear_fc1.layer_norm_", when="moe_model !moe"),
+    *norm("layers.*.mlp_norm", "mlp.linear_fc1.layer_norm_", when="any.moe !moe"),
     *norm("layers.*.mlp_norm", "pre_mlp_layernorm."),
 )
 _KV_NORM = norm("layers.*.mla.kv_a_norm", "self_attention.kv_layernorm.", when="mla")
@@ -83,8 +84,8 @@ _V2 = (
     *GROUPED,
 )
 
-MINDSPEED = Dialect(name="mindspeed", lines=_model((*_NORMS, *_V2)), arguments="mindspeed")
-MINDSPEED_TE = Dialect(name="mindspeed-te", lines=_model((*_TE_NORMS, *_V2)), arguments="mindspeed")
+MINDSPEED = megatron("mindspeed", _model((*_NORMS, *_V2)), arguments="mindspeed")
+MINDSPEED_TE = megatron("mindspeed-te", _model((*_TE_NORMS, *_V2)), arguments="mindspeed")
 
 _V1_LATENT = (
     *_FUSED,
@@ -96,8 +97,8 @@ _V1_SHARED = (
     *(line for line in SHARED if not line.name.endswith("gate_weight")),
     plain("layers.*.moe.shared_gate", "mlp.shared_expert_gate.weight"),
 )
-MODELLINK = Dialect(
-    name="modellink",
+MODELLINK = megatron(
+    "modellink",
     arguments="mindspeed",
     lines=_model(
         (*_NORMS, *ATTENTION, *_V1_LATENT, *_POST_NORMS, *MLP, *ROUTER, *_V1_SHARED, *SEQUENTIAL, *GROUPED)

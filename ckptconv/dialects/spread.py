@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckptconv.dialects.base import Dialect, Line
 from ckptconv.errors import PlanError
 from ckptconv.parallel import Chunk, Grid, Rank, Stages, chunk_order
 from ckptconv.relations import Spec, chunk_sizes
-from ckptconv.slots import Dims, Found, Table
+from ckptconv.slots import Dims, Found, Words
 from ckptconv.slots.entry import fill_in
-from ckptconv.slots.table import Holds
 
 __all__ = ["Layout", "Spread", "spread"]
 
@@ -28,6 +27,8 @@ class Layout:
         experts: ``sequential``, ``grouped`` (one tensor an expert) or ``legacy-grouped`` (all in one).
         split_latent: MindSpeed's ``--mla-mm-split``.
         vocab: Rows of the vocabulary with padding; None to leave it and cut it unevenly.
+        apart: Whether parts that a rank holds in one tensor have names of their own, as ``torch_dist`` saves
+            them.
     """
 
     grid: Grid
@@ -36,6 +37,13 @@ class Layout:
     experts: str = "sequential"
     split_latent: bool = False
     vocab: int | None = None
+    apart: bool = False
+
+    def words(self, slots: Iterable[str]) -> Words:
+        """Return what a model of these slots, laid out like this, is like."""
+        forms = {"mm_split": self.split_latent, "sequential": self.experts == "sequential"}
+        forms["apart"] = self.apart
+        return Words.of_slots(slots, [form for form, on in forms.items() if on])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ def spread(layout: Layout, slots: Mapping[str, Spec], dims: Dims) -> Spread:
         PlanError: if the dialect has no place for a slot, or a tensor cannot be cut evenly.
     """
     _heads(layout.grid.tp, slots, dims)
-    table = Table(layout.dialect.lines, holds=_holds(layout, slots))
+    table = layout.dialect.table(layout.words(slots), {"tp": layout.grid.tp})
     found, left = table.holding(slots)
     if left:
         raise PlanError(
@@ -105,20 +113,6 @@ def _heads(tp: int, slots: Collection[str], dims: Dims) -> None:
         raise PlanError(
             f"{what} cannot be divided over {tp} tensor parallel ranks", hint="choose another --tp"
         )
-
-
-def _holds(layout: Layout, slots: Collection[str]) -> Holds:
-    sparse = {s.split(".moe.")[0] for s in slots if ".moe." in s}
-    model = {
-        "mla": any(".mla." in s for s in slots),
-        "q_lora": any(".mla.q_a" in s for s in slots),
-        "gated": any(".mlp.gate" in s for s in slots),
-        "moe_model": bool(sparse),
-        "mtp": any(s.startswith("mtp.") for s in slots),
-        "mm_split": layout.split_latent,
-        "sequential": layout.experts == "sequential",
-    }
-    return lambda word, layer: layer in sparse if word == "moe" else model[word]
 
 
 def _chunks(layout: Layout, found: Found, slots: Collection[str]) -> Iterator[tuple[Chunk, int]]:

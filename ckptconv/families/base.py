@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ckptconv.errors import PlanError
 from ckptconv.families.template import Template
 from ckptconv.relations import Relation, Spec, in_a_row, renamed
-from ckptconv.slots import Entry, Table, shape_of
+from ckptconv.slots import Entry, Sizes, Table, Words, shape_of, template
+from ckptconv.slots.words import beginnings, block, conditions
 
 __all__ = ["Config", "Family", "Findings", "Fused", "dims", "is_sparse"]
 
@@ -138,6 +139,12 @@ class Family:
         fused: What memory and file hold differently.
         pinned: Patterns of tensors whose dtype ``--dtype`` leaves alone.
         sizes: Sizes a config says in a way of its own, from the config; they go before `dims`.
+        kinds: What each layer is, where not all are alike but for experts (`is_sparse`): the blocks of slots
+            it has, ``attn moe`` or ``gdn mlp``. Layers for multi-token prediction come after the others.
+        slots: Shapes of slots only this family has, as in `ckptconv.slots.SHAPES`: ``layers.*.mine.up`` is
+            ``inner,hidden``.
+        zero_centered: Whether its norms are stored without the 1 they multiply by.
+        plain_norms: Norms that nevertheless are not.
         template: What its config.json states, for models whose training arguments are all there is.
     """
 
@@ -149,6 +156,10 @@ class Family:
     fused: tuple[Fused, ...] = ()
     pinned: tuple[str, ...] = ()
     sizes: Callable[[Config], Mapping[str, int]] | None = None
+    kinds: Callable[[Config], Sequence[str]] | None = None
+    slots: Mapping[str, str] = field(default_factory=dict)
+    zero_centered: bool = False
+    plain_norms: tuple[str, ...] = ()
     template: Template | None = None
 
     def is_pinned(self, name: str) -> bool:
@@ -172,24 +183,48 @@ class Family:
         value = config.get(key)
         return self.flags.get(key, False) if value is None else value
 
-    def dims(self, config: Config) -> dict[str, int]:
+    def is_zero_centered(self, norm: str) -> bool:
+        """Whether a slot that is a norm is stored without its 1."""
+        return self.zero_centered and template(norm) not in self.plain_norms
+
+    def dims(self, config: Config) -> Sizes:
         """Return the sizes of a model of this config."""
-        return {**dims(self._complete(config)), **(self.sizes(config) if self.sizes is not None else {})}
+        own = self.sizes(config) if self.sizes is not None else {}
+        return Sizes({**dims(self._complete(config)), **own}, _shapes(self.slots))
 
     def _complete(self, config: Config) -> dict[str, Any]:
         return {**self.flags, **{k: v for k, v in config.items() if v is not None}}
 
     def table(self, config: Config) -> Table:
         """Return the entries to look names and slots up in; of those with conditions, the ones that hold."""
-        return Table(
-            self.entries,
-            layers=self.dims(config).get("layers"),
-            holds=lambda word, layer: bool(self.flag(config, word)),
-        )
+        return Table(self.entries, layers=self.dims(config).get("layers"), words=self.words(config))
 
-    def _exists(self, entry: Entry, config: Config) -> bool:
-        words = (entry.when or "").split()
-        return all(bool(self.flag(config, w.lstrip("!"))) != w.startswith("!") for w in words)
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks of slots a layer may have: ``attn``, ``mlp``, ``moe``."""
+        found = [block(s.partition("*.")[2]) for e in self.entries if "*" in e.name for s in e.slots]
+        return tuple(dict.fromkeys(b for b in found if b))
+
+    def flagged(self, config: Config) -> Words:
+        """Return the words that flags of a config tell of the whole model, whatever its layers are."""
+        known = {w for e in self.entries for s in e.slots for w in beginnings(s.partition("*.")[2] or s)}
+        asked = {w for e in self.entries if e.when for w, _ in conditions(e.when)} - known
+        return Words(frozenset(w for w in asked if self.flag(config, w)), {}, frozenset(asked))
+
+    def words(self, config: Config) -> Words:
+        """Return what a model of this config and each of its layers is like."""
+        sizes = self.dims(config)
+        count, more = sizes.get("layers", 0), sizes.get("mtp", 0)
+        if self.kinds is not None:
+            kinds = [frozenset(w for b in kind.split() for w in beginnings(b)) for kind in self.kinds(config)]
+        else:
+            complete, blocks = self._complete(config), frozenset(self.blocks)
+            apart = {True: blocks - {"mlp"}, False: blocks - {"moe"}} if "moe" in blocks else {}
+            kinds = [apart.get(is_sparse(complete, i), blocks) for i in range(count + more)]
+        kinds += kinds[-1:] * (count + more - len(kinds))
+        layers = {f"layers.{i}" if i < count else f"mtp.{i - count}": kind for i, kind in enumerate(kinds)}
+        some = {f"any.{word}" for kind in kinds for word in kind}
+        return Words(self.flagged(config).model | some, layers)
 
     def expected(self, config: Config) -> Iterator[tuple[str, Shape, bool]]:
         """Yield name, shape and whether it is optional, for every tensor a model of ``config`` has.
@@ -211,31 +246,24 @@ class Family:
             raise PlanError(
                 "config.json does not say how many layers there are", hint="give a complete --config"
             )
-        layers = sizes.get("layers", 0)
-        places = [(f"layers.{i}.", i) for i in range(layers)]
-        if any(e.slots[0].startswith("mtp.") for e in self.entries):
-            places += [(f"mtp.{i}.", layers + i) for i in range(sizes.get("mtp", 0))]
+        words = self.words(config)
+        predicts = any(e.slots[0].startswith("mtp.") for e in self.entries)
+        places = [layer for layer in words.layers if predicts or not layer.startswith("mtp.")]
         for entry in self.entries:
-            if entry.copy or not self._exists(entry, config):
+            if entry.copy:
                 continue
-            for slot in entry.slots:
-                if "*" not in slot:
-                    yield slot
+            if "*" not in entry.slots[0]:
+                yield from entry.slots if words.holds(entry.when) else ()
+                continue
+            for layer in places:
+                if not words.holds(entry.when, layer):
                     continue
-                kind, rest = slot.split("*.")
-                for place, number in places:
-                    if (kind == "mtp." and number < layers) or self._elsewhere(slot, config, number):
+                for slot in entry.slots:
+                    kind, rest = slot.split("*.")
+                    if (kind == "mtp." and not layer.startswith(kind)) or not _has(words.layers[layer], rest):
                         continue
                     every = range(sizes.get("experts", 0)) if "{e}" in rest else range(1)
-                    yield from (place + rest.replace("{e}", str(e)) for e in every)
-
-    def _elsewhere(self, slot: str, config: Config, layer: int) -> bool:
-        """Whether a layer has not this slot because it has experts, or because it has none."""
-        if not any(s.startswith("layers.*.moe.") for e in self.entries for s in e.slots):
-            return False
-        if slot.startswith("layers.*.moe."):
-            return not is_sparse(self._complete(config), layer)
-        return slot.startswith("layers.*.mlp.") and is_sparse(self._complete(config), layer)
+                    yield from (f"{layer}.{rest.replace('{e}', str(e))}" for e in every)
 
     def saved(self, tensors: Mapping[str, Spec]) -> Relation | None:
         """Relate the tensors a model holds in memory to those it saves; None if they are the same."""
@@ -285,6 +313,18 @@ class Family:
             tuple(n for n, (_, optional) in expected.items() if not optional and n not in there),
             tuple(plain[n] for n in plain if n not in known and not self.is_ignored(n)),
         )
+
+
+def _has(blocks: frozenset[str], slot: str) -> bool:
+    """Whether a layer of these blocks has a slot."""
+    return (of := block(slot)) == "" or of in blocks
+
+
+def _shapes(slots: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return a family's own shapes; a layer for multi-token prediction has the slots of any layer."""
+    found = {name: tuple(axes.split(",")) for name, axes in slots.items()}
+    mtp = {f"mtp{n.removeprefix('layers')}": a for n, a in found.items() if n.startswith("layers.")}
+    return {**mtp, **found}
 
 
 def _plain(name: str) -> str:

@@ -54,9 +54,10 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
     """
     template = template_of(family)
     model_type = family.model_types[0]
+    fixed = {**template.fixed, **({"zero_centered": True} if family.zero_centered else {})}
     against = [
         f"{name} is {fact.value} ({fact.origin}), not {value}"
-        for name, value in template.fixed.items()
+        for name, value in fixed.items()
         if (fact := known(facts, name)) is not None and not same(name, fact.value, value)
     ]
     against += [why] if (why := unspoken(template, facts)) else []
@@ -133,6 +134,8 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
     template = template_of(family)
     plain = flat(config)
     found = {k: Fact(v, f"family {family.name}") for k, v in template.fixed.items()}
+    if family.zero_centered:
+        found["zero_centered"] = Fact(True, f"family {family.name}")
     found |= {k: Fact(v, f"config.{k}") for k, v in family.dims(config).items()}
     sizes = dict(found)
     for key, words in template.keys.items():

@@ -10,12 +10,13 @@ from ckptconv.families import Family, families, find_family
 from ckptconv.families.config import same, unspoken
 from ckptconv.families.derived import known
 from ckptconv.families.template import Template
+from ckptconv.slots.words import block
 
 __all__ = ["fitting", "observed"]
 
 _SEEN = "the checkpoint's tensors"
 # What only few models do, so that there must be a word of it.
-_ORDINARY = {"interleaved": False, "embed_scaled": False, "zero_centered": False, "multipliers": False}
+_ORDINARY = {"interleaved": False, "embed_scaled": False, "multipliers": False}
 
 
 def observed(facts: Facts, slots: Collection[str]) -> dict[str, Fact]:
@@ -98,14 +99,17 @@ def _score(family: Family, template: Template, facts: Facts, slots: Collection[s
     except PlanError:
         return None
     flags |= template.literals
-    places, required = set[str](), set[str]()
-    for slot, needed in _slots(family, flags):
-        places.add(slot)
-        required |= {slot} if needed else set()
+    if family.zero_centered and not (facts.get("zero_centered") or Fact(False, "")).value:
+        return None
     tied = facts.get("tied")
     here = {s for s in slots if not (s == "head" and tied is not None and tied.value)}
+    places, required = set[str](), set[str]()
+    for slot, needed in _slots(family, flags, here):
+        places.add(slot)
+        required |= {slot} if needed else set()
     unplaced = {s for s in here if s not in places and not _in_mtp(s, places)}
-    return None if unplaced or not required <= here else sum(n in facts for n in template.fixed)
+    score = sum(n in facts for n in template.fixed) + (family.zero_centered and "zero_centered" in facts)
+    return None if unplaced or not required <= here else score
 
 
 def _in_mtp(slot: str, places: set[str]) -> bool:
@@ -117,14 +121,18 @@ def _in_mtp(slot: str, places: set[str]) -> bool:
     )
 
 
-def _slots(family: Family, flags: dict[str, object]) -> Iterator[tuple[str, bool]]:
-    """Yield the slots a model with these flags has, and whether it must have them."""
-    sparse = any(s.startswith("layers.*.moe.") for e in family.entries for s in e.slots)
+def _slots(family: Family, flags: dict[str, object], here: Collection[str]) -> Iterator[tuple[str, bool]]:
+    """Yield the slots a model with these flags has, and whether it must have them.
+
+    Of blocks that not every layer has, those that are here are complete.
+    """
+    words = family.flagged(flags)
+    blocks = family.blocks
+    some = set(blocks) if family.kinds is not None else {"mlp"} if "moe" in blocks else set()
+    some -= {block(s.partition("*.")[2]) for s in here}
     for entry in family.entries:
-        if not all(
-            bool(family.flag(flags, w.lstrip("!"))) != w.startswith("!") for w in (entry.when or "").split()
-        ):
+        if not words.holds(entry.when):
             continue
         may = entry.optional or entry.copy or entry.slots[0].startswith("mtp.")
         for slot in entry.slots:
-            yield slot, not may and not (sparse and slot.startswith("layers.*.mlp."))
+            yield slot, not may and block(slot.partition("*.")[2]) not in some

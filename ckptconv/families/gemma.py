@@ -17,11 +17,12 @@ GEMMA = Family(
     model_types=("gemma",),
     entries=(EMBED, *_ATTENTION, *NORMS, *MLP, *ENDS),
     flags=_FLAGS,
+    zero_centered=True,
     ignored=IGNORED,
     template=decoder(
         "GemmaForCausalLM",
         {"attention_bias": "qkv_bias o_bias"},
-        fixed={"embed_scaled": True, "zero_centered": True},
+        fixed={"embed_scaled": True},
         assumed={"attention_bias": False, "rms_norm_eps": 1e-6, **_ASSUMED},
     ),
 )
@@ -39,6 +40,7 @@ GEMMA2 = Family(
         *ENDS,
     ),
     flags=_FLAGS,
+    zero_centered=True,
     ignored=IGNORED,
     template=decoder(
         "Gemma2ForCausalLM",
@@ -52,7 +54,7 @@ GEMMA2 = Family(
             "final_logit_softcapping": "logit_softcap",
         },
         without=("hidden_act",),
-        fixed={"embed_scaled": True, "zero_centered": True, "post_norm": True, "window_skip": 2},
+        fixed={"embed_scaled": True, "post_norm": True, "window_skip": 2},
         assumed={"attention_bias": False, "rms_norm_eps": 1e-6, **_ASSUMED},
     ),
 )

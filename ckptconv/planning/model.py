@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,16 +62,25 @@ class Architecture:
         family: The table; None if there is none for the model type.
         steps: A step for each field of a config that was built.
         notes: What a user should know: where config and training arguments disagree.
-        zero_centered: Norms are stored without the 1 that the family's hold.
+        zero_centered: Whether the checkpoint's norms are stored without the 1 they multiply by; None if they
+            are to stay as they are.
         tokenizer: The tokenizer's folder the training arguments name, if it is here.
+        pinned: Patterns of tensors whose dtype stays, beside those the family pins.
     """
 
     config: ConfigFound | None
     family: Family | None
     steps: tuple[Step, ...] = ()
     notes: tuple[Note, ...] = ()
-    zero_centered: bool = False
+    zero_centered: bool | None = None
     tokenizer: str | None = None
+    pinned: tuple[str, ...] = ()
+
+    def is_pinned(self, name: str) -> bool:
+        """Whether a tensor keeps its dtype whatever the others are rounded to."""
+        if self.family is not None and self.family.is_pinned(name):
+            return True
+        return any(re.fullmatch(p, name) for p in self.pinned)
 
 
 def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed: bool) -> Architecture:
@@ -138,21 +148,14 @@ def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str])
 
 
 def is_zero_centered(arguments: Mapping[str, Any], family: Family) -> bool:
-    """Whether training arguments say that norms are stored without the 1 that the family's hold."""
+    """Whether training arguments say that norms are stored without the 1 they multiply by."""
     return _zero(read_facts(arguments) if arguments else {}, family)
 
 
 def _zero(facts: Mapping[str, Fact], family: Family | None) -> bool:
-    """Whether norms lack a 1: stored zero-centred by a framework, but not by the family."""
+    """Whether a framework stores all norms without their 1; if nothing is said, as the family does."""
     fact = facts.get("zero_centered")
-    if fact is None or not fact.value:
-        return False
-    own = (
-        family.template.fixed.get("zero_centered")
-        if family is not None and family.template is not None
-        else None
-    )
-    return not own
+    return bool(fact.value) if fact is not None else family is not None and family.zero_centered
 
 
 def _tokenizer(facts: Mapping[str, Fact]) -> str | None:

@@ -117,8 +117,9 @@ def name_tensors(
             if options.lora == "adapter":
                 relation, adapter, step = alone(relation, products)
                 terms, steps = {}, [*steps, step]
-        if model.zero_centered and adapter is None:
-            terms = {**terms, **ones(outer, 1.0)}
+        if (zero := model.zero_centered) is not None and adapter is None:
+            table_of = family
+            terms = {**terms, **ones(outer, lambda norm: zero - table_of.is_zero_centered(norm))}
     if family is not None and (saved := family.saved(relation.right)) is not None:
         via = {p.right.tensor: via[p.left.tensor] for p in saved.pairs if p.left.tensor in via}
         steps += _saved_steps(saved)
@@ -127,7 +128,8 @@ def name_tensors(
     refuse_tied(terms, aliases)
     steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
     if options.dtype != "keep":
-        relation = _with_dtype(relation, dtype_named(options.dtype), family, operands(terms))
+        kept = {n for n in relation.right if model.is_pinned(n)} | operands(terms).keys()
+        relation = _with_dtype(relation, dtype_named(options.dtype), kept)
     casts = cast_chains(checkpoint, relation, via)
     steps += term_steps(terms, relation.right)
     steps += cast_steps({n: c for n, c in casts.items() if n not in operands(terms)})
@@ -136,13 +138,11 @@ def name_tensors(
     return Named(relation, casts, aliases, tied, tuple(steps), terms, adapter)
 
 
-def _with_dtype(relation: Relation, target: DType, family: Family | None, kept: Collection[str]) -> Relation:
-    """Give every floating-point tensor a dtype, but ``kept`` ones and those the family pins."""
+def _with_dtype(relation: Relation, target: DType, kept: Collection[str]) -> Relation:
+    """Give every floating-point tensor a dtype, but those that are ``kept``."""
 
     def is_cast(name: str, dtype: str) -> bool:
-        if name in kept or dtype_named(dtype).kind != "float":
-            return False
-        return family is None or not family.is_pinned(name)
+        return name not in kept and dtype_named(dtype).kind == "float"
 
     right = {
         n: replace(s, dtype=target.name) if is_cast(n, s.dtype) else s for n, s in relation.right.items()

@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptconv.containers.mindspore import mindspore
-from ckptconv.dialects.mindformers import (
-    Style,
-    find_style,
-    told,
-    unsaid,
-)
+from ckptconv.dialects import Dialect
+from ckptconv.dialects.mindformers import dialect_of
 from ckptconv.errors import FormatError, UsageError
 from ckptconv.facts import read_run
 from ckptconv.places.places import place
@@ -21,6 +17,7 @@ from ckptconv.planning.model import beside_of
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.request import ConvertOptions
 from ckptconv.relations import Spec
+from ckptconv.slots import Words
 from ckptconv.slots.translate import some, without
 
 __all__ = ["find_run", "from_run", "keeps_names", "layouts", "reading", "settled", "understood"]
@@ -62,19 +59,19 @@ def understood(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
         return checkpoint
     if options.check:
         checkpoint = replace(checkpoint, notes=(*checkpoint.notes, _check(checkpoint)))
-    style = find_style(checkpoint.tensors)
-    if style is None or keeps_names(checkpoint, options):
+    dialect = dialect_of(checkpoint.tensors)
+    if dialect is None or keeps_names(checkpoint, options):
         return checkpoint
     path, run = find_run(checkpoint, place(options.yaml) if options.yaml is not None else None)
     flags = layouts(options) if options.to != "mindformers" else {}
-    words, notes = settled(style, checkpoint.tensors, run, flags)
-    buffers = [n for n in checkpoint.tensors if style.is_ignored(n)]
+    words, notes = settled(dialect, checkpoint.tensors, run, flags)
+    buffers = [n for n in checkpoint.tensors if dialect.is_ignored(n)]
     if path is not None:
         notes.insert(0, Note("info", f"the run's YAML is {path}"))
     return replace(
         checkpoint,
         relation=without(checkpoint.relation, buffers, "buffers the model makes itself"),
-        table=style.table(words),
+        table=dialect.table(words),
         arguments=run,
         notes=(*checkpoint.notes, *notes),
     )
@@ -170,16 +167,17 @@ _SAID = {
 
 
 def settled(
-    style: Style, tensors: Mapping[str, Spec], run: Mapping[str, Any], flags: Mapping[str, bool]
-) -> tuple[frozenset[str], list[Note]]:
+    dialect: Dialect, tensors: Mapping[str, Spec], run: Mapping[str, Any], flags: Mapping[str, bool]
+) -> tuple[Words, list[Note]]:
     """Return the words that hold for a checkpoint, and a note for each that was guessed."""
-    words = set(told(style, tensors))
-    notes = []
-    for word, likely in unsaid(style, tensors, words).items():
+    words = dialect.told(tensors)
+    notes, more = [], []
+    left = dialect.leaves_open(tensors, words) if dialect.leaves_open is not None else {}
+    for word, likely in left.items():
         stated = flags[word] if word in flags else from_run(run, word)
         if stated is None:
             what, no, yes, flag = _SAID[word]
             text = f"{what} {yes if likely else no}: names and shapes do not tell ({flag} does)"
             notes.append(Note("guess", text))
-        words |= {word} if (likely if stated is None else stated) else set()
-    return frozenset(words), notes
+        more += [word] if (likely if stated is None else stated) else []
+    return words.beside(more), notes

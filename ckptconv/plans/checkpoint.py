@@ -11,7 +11,7 @@ from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import DType
 from ckptconv.places.files import FileStamp
 from ckptconv.relations import Relation, Spec
-from ckptconv.slots import Table
+from ckptconv.slots import ANY, Table, Words
 
 __all__ = ["Checkpoint", "Note", "ReadOptions", "Weights"]
 
@@ -29,7 +29,7 @@ class ReadOptions:
         iteration: Megatron's iteration instead of the newest.
         sizes: Parallel sizes (``tp``, ``pp``, ``vpp``, ``ep``, ``etp``) to check, or to fill in where the
             checkpoint does not say them.
-        traits: What the model is like (`Checkpoint.traits`), where the names of an adapter alone do not tell.
+        words: What the model is like (`Checkpoint.words`), where the names of an adapter alone do not tell.
         states: Whether MindSpore's optimizer and training states are read as tensors too.
     """
 
@@ -38,7 +38,7 @@ class ReadOptions:
     strategy: Path | None = None
     iteration: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
-    traits: frozenset[str] | None = None
+    words: Words | None = None
     states: bool = False
 
 
@@ -76,7 +76,7 @@ class Checkpoint:
         notes: What a user should know.
         arguments: Training arguments as simple values, where the files hold them.
         table: Where the tensors' names are looked up as slots; None where they are Hugging Face's own.
-        traits: What the names tell of the model (words of `dialects.base.Line.when`).
+        words: What the names tell of the model and its layers.
         strange: Tensors the table has no name for.
         ranks: The files of model-parallel ranks by the names of their folders.
         stages: The layers of each pipeline stage by its number, by ``stage.chunk`` where it has chunks.
@@ -101,7 +101,7 @@ class Checkpoint:
     notes: tuple[Note, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     table: Table | None = None
-    traits: frozenset[str] = frozenset()
+    words: Words = ANY
     strange: tuple[str, ...] = ()
     ranks: Mapping[str, Path] = field(default_factory=dict)
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)

@@ -17,7 +17,6 @@ from typing import Any, Final
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.containers.torch.namespaces import plain
 from ckptconv.containers.torch.torchfile import open_torch
-from ckptconv.dialects.base import for_reading, traits_of
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import FormatError, PlanError, UsageError
@@ -174,8 +173,8 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     names = unstacked(placed.right)
     relation = placed.compose(names)
     relation.check()
-    traits = traits_of(relation.right)
-    table = Table((*for_reading(CORE_TE), *for_reading(CORE_LOCAL)), holds=lambda word, layer: word in traits)
+    words = CORE_TE.told(relation.right)
+    table = Table((*CORE_TE.lines, *CORE_LOCAL.lines), words=words, grid={"tp": 1})
     _check_layers(arguments, relation.right, found.data)
     iteration = common.get("iteration")
     files = {c.entry.file for t in dcp.tensors.values() for c in t.chunks if c.entry is not None}
@@ -195,7 +194,7 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
         notes=tuple(notes),
         arguments=arguments,
         table=table,
-        traits=traits,
+        words=words,
         strange=tuple(table.named(relation.right)[1]),
     )
 

@@ -13,16 +13,20 @@ from ckptconv.slots.pack import (
     stacked,
     transposed,
 )
-from ckptconv.slots.shapes import SHAPES, Dims, shape_of, template
+from ckptconv.slots.shapes import SHAPES, Dims, Sizes, shape_of, template
 from ckptconv.slots.table import Found, Table
+from ckptconv.slots.words import ANY, Words
 
 __all__ = [
+    "ANY",
     "SHAPES",
     "Dims",
     "Entry",
     "Found",
     "Pack",
+    "Sizes",
     "Table",
+    "Words",
     "columns",
     "concat",
     "grouped",

@@ -17,8 +17,7 @@ class Entry:
     Attributes:
         name: Its name in a file; ``*`` is the layer's number, ``{e}`` the expert's.
         pack: The slot it holds, or how it packs several.
-        when: What it exists for, all of it if there are several words, ``!`` before one negates. In a family
-            they are flags of the config, in a dialect properties of the layer (see `dialects.base`).
+        when: What it exists for: words that all hold, ``!`` before one negates (see `ckptconv.slots.words`).
         optional: Whether a model is complete without it.
         copy: It repeats a slot that another entry holds.
     """

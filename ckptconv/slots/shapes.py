@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from ckptconv.errors import PlanError
 
-__all__ = ["SHAPES", "Dims", "shape_of", "template"]
+__all__ = ["SHAPES", "Dims", "Sizes", "shape_of", "template"]
 
 Dims = Mapping[str, int]
 
@@ -71,6 +71,24 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     }.items()
 }
 
+
+class Sizes(dict[str, int]):
+    """Hold the sizes of a model by name, and the shapes of slots that its family brings.
+
+    Attributes:
+        shapes: As in `SHAPES`, of slots that are not in there.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], shapes: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        super().__init__(sizes)
+        self.shapes = shapes or {}
+
+    @staticmethod
+    def of(dims: Dims, more: Mapping[str, int]) -> Dims:
+        """Return sizes with further ones."""
+        return Sizes({**dims, **more}, getattr(dims, "shapes", None)) if more else dims
+
+
 _NUMBER = re.compile(r"^(layers|mtp)\.\d+\.|(?<=\.experts\.)\d+(?=\.)")
 
 
@@ -86,10 +104,16 @@ def shape_of(slot: str, dims: Dims) -> tuple[int, ...]:
         PlanError: if it is no slot, or a size is not known.
     """
     name = template(slot)
-    bias = name not in SHAPES and name.endswith(".bias")
-    axes = SHAPES.get(name.removesuffix(".bias") if bias else name)
+    own: Mapping[str, tuple[str, ...]] = getattr(dims, "shapes", {})
+    axes, bias = SHAPES.get(name) or own.get(name), False
+    if axes is None and name.endswith(".bias"):
+        bare, bias = name.removesuffix(".bias"), True
+        axes = SHAPES.get(bare) or own.get(bare)
     if axes is None:
-        raise PlanError(f"{slot} is no slot", hint="see ckptconv/slots/shapes.py for their names")
+        raise PlanError(
+            f"{slot} is no slot",
+            hint="see ckptconv/slots/shapes.py for their names, or list it in the family's slots",
+        )
     return tuple(_axis(axis, dims) for axis in (axes[:1] if bias else axes))
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from ckptconv.errors import PlanError
 from ckptconv.relations import Pair, Relation, Spec, packing
 from ckptconv.slots.entry import Entry, fill_in, form, numbers
 from ckptconv.slots.pack import Pack, every_expert, leaves, over_leaves, relate
-from ckptconv.slots.shapes import Dims, shape_of, template
+from ckptconv.slots.shapes import Dims, Sizes, shape_of, template
+from ckptconv.slots.words import ANY, Words
 
-__all__ = ["Found", "Holds", "Table"]
-
-# Whether the words of an entry's ``when`` hold for a layer ("layers.3", "mtp.0", or "" outside of layers).
-Holds = Callable[[str, str], bool]
+__all__ = ["Found", "Table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +49,14 @@ class Table:
         entries: Its lines; of several for one name or slot the first whose ``when`` holds counts.
         layers: Where layers for multi-token prediction are numbered after the others, as Hugging Face
             does, the number of the others; None where they have names of their own.
-        holds: What ``when`` means; None lets every line count.
+        words: What conditions are weighed by; `ANY` lets every line count.
+        grid: Sizes of the ranks, which count groups too: ``tp`` of what each holds one after the other.
     """
 
     entries: tuple[Entry, ...]
     layers: int | None = None
-    holds: Holds | None = None
+    words: Words = ANY
+    grid: Mapping[str, int] = field(default_factory=dict)
 
     def named(self, names: Iterable[str]) -> tuple[list[Found], list[str]]:
         """Look up stored tensors; return what was found and the names the table does not know."""
@@ -85,13 +85,9 @@ class Table:
                 return None
             else:
                 layer = f"layers.{number}" if number < self.layers else f"mtp.{number - self.layers}"
-        if not self._counts(entry, layer):
+        if not self.words.holds(entry.when, layer):
             return None
         return Found(name, entry, layer, str(values[in_layer]) if "{e}" in entry.name else "")
-
-    def _counts(self, entry: Entry, layer: str) -> bool:
-        words = (entry.when or "").split()
-        return self.holds is None or all(self.holds(w.lstrip("!"), layer) != w.startswith("!") for w in words)
 
     def holding(self, slots: Collection[str]) -> tuple[list[Found], list[str]]:
         """Name the tensors that hold slots; return also the slots the table has no place for.
@@ -113,7 +109,7 @@ class Table:
         found: list[Found] = []
         for entry in self.entries:
             for layer, expert in self._places(entry, by_template):
-                if not self._counts(entry, layer):
+                if not self.words.holds(entry.when, layer):
                     continue
                 made = Found(self._write(entry, layer, expert), entry, layer, expert)
                 every = experts[layer] if _stacks(entry) else (expert,)
@@ -183,6 +179,7 @@ class Table:
         Raises:
             PlanError: naming every tensor whose shape is not the one these sizes ask for.
         """
+        dims = Sizes.of(dims, self.grid)
         made: list[Relation] = []
         wrong: list[str] = []
         for f in found:
@@ -209,6 +206,7 @@ class Table:
         Raises:
             PlanError: if slots of one tensor differ in dtype.
         """
+        dims = Sizes.of(dims, self.grid)
         made: dict[str, Spec] = {}
         for f in found:
             pack = every_expert(f.fill(), dims)

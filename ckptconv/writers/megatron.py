@@ -68,7 +68,8 @@ def as_laid_out(
     def key(rank: Any, chunk: int, name: str) -> str:
         return tensor_key(grid.folder(rank), chunk, grid.vpp, name)
 
-    joined = assemble(grid, made.held, layout.dialect, key)
+    words = layout.dialect.reading(layout.words(slots))
+    joined = assemble(grid, made.held, layout.dialect, key, words=words)
     found, unknown = joined.table.named(joined.relation.right)
     if unknown:
         raise AssertionError(f"{layout.dialect.name} writes {unknown[0]}, which it does not read")

@@ -12,8 +12,8 @@ from ckptconv.dialects.spread import Layout
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.facts import arguments_from
 from ckptconv.families import Family
+from ckptconv.families.arguments import arguments_from
 from ckptconv.parallel import Grid, chunk_order, stage_layers
 from ckptconv.places.places import place
 from ckptconv.planning.model import is_zero_centered

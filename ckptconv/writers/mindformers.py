@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptconv.containers.stored import Stored
+from ckptconv.dialects import Dialect
 from ckptconv.dialects.mindformers import (
     CORE,
     GLM,
     LEGACY,
-    STYLES,
-    Style,
-    find_style,
-    style_for,
+    MINDFORMERS,
+    dialect_for,
+    dialect_of,
 )
 from ckptconv.dialects.mindformers.entries import beside_weights
 from ckptconv.dtypes import dtype as dtype_named
@@ -31,6 +31,7 @@ from ckptconv.plans.plan import AssetFile, Plan
 from ckptconv.plans.request import ConvertOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Spec
+from ckptconv.slots import Words
 from ckptconv.slots.translate import from_slots, some
 from ckptconv.writers.megatron import Target, pad_vocabulary
 from ckptconv.writers.megatron_ranks import as_stored, retyped
@@ -41,10 +42,10 @@ __all__ = ["lay_out", "plan_merge"]
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """How a target names and packs: the style's words, and of a checkpoint that is its model the rest."""
+    """How a target names and packs: the dialect's words, and of a checkpoint that is its model the rest."""
 
-    style: Style
-    words: frozenset[str]
+    dialect: Dialect
+    words: Words
     like: Mapping[str, Spec]
     container: Container
     notes: tuple[Note, ...]
@@ -76,10 +77,10 @@ def lay_out(
     dims = family.dims(config)
     chosen = _like(options) if options.like is not None else _chosen(options, slots, family)
     held = dict(slots)
-    table = chosen.style.table(chosen.words)
+    table = chosen.dialect.table(chosen.words)
     if chosen.like:
         found, unknown = table.named(chosen.like)
-        unknown = [n for n in unknown if not chosen.style.is_ignored(n)]
+        unknown = [n for n in unknown if not chosen.dialect.is_ignored(n)]
         if unknown:
             raise PlanError(f"--like: unknown: {some(unknown)}", where=options.like)
         needed = {s for f in found for s in f.slots}
@@ -89,9 +90,9 @@ def lay_out(
         whole = table.relation(specs, found, dims, "the model")
         relation = pad_vocabulary(whole.invert())
     else:
-        if tied and chosen.style is LEGACY:  # its converters write the head of a tied model too
+        if tied and chosen.dialect is LEGACY:  # its converters write the head of a tied model too
             held["head"] = slots["embed"]
-        relation = from_slots(held, table, dims, who=f"MindFormers ({chosen.style.name})")
+        relation = from_slots(held, table, dims, who=f"MindFormers ({chosen.dialect.name})")
     relation = as_stored(retyped(relation, held), chosen.like, options.dtype)
     made, files, notes = lay_out_files(relation.right, chosen.container, options.strategy)
     stored = {n: Stored(dtype_named(s.dtype), s.shape, ()) for n, s in made.right.items()}
@@ -102,21 +103,21 @@ def lay_out(
 def _like(options: ConvertOptions) -> _Chosen:
     path = place(options.like or "")
     model = open_checkpoint(path, ReadOptions())
-    style = find_style(model.tensors) if model.producer == "mindspore" else None
-    if style is None:
+    dialect = dialect_of(model.tensors) if model.producer == "mindspore" else None
+    if dialect is None:
         raise UsageError(
             "--like: no checkpoint of MindFormers", where=path, hint="name a .ckpt or its folder"
         )
-    given = _dialect(options.dialect) if options.dialect is not None else style
-    if given is not style or options.qkv_concat or options.experts or options.mla:
+    given = _dialect(options.dialect) if options.dialect is not None else dialect
+    if given is not dialect or options.qkv_concat or options.experts or options.mla:
         raise UsageError(
             "--like takes names and packing from a checkpoint; leave the flags that say them out"
         )
     yaml, run = find_run(model, None)
     flags = layouts(options)
-    words, notes = settled(style, model.tensors, run, flags)
+    words, notes = settled(dialect, model.tensors, run, flags)
     container: Container = "safetensors" if "safetensors" in model.format else "ckpt"
-    lost = [n for n in model.tensors if style.is_ignored(n)]
+    lost = [n for n in model.tensors if dialect.is_ignored(n)]
     if lost:
         notes.append(Note("info", f"--like: buffers are not written: {some(lost)}"))
     assets: tuple[AssetFile, ...] = ()
@@ -125,41 +126,40 @@ def _like(options: ConvertOptions) -> _Chosen:
             notes.append(Note("info", f"--like: {yaml.name} says another layout, so it is not written"))
         else:  # what it alone says, such as use_rearrange_rope, has to be known of what is written too
             assets = (AssetFile(yaml.name, str(yaml), read_bytes(yaml, within=yaml.parent)),)
-    return _Chosen(style, words, model.tensors, _container(options) or container, tuple(notes), assets)
+    return _Chosen(dialect, words, model.tensors, _container(options) or container, tuple(notes), assets)
 
 
 def _chosen(options: ConvertOptions, slots: Mapping[str, Spec], family: Family) -> _Chosen:
     """Choose the form MindFormers' own converter writes, where the flags do not say another."""
-    style = _dialect(options.dialect) if options.dialect is not None else style_for(family.name)
-    latent = any(".mla." in s for s in slots)
+    dialect = _dialect(options.dialect) if options.dialect is not None else dialect_for(family.name)
+    here = Words.of_slots(slots)
+    latent = "mla" in here.names
     routed = any(s.endswith(".moe.router_bias") or ".moe.shared." in s for s in slots)
-    flags = {"qkv_contiguous": False, "mlp_contiguous": style is CORE and latent, **layouts(options)}
+    flags = {"qkv_contiguous": False, "mlp_contiguous": dialect is CORE and latent, **layouts(options)}
     words = {word for word, on in flags.items() if on}
-    if latent:
-        words |= {"mla"} | ({"q_lora"} if any(".mla.q_a" in s for s in slots) else set())
     if options.mla == "split":
-        if style is not CORE or not latent:
+        if dialect is not CORE or not latent:
             raise UsageError("--mla split is for latent attention under core names")
         words.add("mla_split")
     if options.qkv_concat:
         words |= {"qkv_concat", "mlp_concat"}
-    if style is LEGACY:
+    if dialect is LEGACY:
         words |= {"routed"} if routed else set()
         words |= {"gmm"} if options.experts == "grouped" else set()
         if family.name == "internlm2":
             words |= {"qkv_concat", "wqkv"}
-    if style is CORE:
+    if dialect is CORE:
         words |= {"sequential"} if options.experts == "sequential" else set()
         words |= {"wide"} if latent else set()
-    if style is GLM and layouts(options):
+    if dialect is GLM and layouts(options):
         raise UsageError("--qkv-layout and --mlp-layout: GLM's tensors are contiguous; leave them out")
-    return _Chosen(style, frozenset(words), {}, _container(options) or "ckpt", ())
+    return _Chosen(dialect, dialect.reading(here).beside(words), {}, _container(options) or "ckpt", ())
 
 
-def _dialect(name: str) -> Style:
-    found = next((s for s in STYLES if name in (s.name, s.name.removeprefix("mindformers-"))), None)
+def _dialect(name: str) -> Dialect:
+    found = next((s for s in MINDFORMERS if name in (s.name, s.name.removeprefix("mindformers-"))), None)
     if found is None:
-        raise UsageError(f"no dialect {name!r}", hint="dialects: " + ", ".join(s.name for s in STYLES))
+        raise UsageError(f"no dialect {name!r}", hint="dialects: " + ", ".join(s.name for s in MINDFORMERS))
     return found
 
 
@@ -182,9 +182,8 @@ def plan_merge(checkpoint: Checkpoint, options: ConvertOptions) -> Plan:
             hint="leave them out, or give --like or --dialect to pack anew",
         )
     states = [re.escape(n) for n in checkpoint.tensors if beside_weights(n) is not None]
-    family = Family("", (), (), {}, pinned=("|".join(states),) if states else ())
     plain = replace(checkpoint, table=None)
-    named: Named = name_tensors(plain, options, Architecture(None, family))
+    named: Named = name_tensors(plain, options, Architecture(None, None, pinned=("|".join(states),)))
     made, files, notes = lay_out_files(named.relation.right, _container(options) or "ckpt", options.strategy)
     relation = named.relation.compose(made)
     relation.check()

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from ckptconv.containers.dcp.dcp_out import OutChunk, OutObject, cut, layout
 from ckptconv.containers.torch.torchbin import TensorRef, complete
-from ckptconv.dialects.base import for_reading, traits_of
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dialects.stacked import are_alike, stacked_axes, stacks, unstacked
@@ -24,7 +23,7 @@ from ckptconv.parallel import Rank
 from ckptconv.plans.plan import AssetFile, OutFile
 from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.relations.packing import tiled
-from ckptconv.slots import Dims, Table
+from ckptconv.slots import Dims
 from ckptconv.writers.dcp import as_files
 from ckptconv.writers.megatron import TRACKER, Target, pad_vocabulary
 
@@ -71,9 +70,9 @@ def as_saved(model: Layout, slots: Mapping[str, Spec], dims: Dims, arguments: Ma
     Raises:
         PlanError: if the dialect has no place for a slot.
     """
-    held = spread(replace(model, dialect=CORE_TE), slots, dims).held[Rank(0, 0, 0)][0]
-    traits = traits_of(held)
-    table = Table(for_reading(CORE_TE), holds=lambda word, layer: word in traits)
+    model_te = replace(model, dialect=CORE_TE, apart=True)
+    held = spread(model_te, slots, dims).held[Rank(0, 0, 0)][0]
+    table = CORE_TE.table(CORE_TE.reading(model_te.words(slots)), {"tp": 1})
     found, unknown = table.named(held)
     if unknown:
         raise AssertionError(f"{CORE_TE.name} writes {unknown[0]}, which it does not read")

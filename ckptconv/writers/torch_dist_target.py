@@ -15,8 +15,8 @@ from ckptconv.dialects.spread import Layout
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.facts import arguments_from
 from ckptconv.families import Family
+from ckptconv.families.arguments import arguments_from
 from ckptconv.numbers.sizes import parse_size
 from ckptconv.parallel import Grid, stage_layers
 from ckptconv.places.places import place

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import ckptconv
-from ckptconv.dialects.mindformers import CORE, LEGACY, find_style, told
+from ckptconv.dialects.mindformers import CORE, LEGACY, dialect_of
 from ckptconv.errors import CkptconvError, UsageError
 from ckptconv.families import find_family
 from ckptconv.relations import Relation, Spec
@@ -259,15 +259,15 @@ def test_rearranged_rotary_takes_even_rows_of_a_head_first(heads: int, half: int
     assert np.array_equal(apply(made, "w", {"q": whole}), want)
 
 
-def test_names_tell_the_style_and_its_form() -> None:
+def test_names_tell_the_dialect_and_its_form() -> None:
     spec = Spec((8, 8), "float32")
     names = ["model.tok_embeddings.embedding_weight", "model.layers.0.attention.w_qkv.weight"]
-    assert find_style(names) is LEGACY
-    assert told(LEGACY, dict.fromkeys(names, spec)) == {"qkv_concat"}
+    assert dialect_of(names) is LEGACY
+    assert LEGACY.told(dict.fromkeys(names, spec)).names == {"qkv_concat"}
     core = ["embedding.word_embeddings.weight", "decoder.layers.0.self_attention.linear_kvb.weight"]
-    assert find_style(core) is CORE
-    assert told(CORE, dict.fromkeys(core, spec)) == {"mla"}
-    assert find_style(["fc.weight", "fc.bias"]) is None
+    assert dialect_of(core) is CORE
+    assert CORE.told(dict.fromkeys(core, spec)).names == {"mla"}
+    assert dialect_of(["fc.weight", "fc.bias"]) is None
 
 
 def test_flags_that_do_not_go_together_are_refused(tmp_path: Path) -> None:

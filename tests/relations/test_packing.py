@@ -89,9 +89,7 @@ def test_one_renames_and_reshapes(shape: list[int], data: st.DataObject) -> None
     inner=SMALL,
     axis=st.sampled_from([1, -2]),
 )
-def test_parts_take_turns_by_group(
-    groups: int, runs: list[int], outer: int, inner: int, axis: int
-) -> None:
+def test_parts_take_turns_by_group(groups: int, runs: list[int], outer: int, inner: int, axis: int) -> None:
     parts = {f"p{i}": spec(outer, groups * run, inner) for i, run in enumerate(runs)}
     whole = fresh(parts)
     turns = [np.split(whole[name], groups, axis=1) for name in parts]

@@ -10,28 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from ckptconv.dialects.base import Dialect
 from ckptconv.dialects.mindformers.core import CORE
 from ckptconv.dialects.mindformers.glm import GLM
 from ckptconv.dialects.mindformers.gpt import BLOOM, GPT2
 from ckptconv.dialects.mindformers.llama import LEGACY
-from ckptconv.dialects.mindformers.style import Style
-from ckptconv.dialects.mindformers.words import told, unsaid, usual
 from ckptconv.slots.entry import form, numbers
 
-__all__ = [
-    "CORE",
-    "GLM",
-    "LEGACY",
-    "STYLES",
-    "Style",
-    "find_style",
-    "style_for",
-    "told",
-    "unsaid",
-    "usual",
-]
+__all__ = ["BLOOM", "CORE", "GLM", "GPT2", "LEGACY", "MINDFORMERS", "dialect_for", "dialect_of"]
 
-STYLES = (LEGACY, GLM, CORE, GPT2, BLOOM)
+MINDFORMERS = (LEGACY, GLM, CORE, GPT2, BLOOM)
 _FAMILIES = {
     "chatglm": GLM,
     "glm": GLM,
@@ -43,19 +31,19 @@ _FAMILIES = {
 }
 
 
-def style_for(family: str) -> Style:
-    """Return the style MindFormers' own converter writes a family in; that of Llama's relatives if unsure."""
+def dialect_for(family: str) -> Dialect:
+    """Return the dialect MindFormers' own converter writes a family in; Llama's relatives' one if unsure."""
     return _FAMILIES.get(family, LEGACY)
 
 
-def find_style(names: Collection[str]) -> Style | None:
-    """Return the style that knows most names; None if none knows the embedding and half of them."""
+def dialect_of(names: Collection[str]) -> Dialect | None:
+    """Return the dialect that knows most names; None if none knows the embedding and half of them."""
     forms = [numbers(name)[0] for name in names]
 
-    def known(style: Style) -> int:
-        there = {form(e.name) for e in style.entries}
-        embed = any(e.pack == "embed" and e.name in names for e in style.entries)
+    def known(dialect: Dialect) -> int:
+        there = {form(line.name) for line in dialect.lines}
+        embed = any(line.pack == "embed" and line.name in names for line in dialect.lines)
         return sum(f in there for f in forms) if embed else 0
 
-    best = max(STYLES, key=known)
+    best = max(MINDFORMERS, key=known)
     return best if 2 * known(best) > len(forms) else None

@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
-from ckptconv.dialects.mindformers.style import (
-    DOWN,
-    GATE,
-    IN_A_ROW,
-    UP,
-    K,
-    Q,
-    Style,
-    V,
-    lines,
-    norm,
-    under,
-)
+from collections.abc import Mapping
+
+from ckptconv.dialects.base import Dialect, norm, plain, prefixed, whole
+from ckptconv.dialects.mindformers.parts import DOWN, GATE, IN_A_ROW, UP, K, Q, V
+from ckptconv.relations import Spec
 from ckptconv.slots import (
+    Words,
     concat,
-    one,
     rotary,
 )
 
 __all__ = ["GLM"]
 
 _GLM_LAYER = (
-    *norm("layers.*.attn_norm", "input_layernorm"),
-    *lines(Q, "self_attention.wq", "!qkv_concat !rearranged"),
-    *lines(K, "self_attention.wk", "!qkv_concat !rearranged"),
-    *lines(rotary("heads", Q), "self_attention.wq", "!qkv_concat rearranged"),
-    *lines(rotary("kv_heads", K), "self_attention.wk", "!qkv_concat rearranged"),
-    *lines(V, "self_attention.wv", "!qkv_concat"),
-    *lines(IN_A_ROW, "self_attention.query_key_value", "qkv_concat !rearranged"),
-    *lines(
+    *norm("layers.*.attn_norm", "input_layernorm."),
+    *whole(Q, "self_attention.wq", bias=True, when="!qkv_concat !rearranged"),
+    *whole(K, "self_attention.wk", bias=True, when="!qkv_concat !rearranged"),
+    *whole(rotary("heads", Q), "self_attention.wq", bias=True, when="!qkv_concat rearranged"),
+    *whole(rotary("kv_heads", K), "self_attention.wk", bias=True, when="!qkv_concat rearranged"),
+    *whole(V, "self_attention.wv", bias=True, when="!qkv_concat"),
+    *whole(IN_A_ROW, "self_attention.query_key_value", bias=True, when="qkv_concat !rearranged"),
+    *whole(
         concat(rotary("heads", Q), rotary("kv_heads", K), V),
         "self_attention.query_key_value",
-        "qkv_concat rearranged",
+        bias=True,
+        when="qkv_concat rearranged",
     ),
-    *lines("layers.*.attn.o", "self_attention.dense"),
-    *norm("layers.*.mlp_norm", "post_attention_layernorm"),
-    *lines(GATE, "mlp.dense_left", "!mlp_concat"),
-    *lines(UP, "mlp.dense_right", "!mlp_concat"),
-    *lines(concat(GATE, UP), "mlp.dense_h_to_4h", "mlp_concat"),
-    *lines(DOWN, "mlp.dense_4h_to_h"),
+    *whole("layers.*.attn.o", "self_attention.dense", bias=True),
+    *norm("layers.*.mlp_norm", "post_attention_layernorm."),
+    *whole(GATE, "mlp.dense_left", bias=True, when="!mlp_concat"),
+    *whole(UP, "mlp.dense_right", bias=True, when="!mlp_concat"),
+    *whole(concat(GATE, UP), "mlp.dense_h_to_4h", bias=True, when="mlp_concat"),
+    *whole(DOWN, "mlp.dense_4h_to_h", bias=True),
 )
-GLM = Style(
+
+
+def _open(tensors: Mapping[str, Spec], words: Words) -> dict[str, bool]:
+    return {"rearranged": False}
+
+
+GLM = Dialect(
     name="mindformers-glm",
-    entries=(
-        one("embed", "transformer.embedding.embedding_weight"),
-        *under("transformer.encoder.layers.*.", _GLM_LAYER),
-        *norm("final_norm", "transformer.encoder.final_layernorm"),
-        one("head", "transformer.output_layer.weight"),
+    lines=(
+        plain("embed", "transformer.embedding.embedding_weight"),
+        *prefixed(_GLM_LAYER, "transformer.encoder.layers.*."),
+        *norm("final_norm", "transformer.encoder.final_layernorm."),
+        plain("head", "transformer.output_layer.weight"),
     ),
-    words={
+    tells={
         "qkv_concat": r".*\.self_attention\.query_key_value\.weight",
         "mlp_concat": r".*\.mlp\.dense_h_to_4h\.weight",
     },
+    reads=("rearranged",),
+    leaves_open=_open,
+    ignored=(r".*\.inv_freq",),
+    ranks=False,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ckptconv.errors import PlanError
 from ckptconv.planning.adapters.adapter import WITH_PEFT
@@ -116,12 +116,17 @@ def _shared(name: str, copies: list[str], spec: Spec) -> Relation:
     return Relation({name: spec}, dict.fromkeys(copies, spec), pairs)
 
 
-def ones(relation: Relation, value: float) -> dict[str, tuple[Constant, ...]]:
-    """Add a value to every weight of a norm: a relation's right tensors whose left one is such a slot.
+def ones(relation: Relation, shift: Callable[[str], int]) -> dict[str, tuple[Constant, ...]]:
+    """Add a value to the weights of norms: a relation's right tensors whose left one is such a slot.
 
     Zero-centred norms multiply by ``1 + weight`` (megatron-core 0.16.1, ``layernorm_zero_centered_gamma``).
+
+    Args:
+        relation: Slots (left) to tensors.
+        shift: What is to be added to a norm, by its slot.
     """
-    return {p.right.tensor: (Constant(value),) for p in relation.pairs if _is_norm(p.left.tensor)}
+    norms = [p for p in relation.pairs if _is_norm(p.left.tensor)]
+    return {p.right.tensor: (Constant(float(value)),) for p in norms if (value := shift(p.left.tensor))}
 
 
 def _is_norm(slot: str) -> bool:

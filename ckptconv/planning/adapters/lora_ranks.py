@@ -147,7 +147,7 @@ def _open(folder: Path, base: Checkpoint, options: ConvertOptions) -> Checkpoint
     hint = "give the folder of the adapter's run; for a PEFT folder, convert the source first"
     if not folder.is_dir() or any(folder.glob("adapter_model.*")):
         raise UsageError(f"--adapter: {folder} holds no ranks, as the source does", hint=hint)
-    opened = open_checkpoint(folder, ReadOptions(sizes=options.source_sizes, traits=base.traits))
+    opened = open_checkpoint(folder, ReadOptions(sizes=options.source_sizes, words=base.words))
     if opened.table is None or not any(factor_of(n) for n in opened.relation.right):
         raise UsageError(f"--adapter: there are no LoRA adapters in {folder}", hint=hint)
     return opened

@@ -66,7 +66,7 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
             hint="checkpoints without weights cannot be converted",
         )
     whose = "mindspeed" if "hf_path" in first.arguments else "megatron"
-    dialect = find_dialect(with_implied(every), whose, options.traits)
+    dialect = find_dialect(with_implied(every), whose, options.words)
     graph = GraphBuilder()
     turned = _store(graph, grid, ranks)
     names = {own_name(n): n for f in ranks.values() if f.like is None for t in f.chunks.values() for n in t}
@@ -76,7 +76,7 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
         dialect,
         lambda rank, v, name: ranks[rank].key(grid.folder(rank), v, names[name]),
         version=first.version,
-        traits=options.traits,
+        words=options.words,
     )
     relation = _unturned(made.relation, turned)
     relation.check()
@@ -96,7 +96,7 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
         notes=tuple(notes),
         arguments=first.arguments,
         table=made.table,
-        traits=made.traits,
+        words=made.words,
         strange=made.unknown,
         ranks=run.files,
         stages=_stages(made),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckptconv.containers.mindspore.mindspore import open_mindspore
 from ckptconv.containers.stored import Stored
-from ckptconv.dialects.mindformers import find_style, usual
+from ckptconv.dialects.mindformers import dialect_of
 from ckptconv.dialects.mindformers.entries import STEP
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.inside import is_plain_name
@@ -53,7 +53,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         )
     content.layout.update(_step_layout(found))
     iteration = _iteration(found, content)
-    style = find_style(content.graph.right)
+    dialect = dialect_of(content.graph.right)
     count = content.containers.total()
     texts = [Note("info", f"text beside the weights: {k} = {v[:200]!r}") for k, v in content.texts.items()]
     ranks = f", {len(found.ranks)} ranks" if found.kind == "ranks" else ""
@@ -69,7 +69,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         layout=content.layout,
         iteration=iteration,
         left_out=dict(content.left_out),
-        table=None if style is None else style.table(usual(style, content.graph.right)),
+        table=None if dialect is None else dialect.table(dialect.usual(content.graph.right)),
         notes=(*found.notes, *content.notes, *texts),
     )
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.facts import Fact, arguments_from, read_facts
-from ckptconv.facts.reverse import ArgumentsDialect
+from ckptconv.facts import Fact, read_facts
 from ckptconv.families import Family, find_family
+from ckptconv.families.arguments import ArgumentsDialect, arguments_from
 from ckptconv.families.config import config_from, facts_of, same
 from training_args import NAMES, trained
 
