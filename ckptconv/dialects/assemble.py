@@ -105,11 +105,11 @@ def _local_layers(held: Held) -> dict[Chunk, set[int]]:
 
 def _told(held: Held, dialect: Dialect, stages: Mapping[Chunk, Mapping[int, int]]) -> Words:
     """Return what names and shapes tell of the layers, numbered through the model."""
-    every: dict[str, Spec] = {}
+    parts = list(_distinct(held))
+    every = {name: spec for _, tensors in parts for name, spec in tensors.items()}
     found = []
-    for chunk, tensors in _distinct(held):
-        every.update(tensors)
-        local, numbered = dialect.told(with_implied(tensors)), stages.get(chunk, {})
+    for chunk, tensors in parts:
+        local, numbered = dialect.told(with_implied(tensors), every), stages.get(chunk, {})
         layers = {
             f"layers.{numbered[int(number)]}" if kind == "layers" else f"mtp.{number}": words
             for layer, words in local.layers.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -103,7 +103,7 @@ class Dialect:
         lines: Its tensors.
         tells: Words that names tell, each with a pattern of names, numbers written as ``#``. They hold of the
             layer the name is in, or of the model.
-        shapes: What shapes tell beside.
+        shapes: What shapes tell beside: of the tensors of a part of the model, the names of all known.
         reads: Further words that reading looks at: those that ``shapes`` tell, and those it leaves open. Of
             words that are neither here nor in ``tells``, names say which line is meant.
         leaves_open: The words that names and shapes leave open, each with what is most likely.
@@ -117,7 +117,7 @@ class Dialect:
     name: str
     lines: tuple[Line, ...]
     tells: Mapping[str, str] = field(default_factory=dict)
-    shapes: Callable[[Mapping[str, Spec]], Told] | None = None
+    shapes: Callable[[Mapping[str, Spec], Collection[str]], Told] | None = None
     reads: tuple[str, ...] = ()
     leaves_open: Callable[[Mapping[str, Spec], Words], dict[str, bool]] | None = None
     ignored: tuple[str, ...] = ()
@@ -138,8 +138,13 @@ class Dialect:
         """Return words as reading knows them: names tell the rest."""
         return words.about((*self.tells, *self.reads))
 
-    def told(self, tensors: Mapping[str, Spec]) -> Words:
-        """Return the words that names and shapes tell of each layer."""
+    def told(self, tensors: Mapping[str, Spec], names: Collection[str] | None = None) -> Words:
+        """Return the words that names and shapes tell of each layer.
+
+        Args:
+            tensors: What a checkpoint holds, or a part of it.
+            names: What all of it holds, if that is more.
+        """
         kinds = {form(line.name): line.slots[0].partition(".")[0] for line in self.lines if "*" in line.name}
         here: dict[str, tuple[str, ...]] = {}
         layers: dict[str, set[str]] = {}
@@ -154,7 +159,9 @@ class Dialect:
             if shape not in here:
                 here[shape] = tuple(w for w, pattern in self.tells.items() if re.fullmatch(pattern, shape))
             of(shape, values).update(here[shape])
-        for name, word in self.shapes(tensors) if self.shapes is not None else ():
+        for name, word in (
+            self.shapes(tensors, tensors if names is None else names) if self.shapes is not None else ()
+        ):
             of(*numbers(name)).add(word)
         made = Words(frozenset(model), {layer: frozenset(words) for layer, words in layers.items()})
         return self.reading(made)

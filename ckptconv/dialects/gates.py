@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from ckptconv.relations import Spec
@@ -22,13 +22,17 @@ _WORDS: Final = {"experts.": "moe.experts.gate", "shared_experts.": "moe.shared.
 _TOGETHER: Final = re.compile(r"(.*\.mlp\.experts\.weight)1")
 
 
-def gates(tensors: Mapping[str, Spec]) -> Iterator[tuple[str, str]]:
+def gates(tensors: Mapping[str, Spec], names: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield a tensor of every layer that has a gate, and what it is of.
 
     An up projection with a gate has twice the rows that its down projection has columns. Experts without
     their down projection are taken for gated ones.
+
+    Args:
+        tensors: What a part of the model holds.
+        names: What all of it holds.
     """
-    delta = any(".self_attention.in_proj." in name for name in tensors)
+    delta = any(".self_attention.in_proj." in name for name in names)
     for name, spec in tensors.items():
         if (match := _UP.fullmatch(name)) is not None:
             down = tensors.get(f"{match['stem']}{_DOWN[match['up']]}.weight{match['expert']}")

@@ -36,7 +36,12 @@ _SIZES: dict[str, tuple[str, ...]] = {
     "nope": ("qk_nope_head_dim",),
     "rope": ("qk_rope_head_dim",),
     "v_dim": ("v_head_dim",),
-    "mtp": ("num_nextn_predict_layers",),
+    "delta_keys": ("linear_num_key_heads",),
+    "delta_values": ("linear_num_value_heads",),
+    "delta_key": ("linear_key_head_dim",),
+    "delta_value": ("linear_value_head_dim",),
+    "delta_kernel": ("linear_conv_kernel_dim",),
+    "mtp": ("num_nextn_predict_layers", "mtp_num_hidden_layers"),
 }
 
 

@@ -153,9 +153,12 @@ def is_zero_centered(arguments: Mapping[str, Any], family: Family) -> bool:
 
 
 def _zero(facts: Mapping[str, Fact], family: Family | None) -> bool:
-    """Whether a framework stores all norms without their 1; if nothing is said, as the family does."""
+    """Whether a framework stores all norms without their 1: if it says so, or the family does.
+
+    That it does not is no word to rely on: converters leave the flag as it was, whatever they write.
+    """
     fact = facts.get("zero_centered")
-    return bool(fact.value) if fact is not None else family is not None and family.zero_centered
+    return (fact is not None and bool(fact.value)) or (family is not None and family.zero_centered)
 
 
 def _tokenizer(facts: Mapping[str, Fact]) -> str | None:

@@ -28,6 +28,10 @@ ROUTED: Config = dict(
     n_routed_experts=3, n_shared_experts=2, moe_intermediate_size=5, first_k_dense_replace=1
 )
 MANY: Config = dict(num_experts=3, moe_intermediate_size=5)
+DELTA: Config = dict(
+    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=3, linear_value_head_dim=5,
+    linear_conv_kernel_dim=4, shared_expert_intermediate_size=7,
+)  # fmt: skip
 CHATGLM: Config = dict(
     padded_vocab_size=11, hidden_size=16, ffn_hidden_size=12, num_layers=2, num_attention_heads=4,
     kv_channels=4, multi_query_attention=True, multi_query_group_num=2, add_qkv_bias=True,
@@ -65,6 +69,9 @@ CONFIGS: list[tuple[str, Config]] = [
     ("deepseek_v3", BASE | LATENT | ROUTED | dict(num_nextn_predict_layers=2, q_lora_rank=None)),
     ("glm4_moe", BASE | ROUTED | dict(use_qk_norm=True, attention_bias=True, num_nextn_predict_layers=1)),
     ("glm4_moe", BASE | ROUTED),
+    ("gpt_oss", BASE | dict(num_local_experts=3, head_dim=4)),
+    ("qwen3_next", BASE | MANY | DELTA | dict(mlp_only_layers=[0])),
+    ("qwen3_next", BASE | MANY | DELTA | dict(full_attention_interval=2, head_dim=6)),
 ]
 each_config = pytest.mark.parametrize(
     ("model_type", "config"), CONFIGS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CONFIGS)]

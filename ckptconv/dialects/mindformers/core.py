@@ -5,7 +5,7 @@ Sources: parallel_core, models/*/utils.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from ckptconv.dialects.base import Dialect, for_mtp, norm, plain, prefixed, whole
 from ckptconv.dialects.mindformers.parts import (
@@ -104,7 +104,7 @@ _CORE_LAYER = (
 )
 
 
-def _shapes(tensors: Mapping[str, Spec]) -> Iterator[tuple[str, str]]:
+def _shapes(tensors: Mapping[str, Spec], names: Collection[str]) -> Iterator[tuple[str, str]]:
     """Tell whether the experts' first matrices are declared as ``[hidden, experts*2*inner]``."""
     hidden = tensors[_EMBED].shape[-1] if _EMBED in tensors else 0
     for name, spec in tensors.items():

@@ -5,7 +5,7 @@ Sources: models/llama, research/qwen2_5, baichuan2, internlm2, mixtral, deepseek
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from ckptconv.dialects.base import Dialect, Line, norm, plain, prefixed, whole
 from ckptconv.dialects.mindformers.parts import (
@@ -88,7 +88,7 @@ _LEGACY_EXPERTS = (
 )
 
 
-def _shapes(tensors: Mapping[str, Spec]) -> Iterator[tuple[str, str]]:
+def _shapes(tensors: Mapping[str, Spec], names: Collection[str]) -> Iterator[tuple[str, str]]:
     """Tell whether the matrices of experts lie input first."""
     hidden = tensors[_EMBED].shape[-1] if _EMBED in tensors else 0
     for name, spec in tensors.items():

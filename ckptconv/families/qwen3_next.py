@@ -1,0 +1,90 @@
+"""Qwen3-Next: three layers of gated delta nets to one of attention whose output has a gate, and experts.
+
+The norms multiply by one plus the stored weight, but for that of a delta net (transformers 5.12,
+``modeling_qwen3_next.py``). In the file a query head and its gate follow each other.
+"""
+
+from __future__ import annotations
+
+from ckptconv.families.base import Config, Family, dims, is_sparse
+from ckptconv.families.llama import EMBED, ENDS, IGNORED, MLP, NORMS, gated
+from ckptconv.families.moe import EXPERTS_FUSED, ROUTED
+from ckptconv.families.qwen import QK_NORMS
+from ckptconv.slots import Entry, concat, grouped, linear, one
+
+_AT = "model.layers.*"
+_D = "layers.*.gdn"
+
+
+def mixers(config: Config) -> tuple[str, ...]:
+    """Return of each layer ``attn`` or ``gdn``, and of those for multi-token prediction ``attn``."""
+    sizes = dims(config)
+    layers, every = sizes.get("layers", 0), config.get("full_attention_interval") or 4
+    types = config.get("layer_types") or ["full" if (i + 1) % every == 0 else "linear" for i in range(layers)]
+    found = ["attn" if str(kind).startswith("full") else "gdn" for kind in types]
+    return (*found, *("attn" for _ in range(sizes.get("mtp", 0))))
+
+
+def _kinds(config: Config) -> tuple[str, ...]:
+    return tuple(f"{m} {'moe' if is_sparse(config, i) else 'mlp'}" for i, m in enumerate(mixers(config)))
+
+
+GATED_ATTENTION = (
+    *linear(
+        grouped("heads", "layers.*.attn.q", "layers.*.attn.gate"),
+        f"{_AT}.self_attn.q_proj",
+        bias="attention_bias",
+    ),
+    *linear("layers.*.attn.k", f"{_AT}.self_attn.k_proj", bias="attention_bias"),
+    *linear("layers.*.attn.v", f"{_AT}.self_attn.v_proj", bias="attention_bias"),
+    *linear("layers.*.attn.o", f"{_AT}.self_attn.o_proj", bias="attention_bias"),
+    *QK_NORMS,
+)
+
+
+def delta_net(*projections: Entry) -> tuple[Entry, ...]:
+    """Declare a gated delta net of these projections."""
+    at = f"{_AT}.linear_attn"
+    return (
+        *projections,
+        one(concat(f"{_D}.conv.q", f"{_D}.conv.k", f"{_D}.conv.v"), f"{at}.conv1d.weight"),
+        one(f"{_D}.a_log", f"{at}.A_log"),
+        one(f"{_D}.dt_bias", f"{at}.dt_bias"),
+        one(f"{_D}.norm", f"{at}.norm.weight"),
+        one(f"{_D}.o", f"{at}.out_proj.weight"),
+    )
+
+
+SHARED = (
+    *gated("layers.*.moe.shared", f"{_AT}.mlp.shared_expert"),
+    one("layers.*.moe.shared_gate", f"{_AT}.mlp.shared_expert_gate.weight"),
+)
+FAMILY = Family(
+    name="qwen3_next",
+    model_types=("qwen3_next",),
+    entries=(
+        EMBED,
+        *GATED_ATTENTION,
+        *delta_net(
+            one(
+                grouped("delta_keys", f"{_D}.q", f"{_D}.k", f"{_D}.v", f"{_D}.z"),
+                f"{_AT}.linear_attn.in_proj_qkvz.weight",
+            ),
+            one(
+                grouped("delta_keys", f"{_D}.beta", f"{_D}.alpha"),
+                f"{_AT}.linear_attn.in_proj_ba.weight",
+            ),
+        ),
+        *NORMS,
+        *MLP,
+        *ROUTED,
+        *SHARED,
+        *ENDS,
+    ),
+    flags={"tie_word_embeddings": False, "decoder_sparse_step": 1, "head_dim": 256},
+    ignored=IGNORED,
+    fused=EXPERTS_FUSED,
+    kinds=_kinds,
+    zero_centered=True,
+    plain_norms=("layers.*.gdn.norm",),
+)
