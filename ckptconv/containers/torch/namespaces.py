@@ -35,7 +35,7 @@ class EnumValue:
 
 
 def namespace(attributes: Mapping[str, object]) -> Record:
-    """Return an ``argparse.Namespace`` as :func:`~ckptconv.containers.torch.torchbin.layout_tree` writes it."""
+    """Return an ``argparse.Namespace`` as `ckptconv.containers.torch.torchbin.layout_tree` writes it."""
     return Record("argparse.Namespace", state=dict(attributes), form="new", module="argparse")
 
 
