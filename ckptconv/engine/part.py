@@ -25,7 +25,7 @@ from ckptconv.engine.sink import PartFile, Sink
 from ckptconv.engine.task import Crc, Result, Task, carry_out, seal
 from ckptconv.errors import CkptconvError, ClusterError
 from ckptconv.places.files import FileStamp, SourceFiles, stamp
-from ckptconv.places.places import forget, is_remote, place
+from ckptconv.places.places import ZEROS, forget, is_remote, place
 from ckptconv.plans.plan import Plan
 from ckptconv.relations import Pair, Relation
 from ckptconv.relations.terms import operands
@@ -118,7 +118,7 @@ def _absolute(stored: Stored) -> Stored:
 
 def from_anywhere(path: str) -> str:
     """Return a path that does not depend on the working folder; a URL is one."""
-    return path if is_remote(path) else os.path.abspath(path)
+    return path if is_remote(path) or path == ZEROS else os.path.abspath(path)
 
 
 def work(

@@ -43,6 +43,9 @@ def is_exact(source: DType, target: DType) -> bool:
     """Whether every value of ``source`` has the same value in ``target``."""
     if source == target:
         return True
+    if source.kind == target.kind == "int":
+        signed = source.name.startswith("int") == target.name.startswith("int")
+        return signed and source.itemsize <= target.itemsize
     if source.kind != "float" or target.kind != "float":
         return False
     return all(a <= b for a, b in zip(_PRECISION[source.name], _PRECISION[target.name], strict=True))
@@ -56,8 +59,8 @@ def cast(values: Array, source: DType, target: DType, out: Array | None = None) 
 
     Args:
         values: One-dimensional, contiguous, of the numpy dtype of ``source``.
-        source: A floating-point type.
-        target: A floating-point type.
+        source: A floating-point type, or an integer's.
+        target: A floating-point type, or one of integers that holds every value of ``source``.
         out: Where the result goes; a new array if None.
 
     Returns:
@@ -68,10 +71,14 @@ def cast(values: Array, source: DType, target: DType, out: Array | None = None) 
             return values
         out[...] = values
         return out
-    if source.kind != "float" or target.kind != "float":
-        raise ValueError(f"{source} to {target} is not a cast between floating-point types")
+    is_float = source.kind == target.kind == "float"
+    if not is_float and not is_exact(source, target):
+        raise ValueError(f"{source} to {target} is neither a cast between floating-point types nor exact")
     if out is None:
         out = np.empty(values.shape, numpy_dtype(target))
+    if not is_float:
+        out[...] = values
+        return out
     names = (source.name, target.name)
     if values.size >= _LOOK_UP and source.itemsize <= 2 and target.itemsize <= 4 and names != _WIDENED:
         _look_up(values, source, target, out)

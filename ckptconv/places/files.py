@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ckptconv.errors import FormatError, InputChangedError
-from ckptconv.places.places import forget, is_remote, place
+from ckptconv.places.places import ZEROS, forget, is_remote, place
 from ckptconv.places.regular import open_descriptor
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ class SourceFiles:
             InputChangedError: if the file is not the one the plan was made from.
         """
         want = len(buffer)
+        if path == ZEROS:
+            buffer[:] = bytes(want)
+            return
         if is_remote(path):
             done = self._behind().read(path, offset, buffer)
             if done < want:

@@ -7,11 +7,15 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-__all__ = ["advice", "forget", "is_remote", "place"]
+__all__ = ["ZEROS", "advice", "forget", "is_remote", "place"]
 
 # A path object has lost one slash of its URL. One letter alone would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(?!/)")
 _LOCAL = re.compile(r"(?:file|local)://?(?=/)")
+
+
+ZEROS = "zeros:"
+"""The place of elements that are zero and lie in no file: what a target has and a source does not count."""
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

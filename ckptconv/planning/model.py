@@ -41,6 +41,8 @@ def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> C
     """
     folder, origin = find_assets(given, beside_of(checkpoint), (CONFIG,), flag="--config")
     if folder is None or not (folder / CONFIG).is_file():
+        if checkpoint.config and given is None:
+            return ConfigFound(checkpoint.config, None, "the checkpoint's own configuration")
         if needed or given is not None:
             yaml = "--yaml with the run's YAML, " if checkpoint.producer == "mindspore" else ""
             raise PlanError(
@@ -50,7 +52,9 @@ def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> C
                 "or --no-assets for the weights alone",
             )
         return None
-    return ConfigFound(read_config(folder), folder, origin)
+    values = read_config(folder)
+    unsaid = {k: v for k, v in checkpoint.config.items() if values.get(k) is None}
+    return ConfigFound({**values, **unsaid}, folder, origin)
 
 
 @dataclass(frozen=True, slots=True)

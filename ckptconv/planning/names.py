@@ -242,7 +242,7 @@ def cast_chains(
                     where=checkpoint.data,
                     hint="dequantise the model first; --dtype keep copies it as it is",
                 )
-            if any(d.kind != "float" for d in chain):
+            if any(d.kind != "float" for d in chain) and not all(is_exact(a, b) for a, b in pairwise(chain)):
                 raise PlanError(f"{name} is stored as {chain[0]} and cannot become {chain[-1]}")
             casts[name] = tuple(chain)
     return casts

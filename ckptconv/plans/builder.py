@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
-from ckptconv.containers.stored import Stored, dense_axes, from_file_tensor
+from ckptconv.containers.stored import Extent, Stored, dense_axes, from_file_tensor
 from ckptconv.dtypes import DType
 from ckptconv.places.files import FileStamp, stamp
+from ckptconv.places.places import ZEROS
 from ckptconv.relations import Box, Drop, Pair, Relation, Spec
 
 __all__ = ["GraphBuilder"]
@@ -29,7 +30,7 @@ class GraphBuilder:
             raise AssertionError(f"stored twice: {key}")
         self.stored[key] = stored
         for extent in stored.extents:
-            if extent.path not in self._stamps:
+            if extent.path != ZEROS and extent.path not in self._stamps:
                 self._stamps[extent.path] = stamp(extent.path)
 
     def name(self, name: str, shape: tuple[int, ...], dtype: DType) -> None:
@@ -60,6 +61,13 @@ class GraphBuilder:
             else Box.whole(key, tensor.shape)
         )
         self.pairs.append(Pair(left, Box.whole(name, tensor.shape), left_copy=copy))
+
+    def zeros(self, name: str, shape: tuple[int, ...], dtype: DType) -> None:
+        """Declare a named tensor of zeros that no file holds."""
+        key = f"{ZEROS}{name}"
+        self.store(key, Stored(dtype, shape, (Extent(0, ZEROS, 0),)))
+        self.name(name, shape, dtype)
+        self.pairs.append(Pair(Box.whole(key, shape), Box.whole(name, shape)))
 
     def relation(self) -> Relation:
         """Return the finished relation, checked: every element on either side is accounted for."""

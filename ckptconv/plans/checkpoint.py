@@ -80,6 +80,7 @@ class Checkpoint:
         strange: Tensors the table has no name for.
         ranks: The files of model-parallel ranks by the names of their folders.
         stages: The layers of each pipeline stage by its number, by ``stage.chunk`` where it has chunks.
+        config: What config.json is to say where there is none beside, or it does not say it.
     """
 
     root: Path
@@ -105,6 +106,7 @@ class Checkpoint:
     strange: tuple[str, ...] = ()
     ranks: Mapping[str, Path] = field(default_factory=dict)
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tensors(self) -> Mapping[str, Spec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
@@ -9,12 +10,12 @@ from ckptconv.containers.safetensors import read_header
 from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.places.inside import is_plain_name
-from ckptconv.places.jsonfile import read_json
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
 from ckptconv.readers.reader import Reader
+from ckptconv.readers.tensorflow.read import open_tensorflow
 from ckptconv.readers.torch_file import named_tensors
+from ckptconv.readers.weight_map import read_weight_map
 
 __all__ = ["READER"]
 
@@ -29,23 +30,22 @@ def _recognise(path: Path) -> bool:
     return path.is_dir() and any((path / n).is_file() for n in (*_SINGLE, *_INDEX))
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        found = read_json(index)["weight_map"]
-    except (KeyError, TypeError) as e:
-        raise FormatError("the index is not JSON with a 'weight_map'", where=index) from e
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise FormatError("the 'weight_map' does not map names to files", where=index)
-    for name in set(found.values()):  # in the hub's cache they are links, so the names decide
-        if not is_plain_name(name):
-            raise FormatError(f"the index names a file outside its folder: {name!r}", where=index)
-    return found
-
-
 def _tensors(path: Path) -> dict[str, FileTensor]:
     if path.suffix == ".safetensors":
-        return read_header(path)[0]
+        tensors, metadata = read_header(path)
+        if metadata.get("format") == "flax":
+            raise FormatError(
+                "the file holds a Flax model: other names and other shapes than torch's",
+                where=path,
+                hint="load it with from_flax=True in transformers 4, and save_pretrained",
+            )
+        return tensors
     return state_dict_of(open_torch(path).root, str(path))[0]
+
+
+def _is_tensorflow(names: Iterable[str]) -> bool:
+    """Whether the names are those of TensorFlow's variables: each the first output of an operation."""
+    return any(n.endswith(":0") for n in names)
 
 
 def _open(path: Path, options: ReadOptions) -> Checkpoint:
@@ -58,7 +58,9 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     entry = root / names[0]
     tensors: dict[str, FileTensor] = {}
     if entry.name.endswith(".json"):
-        mapped = _weight_map(entry)
+        mapped = read_weight_map(entry)
+        if _is_tensorflow(mapped):
+            return open_tensorflow(path, options)
         files = sorted(set(mapped.values()))
         for name in files:
             if not (root / name).is_file():
@@ -78,6 +80,8 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     else:
         files = [entry.name]
         tensors = _tensors(entry)
+        if _is_tensorflow(tensors):
+            return open_tensorflow(path, options)
     graph = GraphBuilder()
     graph.touch(entry)
     aliases = named_tensors(graph, tensors)

@@ -24,6 +24,7 @@ _OWN = (
     "ckptconv.readers.deepspeed",
     "ckptconv.readers.dcp",
     "ckptconv.readers.huggingface",
+    "ckptconv.readers.tensorflow",
     "ckptconv.readers.torch_file",
 )
 

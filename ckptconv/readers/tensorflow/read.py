@@ -1,0 +1,64 @@
+"""Open a TensorFlow model as the torch model it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptconv.dialects.tensorflow import Model, class_of, settle, torch_variable
+from ckptconv.plans.builder import GraphBuilder
+from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.readers.tensorflow.find import Found, bundle_of, config_of, variables
+from ckptconv.readers.tensorflow.relate import relate
+from ckptconv.readers.tensorflow.saver import open_saver
+
+__all__ = ["open_tensorflow"]
+
+
+def open_tensorflow(path: Path, options: ReadOptions) -> Checkpoint:
+    """Open a model saved by transformers' TF classes or by TensorFlow 1's saver; reads metadata only.
+
+    Raises:
+        FormatError: if a file is damaged or of another kind.
+        PlanError: if a shard is missing, or variables do not make the torch model.
+    """
+    if (index := bundle_of(path)) is not None:
+        return open_saver(index, path)
+    found, files, form = variables(path)
+    root = path if path.is_dir() else path.parent
+    model = _model(config_of(root)[0], found)
+    graph = GraphBuilder()
+    for file in files:
+        graph.touch(file)
+    rows = {f.name: torch_variable(f.name, f.tensor.shape) for f in found}
+    written, left = settle(rows, model)
+    notes = relate(graph, found, written, left, where=path)
+    if not model.architecture:
+        notes.append(
+            Note(
+                "guess",
+                "neither config.json nor the files say which class the model is of: taken as one with a head",
+            )
+        )
+    return Checkpoint(
+        root=root,
+        data=files[0],
+        producer="tensorflow",
+        format=form,
+        weights="model",
+        stored=graph.stored,
+        relation=graph.relation(),
+        files=graph.files,
+        notes=tuple(notes),
+    )
+
+
+def _model(config: Mapping[str, Any], found: Iterable[Found]) -> Model:
+    """Return what config.json says of the model, or else the scope of its variables."""
+    kinds = config.get("architectures")
+    named = next((k for k in kinds if isinstance(k, str)), "") if isinstance(kinds, list) else ""
+    kind = config.get("model_type")
+    scope = next((f.scope for f in found if f.scope.startswith("tf")), "")
+    model_type, architecture = class_of(scope)
+    return Model(kind if isinstance(kind, str) else model_type, named.removeprefix("TF") or architecture)
