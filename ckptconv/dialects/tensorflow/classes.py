@@ -1,7 +1,7 @@
 """List the classes of transformers that had a TensorFlow form, by model type.
 
-Of transformers 4.57.6, the last release with them. Not here are encoder-decoders made of two models (RAG among
-them) and Transformer-XL, which name their variables in ways of their own.
+Of transformers 4.57.6, the last release with them. Not here are encoder-decoders made of two models (RAG
+among them) and Transformer-XL, which name their variables in ways of their own.
 """
 
 from __future__ import annotations

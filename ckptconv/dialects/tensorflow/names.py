@@ -33,7 +33,7 @@ _LAST: Final[Mapping[str, str]] = {
     "pointwise_kernel": "pointwise.weight",
 }
 _ORDERS: Final = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
-_TURNED: Final = ("depthwise_kernel", "pointwise_kernel")
+_SEPARABLE: Final = {"depthwise_kernel": (1, 2, 0), "pointwise_kernel": (2, 1, 0)}
 _PROJECTIONS: Final = {"emb_projs", "out_projs"}  # Transformer-XL
 _OWN_SCOPE: Final = re.compile(r"([^/]*model\.[^/]*)/\1/")
 
@@ -75,7 +75,8 @@ def stripped(name: str) -> str:
 
 
 def _checked(name: str) -> str:
-    if len(name) > _LONGEST or _LEGAL.fullmatch(name) is None:
+    levels = name.partition(":")[0].split("/")
+    if len(name) > _LONGEST or _LEGAL.fullmatch(name) is None or not {".", ".."}.isdisjoint(levels):
         raise FormatError(
             f"{short(name)!r} is not a name TensorFlow gives a variable",
             hint="the file is damaged, or was not written by TensorFlow",
@@ -97,11 +98,11 @@ def torch_variable(name: str, shape: tuple[int, ...]) -> Variable:
     bare = re.sub(r":\d+$", "", _checked(name))
     bare = _levels(f"/{bare}").replace("_._", "/")
     parts = [p for p in bare.split("/") if p]
-    if not parts:
-        raise FormatError(f"{short(name)!r} is not a name TensorFlow gives a variable")
     last = parts[-1]
     order = tuple(range(len(shape)))
-    if last in _TURNED or (len(shape) == 2 and not _PROJECTIONS.isdisjoint(parts)):
+    if last in _SEPARABLE and len(shape) == 3:
+        order = _SEPARABLE[last]
+    elif len(shape) == 2 and not _PROJECTIONS.isdisjoint(parts):
         order = order[::-1]
     elif last == "kernel" and len(shape) > 1:
         if len(shape) not in _ORDERS:

@@ -30,6 +30,8 @@ _LAST: Final = {
     "output_bias": "bias",
 }
 
+_UNPOOLED: Final = ("ForMaskedLM", "ForQuestionAnswering")
+
 # In this order; patterns of names.
 _RENAMES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "bert": (
@@ -144,6 +146,9 @@ def saved_variables(
                     "transformers 4",
                 )
             left[name] = Left(None, f"{chosen} does not have it")
+            continue
+        if ".pooler." in found and chosen.endswith(_UNPOOLED):
+            left[name] = Left(None, f"a pooler that the head of {chosen} does not read")
             continue
         last = name.rpartition("/")[2]
         shape = shapes[name]

@@ -81,6 +81,7 @@ _TABLE: Final = (
         r"model\.(?:encoder|decoder)\.embed_positions\.weight",
         None,
         "sinusoids that the torch model computes itself",
+        classes="MTModel",
     ),
     _Special(
         ("mpnet",),
