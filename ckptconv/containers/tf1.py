@@ -2,7 +2,8 @@
 
 The formats: a table of LevelDB (TensorFlow 2.21, ``core/lib/io/format.cc``, ``table.cc``) whose keys are the
 names of variables and whose values are the messages of ``core/protobuf/tensor_bundle.proto``; the data is
-raw, row-major tensors (``core/util/tensor_bundle/tensor_bundle.cc``). Every block is compared with its CRC-32C.
+raw, row-major tensors (``core/util/tensor_bundle/tensor_bundle.cc``). Every block is compared with its
+CRC-32C.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def relate(
     """
     taken: dict[str, str] = {}
     notes: dict[str, list[str]] = {}
-    for f in found:
+    for f in sorted(found, key=lambda f: f.name not in written):  # what is copied before its copies
         stored = from_file_tensor(f.tensor)
         graph.store(f.key, stored)
         if f.name not in written:
