@@ -1,0 +1,96 @@
+"""Find the rules of a model: those of its class or type, and of every model inside it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from ckptconv.families.saved.rules import Rule, rule_of
+
+__all__ = ["RELEASE", "rules_for"]
+
+Config = Mapping[str, Any]
+RELEASE = "5.23.0"
+"""The release of transformers the list is of."""
+
+
+@cache
+def _list() -> dict[str, Any]:
+    text = files(__package__).joinpath("transformers.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def rules_for(config: Config) -> list[Rule]:
+    """Return the rules by which a model of this config is read, in their order.
+
+    A class is looked up before its ``model_type``, and what holds for a model is not looked up again for one
+    inside it (transformers 5.23, ``conversion_mapping.py``, ``get_model_conversion_mapping``).
+    """
+    root = _class_of(config)
+    prefix = _list()["classes"].get(root, {}).get("prefix", "")
+    claimed: defaultdict[str, list[str]] = defaultdict(list)
+    rules: list[Rule] = []
+    for path, name, kind in _models(config, "", root, str(config.get("model_type") or "")):
+        if _inside(path, claimed[name]):
+            continue
+        said = _rules(name)
+        if by_type := said is None:
+            said = None if _inside(path, claimed[kind]) else _rules(kind)
+        if said is None:
+            continue
+        scope = _scope(path, prefix) if path else ("",)
+        rules += [rule for one in said if (rule := rule_of(one, scope)) is not None]
+        claimed[name].append(path)
+        if by_type:
+            claimed[kind].append(path)
+    return rules
+
+
+def _rules(name: str) -> list[dict[str, Any]] | None:
+    """Return the rules of a class or type; none at all is another thing than an empty list."""
+    found: list[dict[str, Any]] | None = _list()["rules"].get(_list()["like"].get(name, name))
+    return found
+
+
+def _class_of(config: Config) -> str:
+    """Return the class of a model: the one config.json names, or the one its type stands for."""
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    if isinstance(name, str) and (name in _list()["classes"] or _rules(name) is not None):
+        return name
+    found: str = _list()["heads"].get(config.get("model_type"), name or "")
+    return found
+
+
+def _models(config: Config, path: str, name: str, kind: str) -> Iterator[tuple[str, str, str]]:
+    """Yield path, class and type of a model and of those inside it, in the order of the class."""
+    yield path, name, kind
+    for at, inner, inner_kind, part, auto in _list()["classes"].get(name, {}).get("parts", ()):
+        own = _part(config, part) if part is not None else {}
+        if auto is not None and isinstance(said := own.get("model_type"), str) and said != inner_kind:
+            inner_kind, inner = said, _list()["auto"][auto].get(said, "")
+        yield from _models(own, f"{path}.{at}" if path else at, inner, inner_kind)
+
+
+def _part(config: Config, part: str) -> Config:
+    """Return a part of a config: ``thinker_config.text_config``; itself if no part is named."""
+    for key in part.split(".") if part else ():
+        found = config.get(key)
+        config = found if isinstance(found, Mapping) else {}
+    return config
+
+
+def _inside(path: str, others: list[str]) -> bool:
+    return any(other == "" or path.startswith(f"{other}.") for other in others)
+
+
+def _scope(path: str, prefix: str) -> tuple[str, ...]:
+    """Return the prefixes of a model inside another, with and without the whole model's own."""
+    inner = path.removeprefix(prefix).removeprefix(".")
+    scope, base = f"{inner}." if inner else "", f"{prefix}." if prefix else ""
+    return tuple(dict.fromkeys((base + scope, scope)))
