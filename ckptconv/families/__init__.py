@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ckptconv.families.base import Config, Family, Findings, Fused, dims, is_sparse
+from ckptconv.families.base import Config, Family, Findings, dims, is_sparse
 
-__all__ = ["Config", "Family", "Findings", "Fused", "dims", "families", "find_family", "is_sparse"]
+__all__ = ["Config", "Family", "Findings", "dims", "families", "find_family", "is_sparse"]
 
 
 def families() -> Iterator[Family]:

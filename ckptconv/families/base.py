@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from ckptconv.errors import PlanError
 from ckptconv.families.template import Template
-from ckptconv.relations import Relation, Spec, in_a_row, renamed
+from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Sizes, Table, Words, shape_of, template
 from ckptconv.slots.words import beginnings, block, conditions
 
-__all__ = ["Config", "Family", "Findings", "Fused", "dims", "is_sparse"]
+__all__ = ["Config", "Family", "Findings", "dims", "is_sparse"]
 
 Config = Mapping[str, Any]
 Shape = tuple[int, ...]
@@ -85,40 +85,6 @@ def is_sparse(config: Config, layer: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
-    """A tensor transformers 5 holds in memory under another name or form than it saves.
-
-    Attributes:
-        memory: Its name in a training state dict; ``*`` is the layer's number.
-        saved: The names ``save_pretrained`` writes: one, or with ``{e}`` several for every expert, which are
-            the rows of the memory tensor ``[experts, rows, columns]``, expert by expert, in this order.
-    """
-
-    memory: str
-    saved: tuple[str, ...]
-
-    def relate(self, name: str, spec: Spec) -> Relation | None:
-        """Relate a memory tensor to the tensors that are saved, or return None if it is another one."""
-        match = re.fullmatch(re.escape(self.memory).replace(r"\*", r"(\d+)"), name)
-        if match is None:
-            return None
-        names = [s.replace("*", match[1]) for s in self.saved]
-        if "{e}" not in names[0]:
-            return renamed(name, names[0], spec)
-        if len(spec.shape) != 3 or spec.shape[1] % len(names):
-            raise PlanError(
-                f"{name} has shape {list(spec.shape)}, not [experts, {len(names)} x rows, columns]"
-            )
-        experts, rows, columns = spec.shape[0], spec.shape[1] // len(names), spec.shape[2]
-        parts = {
-            n.replace("{e}", str(e)): Spec((rows, columns), spec.dtype) for e in range(experts) for n in names
-        }
-        flat = f"{name} as rows"
-        flatten = renamed(name, flat, Spec((experts * spec.shape[1], columns), spec.dtype), shape=spec.shape)
-        return flatten.compose(in_a_row(flat, parts))
-
-
-@dataclass(frozen=True, slots=True)
 class Findings:
     """Compare a checkpoint's names and shapes with a family's.
 
@@ -138,10 +104,9 @@ class Family:
     Attributes:
         name: Name for ``--family``.
         model_types: Values of ``model_type`` in config.json.
-        entries: Its tensors; none if only ``fused`` is known of it.
+        entries: Its tensors.
         flags: Values of config flags that transformers assumes when the config does not say.
         ignored: Patterns of buffers old releases stored and new ones do not.
-        fused: What memory and file hold differently.
         pinned: Patterns of tensors whose dtype ``--dtype`` leaves alone.
         sizes: Sizes a config says in a way of its own, from the config; they go before `dims`.
         kinds: What each layer is, where not all are alike but for experts (`is_sparse`): the blocks of slots
@@ -158,7 +123,6 @@ class Family:
     entries: tuple[Entry, ...]
     flags: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
-    fused: tuple[Fused, ...] = ()
     pinned: tuple[str, ...] = ()
     sizes: Callable[[Config], Mapping[str, int]] | None = None
     kinds: Callable[[Config], Sequence[str]] | None = None
@@ -269,16 +233,6 @@ class Family:
                         continue
                     every = range(sizes.get("experts", 0)) if "{e}" in rest else range(1)
                     yield from (f"{layer}.{rest.replace('{e}', str(e))}" for e in every)
-
-    def saved(self, tensors: Mapping[str, Spec]) -> Relation | None:
-        """Relate the tensors a model holds in memory to those it saves; None if they are the same."""
-        parts = {
-            n: next((r for f in self.fused if (r := f.relate(n, s)) is not None), None)
-            for n, s in tensors.items()
-        }
-        if not any(parts.values()):
-            return None
-        return Relation.union(parts[n] or renamed(n, n, s) for n, s in tensors.items())
 
     def compare(self, config: Config, tensors: Mapping[str, Shape], present: Iterable[str] = ()) -> Findings:
         """Compare names and shapes with the architecture.

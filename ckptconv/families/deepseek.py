@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ckptconv.families.base import Family
 from ckptconv.families.llama import BIASED_MLP, EMBED, ENDS, IGNORED, MLP, NORMS, gated
-from ckptconv.families.moe import EXPERTS_FUSED, ROUTED
+from ckptconv.families.moe import ROUTED
 from ckptconv.families.template import decoder
 from ckptconv.slots import Entry, grouped, linear, one
 
@@ -74,7 +74,6 @@ V2 = Family(
     entries=(EMBED, *_LATENT, *NORMS, *BIASED_MLP, *ROUTED, *shared("mlp_bias"), *ENDS),
     flags={"tie_word_embeddings": False},
     ignored=IGNORED,
-    fused=EXPERTS_FUSED,
     template=decoder(
         "DeepseekV2ForCausalLM",
         {**_KEYS, "mlp_bias": "linear_bias", "topk_method": "topk_method"},
@@ -90,7 +89,6 @@ V3 = Family(
     entries=(EMBED, *_LATENT, *NORMS, *MLP, *ROUTED, ROUTER_BIAS, *shared(), *ENDS, *MTP),
     flags={"tie_word_embeddings": False, "first_k_dense_replace": 3},
     ignored=IGNORED,
-    fused=EXPERTS_FUSED,
     pinned=PINNED,
     template=decoder(
         "DeepseekV3ForCausalLM",

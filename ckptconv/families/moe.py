@@ -3,19 +3,13 @@
 transformers 5 stacks the experts in memory and saves them one by one (5.23, ``conversion_mapping.py``).
 """
 
-from ckptconv.families.base import Family, Fused
+from ckptconv.families.base import Family
 from ckptconv.families.llama import EMBED, ENDS, IGNORED, MLP, NORMS, attention, gated
 from ckptconv.families.qwen import QK_NORMS
 from ckptconv.families.template import decoder
 from ckptconv.slots import one
 
 EXPERTS = "model.layers.*.mlp.experts"
-EXPERTS_FUSED = (
-    Fused(
-        f"{EXPERTS}.gate_up_proj", (f"{EXPERTS}.{{e}}.gate_proj.weight", f"{EXPERTS}.{{e}}.up_proj.weight")
-    ),
-    Fused(f"{EXPERTS}.down_proj", (f"{EXPERTS}.{{e}}.down_proj.weight",)),
-)
 ROUTED = (
     one("layers.*.moe.router", "model.layers.*.mlp.gate.weight"),
     *gated("layers.*.moe.experts.{e}", f"{EXPERTS}.{{e}}"),
@@ -52,7 +46,6 @@ QWEN3_MOE = Family(
     ),
     flags=_QWEN,
     ignored=IGNORED,
-    fused=EXPERTS_FUSED,
     template=decoder(
         "Qwen3MoeForCausalLM",
         {"attention_bias": "qkv_bias o_bias", **_SPARSE},
@@ -76,7 +69,6 @@ QWEN2_MOE = Family(
     ),
     flags={**_QWEN, "qkv_bias": True},
     ignored=IGNORED,
-    fused=EXPERTS_FUSED,
     template=decoder(
         "Qwen2MoeForCausalLM",
         {"qkv_bias": "qkv_bias", "shared_expert_intermediate_size": "shared_inner", **_SPARSE},
@@ -93,7 +85,6 @@ OTHERS = Family(
     model_types=("dots1", "flex_olmo", "hunyuan_v1_moe", "olmoe", "solar_open"),
     entries=(),
     flags={},
-    fused=EXPERTS_FUSED,
     # Tiny steps add up in it; transformers 5.23 keeps it in float32 (modeling_deepseek_v3.py).
     pinned=(r".*\.e_score_correction_bias",),
 )
@@ -112,13 +103,6 @@ MIXTRAL = Family(
     ),
     flags={"tie_word_embeddings": False},
     ignored=IGNORED,
-    fused=(
-        Fused("model.layers.*.mlp.gate.weight", (f"{_MOE}.gate.weight",)),
-        Fused(
-            f"{EXPERTS}.gate_up_proj", (f"{_MOE}.experts.{{e}}.w1.weight", f"{_MOE}.experts.{{e}}.w3.weight")
-        ),
-        Fused(f"{EXPERTS}.down_proj", (f"{_MOE}.experts.{{e}}.w2.weight",)),
-    ),
     template=decoder(
         "MixtralForCausalLM",
         {

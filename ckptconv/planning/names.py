@@ -14,6 +14,7 @@ from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
 from ckptconv.families import Family
+from ckptconv.families.saved import saved
 from ckptconv.numbers.casts import is_exact
 from ckptconv.places.places import place
 from ckptconv.places.regular import read_text
@@ -120,10 +121,13 @@ def name_tensors(
         if (zero := model.zero_centered) is not None and adapter is None:
             table_of = family
             terms = {**terms, **ones(outer, lambda norm: zero - table_of.is_zero_centered(norm))}
-    if family is not None and (saved := family.saved(relation.right)) is not None:
-        via = {p.right.tensor: via[p.left.tensor] for p in saved.pairs if p.left.tensor in via}
-        steps += _saved_steps(saved)
-        relation, terms = relation.compose(saved), follow(terms, saved)
+    elif (
+        options.lora != "adapter" and (kept := _saved(model, relation.right, aliases, unresolved)) is not None
+    ):
+        packed, aliases, unresolved = kept
+        via = {p.right.tensor: via[p.left.tensor] for p in packed.pairs if p.left.tensor in via}
+        steps += _saved_steps(packed)
+        relation, terms = relation.compose(packed), follow(terms, packed)
     relation, aliases, tied = _tie(checkpoint, relation, aliases, unresolved, family, config)
     refuse_tied(terms, aliases)
     steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
@@ -148,6 +152,20 @@ def _with_dtype(relation: Relation, target: DType, kept: Collection[str]) -> Rel
         n: replace(s, dtype=target.name) if is_cast(n, s.dtype) else s for n, s in relation.right.items()
     }
     return replace(relation, right=right)
+
+
+def _saved(
+    model: Architecture, tensors: Mapping[str, Spec], aliases: Mapping[str, str], unresolved: Collection[str]
+) -> tuple[Relation, dict[str, str], set[str]] | None:
+    """Return what ``save_pretrained`` makes of tensors and of names without data; None if it leaves them."""
+    config = model.config.values if model.config is not None else None
+    if config is None and model.family is not None and model.family.model_types:
+        config = {"model_type": model.family.model_types[0]}
+    found = saved(config, tensors, [*aliases, *unresolved]) if config is not None else None
+    if found is None:
+        return None
+    relation, new = found
+    return relation, {new[a]: new[b] for a, b in aliases.items()}, {new[n] for n in unresolved}
 
 
 def _saved_steps(saved: Relation) -> list[Step]:

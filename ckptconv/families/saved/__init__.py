@@ -1,26 +1,27 @@
 """Know what ``save_pretrained`` calls the tensors of a model, and how it packs them, without transformers.
 
-The list is transformers' own (``conversion_mapping.py``), carried word by word in ``transformers.json`` with its
-release; ``tests/families/saved_names.py`` takes it down.
+The list is transformers' own (``conversion_mapping.py``), carried word by word in ``transformers.json`` with
+its release; ``tests/saved_names.py`` takes it down.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptconv.errors import PlanError
 from ckptconv.families.saved.classes import RELEASE, rules_for
 from ckptconv.families.saved.ops import UNDO, written
-from ckptconv.families.saved.rules import Rule, natural, renamed
-from ckptconv.relations import Relation, Spec
-from ckptconv.relations import one as as_it_is
+from ckptconv.families.saved.rules import Rule, after, natural
+from ckptconv.relations import Relation, Spec, renamed
 
 __all__ = ["RELEASE", "UNDO", "rules_for", "saved"]
 
 
-def saved(config: Mapping[str, Any], tensors: Mapping[str, Spec]) -> Relation | None:
+def saved(
+    config: Mapping[str, Any], tensors: Mapping[str, Spec], others: Iterable[str] = ()
+) -> tuple[Relation, Mapping[str, str]] | None:
     """Relate the tensors a model holds in memory to those ``save_pretrained`` writes.
 
     Names that are as written already are left, as those of older releases and of files are.
@@ -28,9 +29,10 @@ def saved(config: Mapping[str, Any], tensors: Mapping[str, Spec]) -> Relation | 
     Args:
         config: The content of config.json: its ``model_type`` and ``architectures`` say which rules hold.
         tensors: The tensors of the model's state dict.
+        others: Further names of tensors, that share the data of these.
 
     Returns:
-        The relation; None if nothing changes.
+        The relation, and the new name of each tensor and other; None if nothing changes.
 
     Raises:
         PlanError: if a tensor has not the shape of its kind, or two would have one name.
@@ -41,30 +43,32 @@ def saved(config: Mapping[str, Any], tensors: Mapping[str, Spec]) -> Relation | 
     ordered = sorted(tensors, key=natural)
     if not writing or _as_written(ordered, [rule for rule in reading if not rule.ops], names):
         return None
+    others = list(others)
     parts, plain = _converted(ordered, tensors, [rule for rule in writing if rule.ops], config)
-    new = dict(renamed([*plain, *(n for part in parts for n in part.right)], names))
+    new = dict(after([*plain, *others, *(n for part in parts for n in part.right)], names))
     if not parts and all(new[n] == n for n in plain):
         return None
-    taken = Counter(new.values())
-    if twice := [n for n, count in taken.items() if count > 1]:
+    made = [*plain, *(n for part in parts for n in part.right)]
+    if twice := [n for n, count in Counter(new[n] for n in made).items() if count > 1]:
         raise PlanError(
             f"two tensors would be saved as {twice[0]}",
-            hint="the checkpoint mixes names of a model in memory with names of files; give --rename, or --drop",
+            hint="the names of a model in memory and names of files are mixed; give --rename, or --drop",
         )
-    finals = [as_it_is(n, new[n], tensors[n]) for n in plain]
-    finals += [part.compose(Relation.union(as_it_is(n, new[n], s) for n, s in part.right.items())) for part in parts]
-    return Relation.union(finals)
+    finals = [renamed(n, new[n], tensors[n]) for n in plain]
+    for part in parts:
+        final = Relation.union(renamed(n, new[n], spec) for n, spec in part.right.items())
+        finals.append(part.compose(final))
+    return Relation.union(finals), {n: new.get(n, n) for n in (*tensors, *others)}
 
 
 def _as_written(ordered: Sequence[str], reading: Sequence[Rule], writing: Sequence[Rule]) -> bool:
     """Whether names are those of files rather than those of a model: more of them can only be that."""
 
-    def after(names: Sequence[str], rules: Sequence[Rule]) -> list[str]:
-        return [new for _, new in renamed(names, rules, active={id(rule) for rule in rules})]
+    def become(names: Sequence[str], rules: Sequence[Rule]) -> list[str]:
+        return [new for _, new in after(names, rules, active={id(rule) for rule in rules})]
 
-    written, read = after(ordered, writing), after(ordered, reading)
-    held = after(written, reading)
-    stored = after(read, writing)
+    written, read = become(ordered, writing), become(ordered, reading)
+    held, stored = become(written, reading), become(read, writing)
     of_model = [w != n == back for n, w, back in zip(ordered, written, held, strict=True)]
     of_files = [r != n == back for n, r, back in zip(ordered, read, stored, strict=True)]
     alone = Counter((m, f) for m, f in zip(of_model, of_files, strict=True))
@@ -100,6 +104,6 @@ def _group(
     whole = form.replace("*.", "0.")
     key = next((k for k in made.right if k in whole), "")
     before, _, behind = whole.partition(key) if key else ("", "", "")
-    first = Relation.union(as_it_is(members[k], k, spec) for k, spec in held.items())
-    last = Relation.union(as_it_is(k, f"{before}{k}{behind}", spec) for k, spec in made.right.items())
+    first = Relation.union(renamed(members[k], k, spec) for k, spec in held.items())
+    last = Relation.union(renamed(k, f"{before}{k}{behind}", spec) for k, spec in made.right.items())
     return first.compose(made).compose(last)

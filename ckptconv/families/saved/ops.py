@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from ckptconv.errors import PlanError
-from ckptconv.relations import Box, Pair, Relation, Spec, chunk_sizes, concat, one, split, stacked, transposed
+from ckptconv.relations import Box, Pair, Relation, Spec, chunk_sizes, in_a_row, permuted, piled, renamed, split
 
 __all__ = ["UNDO", "written"]
 
@@ -37,7 +37,7 @@ def written(
         PlanError: if the shapes do not fit, or config.json lacks what an operation needs.
     """
     held = {s: tensors[s] for s in sources if s in tensors}
-    relation = Relation.union(one(n, n, s) for n, s in held.items())
+    relation = Relation.union(renamed(n, n, s) for n, s in held.items())
     for name, said in ops:
         if name not in UNDO:
             raise PlanError(f"{name}: an operation of transformers that is not known here")
@@ -66,7 +66,7 @@ def _chunk(tensors: Tensors, said: Said, targets: Keys, config: Config) -> Relat
 
 def _concat(tensors: Tensors, said: Said, targets: Keys, config: Config) -> Relation:
     """Undo Chunk and Split: join tensors into one."""
-    return concat(targets[0], tensors, axis=said.get("dim", 0)).invert()
+    return in_a_row(targets[0], tensors, axis=said.get("dim", 0)).invert()
 
 
 def _unstack(tensors: Tensors, said: Said, targets: Keys, config: Config) -> Relation:
@@ -78,7 +78,7 @@ def _unstack(tensors: Tensors, said: Said, targets: Keys, config: Config) -> Rel
         key = targets[0] if len(tensors) == 1 else name
         one_of = Spec(spec.shape[1:], spec.dtype)
         rows = {key.replace("*", str(i)): one_of for i in range(spec.shape[0])}
-        parts.append(stacked(name, rows))
+        parts.append(piled(name, rows))
     return Relation.union(parts)
 
 
@@ -87,12 +87,12 @@ def _transpose(tensors: Tensors, said: Said, targets: Keys, config: Config) -> R
     name, spec = _only(tensors)
     new = name if len(targets) > 1 else targets[0]
     if said.get("check_dims"):
-        return one(name, new, spec)
+        return renamed(name, new, spec)
     a, b = said.get("dim0", 0), said.get("dim1", 1)
     order = list(range(len(spec.shape)))
     order[a], order[b] = order[b], order[a]
     whole = Spec(tuple([spec.shape[i] for i in order]), spec.dtype)
-    return transposed(name, new, whole, order=order)
+    return permuted(name, new, whole, order=order)
 
 
 def _interleave(tensors: Tensors, said: Said, targets: Keys, config: Config) -> Relation:
@@ -112,7 +112,7 @@ def _rope(tensors: Tensors, said: Said, targets: Keys, config: Config) -> Relati
     for name, spec in tensors.items():
         new = targets[0] if len(targets) == len(tensors) == 1 else name
         if names is not None and not any(n in name for n in names):
-            parts.append(one(name, new, spec))
+            parts.append(renamed(name, new, spec))
             continue
         if not isinstance(heads, int) or heads < 1 or spec.shape[0] % (2 * heads):
             raise PlanError(f"{name} {list(spec.shape)} has no {heads} heads, says config.json")
@@ -136,7 +136,7 @@ def _convolution(tensors: Tensors, said: Said, targets: Keys, config: Config) ->
     """Undo Conv3dToLinear: the columns are channels and the axes of a kernel again."""
     name, spec = _only(tensors)
     shape = (spec.shape[0], said["in_channels"], *said["kernel_size"])
-    return one(name, name if len(targets) > 1 else targets[0], Spec(shape, spec.dtype), shape=spec.shape)
+    return renamed(name, name if len(targets) > 1 else targets[0], Spec(shape, spec.dtype), shape=spec.shape)
 
 
 def _ernie(tensors: Tensors, said: Said, targets: Keys, config: Config) -> Relation:
@@ -152,7 +152,7 @@ def _ernie(tensors: Tensors, said: Said, targets: Keys, config: Config) -> Relat
             held = halves.left[part]
             one_of = Spec(held.shape[1:], held.dtype)
             named = [target.replace("*", str(done + i)) for i in range(held.shape[0])]
-            rows.append(stacked(part, dict.fromkeys(named, one_of)))
+            rows.append(piled(part, dict.fromkeys(named, one_of)))
         done += spec.shape[0]
     return Relation.union(cut).compose(Relation.union(rows))
 

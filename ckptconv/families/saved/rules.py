@@ -1,8 +1,8 @@
 """Match and rewrite names as the transforms of transformers do.
 
-A rule is stated in the direction of reading, file to model, and reversed for writing. What transformers does to
-patterns on the way is done here too (5.23, ``core_model_loading.py``, ``WeightTransform``), so that the list it
-ships is carried word by word.
+A rule is stated in the direction of reading, file to model, and reversed for writing. What transformers does
+to patterns on the way is done here too (5.23, ``core_model_loading.py``, ``WeightTransform``), so that its
+list is carried word by word.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-__all__ = ["Match", "Rule", "natural", "renamed", "rule_of"]
+__all__ = ["Match", "Rule", "after", "natural", "rule_of"]
 
 _GROUP = re.compile(r"\(.+?\)")
 _LOOK = re.compile(r"\(\?.+?\)?\)")  # lookahead and lookbehind mean nothing in a name to be written
@@ -68,7 +68,7 @@ class Rule:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """The targets as text to put in: ``\\1`` stands for what was captured."""
+        r"""The targets as text to put in: ``\1`` stands for what was captured."""
         return tuple(_plain(t)[0] for t in self.targets)
 
     @cached_property
@@ -138,7 +138,7 @@ def rule_of(said: Mapping[str, Any], scope: tuple[str, ...]) -> Rule | None:
     )
 
 
-def renamed(
+def after(
     names: Iterable[str], rules: Sequence[Rule], *, active: Iterable[int] = ()
 ) -> Iterator[tuple[str, str]]:
     """Yield each name and what all rules make of it, one after the other.

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Take down what names transformers writes, from the release that is installed.
 
-    python tests/families/saved_names.py          writes ckptconv/families/saved/transformers.json
-    python tests/families/saved_names.py --check  says what differs, exit 1 if something does
+    python tests/saved_names.py          writes ckptconv/families/saved/transformers.json
+    python tests/saved_names.py --check  says what differs, exit 1 if something does
 
 transformers lists, by class or by ``model_type``, how names and tensors of files become those of a model
-(``conversion_mapping.py``), and looks every model inside a model up in it as well. So beside the list goes which
-models a class is made of: every class of the auto mappings is built once, without memory. Takes three minutes.
+(``conversion_mapping.py``), and looks every model inside a model up in it as well. So beside the list goes
+which models a class is made of: every class of the auto mappings is built once, without memory, in three
+minutes.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from typing import Any
 
 os.environ.update(TRANSFORMERS_VERBOSITY="critical", HF_HUB_OFFLINE="1")
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import conversion_mapping, core_model_loading  # noqa: E402
-from transformers.models.auto import modeling_auto  # noqa: E402
+import torch
+import transformers
+from transformers import conversion_mapping, core_model_loading
+from transformers.models.auto import modeling_auto
 
-FILE = Path(__file__).parents[2] / "ckptconv" / "families" / "saved" / "transformers.json"
+FILE = Path(__file__).parents[1] / "ckptconv" / "families" / "saved" / "transformers.json"
 LEGACY = "legacy"  # names older than transformers 4: read, never written
 Json = dict[str, Any]
 
@@ -39,14 +40,22 @@ def operation(op: Any) -> list[Any]:
         default: Json = vars(type(op)())
     except TypeError:
         default = {}
-    said = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items() if k not in default or default[k] != v}
+    said = {
+        k: list(v) if isinstance(v, tuple) else v
+        for k, v in plain.items()
+        if k not in default or default[k] != v
+    }
     return [type(op).__name__, said] if said else [type(op).__name__]
 
 
 def rule(transform: Any) -> Json:
     """Return a transform as data, with its patterns as they were written."""
     if isinstance(transform, core_model_loading.PrefixChange):
-        words = {"add": transform.prefix_to_add, "remove": transform.prefix_to_remove, "in": transform.model_prefix}
+        words = {
+            "add": transform.prefix_to_add,
+            "remove": transform.prefix_to_remove,
+            "in": transform.model_prefix,
+        }
         return {"prefix": {k: v for k, v in words.items() if v}}
     found: Json = {"from": transform._original_source_patterns, "to": transform._original_target_patterns}
     if isinstance(transform, core_model_loading.WeightConverter):
@@ -92,21 +101,23 @@ AUTO = {
 
 def classes() -> list[str]:
     """Return the names of all models."""
-    maps = [v for k, v in vars(modeling_auto).items() if k.startswith("MODEL") and k.endswith("MAPPING_NAMES")]
+    maps = [
+        v for k, v in vars(modeling_auto).items() if k.startswith("MODEL") and k.endswith("MAPPING_NAMES")
+    ]
     names = {n for m in maps for found in m.values() for n in ([found] if isinstance(found, str) else found)}
     inner = {name for name in listed()[0] if name[0].isupper()}
     return sorted(n for n in names | inner if hasattr(transformers, n))
 
 
 # What some configs leave open and their models cannot be built without.
-OPEN = {
-    "head_dim": 16, "num_key_value_heads": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
-    "indexer_budget": 64, "indexer_compress_ratio": 4, "prediction_length": 8, "shared_expert_intermediate_size": 16,
-}  # fmt: skip
+OPEN = dict(
+    head_dim=16, num_key_value_heads=2, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16,
+    indexer_budget=64, indexer_compress_ratio=4, prediction_length=8, shared_expert_intermediate_size=16,
+)  # fmt: skip
 
 
 # What the defaults of some have wrong, by the config's class.
-WRONG = {
+WRONG: dict[str, Json] = {
     "AyaVisionConfig": {"vision_config.num_attention_heads": 16},
     "DbrxConfig": {"attn_config.rope_theta": 10000.0},
     "Qwen3OmniMoeConfig": {"enable_audio_output": False},
@@ -146,17 +157,18 @@ def built(name: str) -> Any:
 
 
 def part_of(config: Any, child: Any) -> tuple[str | None, bool]:
-    """Return the field of a config that a child's config is, '' for itself; and whether any type may be there."""
+    """Return the field of a config that is a child's, '' for itself; and whether any type may be there."""
     if child is config:
         return "", False
     parts = getattr(config, "sub_configs", {})
-    for same in (lambda a: a is child, lambda a: type(a) is type(child)):
-        for name in parts:
-            part = getattr(config, name, None)
-            if part is not None and same(part):
-                return name, parts[name] is transformers.AutoConfig
-    for name in parts:
-        inside, auto = part_of(part, child) if (part := getattr(config, name, None)) is not None else (None, False)
+    here = {name: part for name in parts if (part := getattr(config, name, None)) is not None}
+    same = [n for n, part in here.items() if part is child] + [
+        n for n, part in here.items() if type(part) is type(child)
+    ]
+    if same:
+        return same[0], parts[same[0]] is transformers.AutoConfig
+    for name, part in here.items():
+        inside, auto = part_of(part, child)
         if inside is not None:
             return f"{name}.{inside}".rstrip("."), auto
     return None, False
@@ -200,22 +212,27 @@ def trees() -> tuple[dict[str, Json], set[str]]:
     return found, done
 
 
+def parts_that_matter(name: str, tree: Json, names: set[str], kept: Json) -> list[Json]:
+    """Keep of a class the models inside it where a rule can apply that is not the class's own."""
+    return [
+        p
+        for p in tree["parts"]
+        if p["class"] in names
+        or p["class"] in kept
+        or p["auto"]
+        or (p["type"] in names and (p["part"] != "" or name in names))
+    ]
+
+
 def matters(found: dict[str, Json], names: set[str]) -> dict[str, Json]:
     """Keep the classes, and of them the parts, where a rule can apply."""
     kept: dict[str, Json] = {}
     while True:
         here = {
-            name: {
-                "prefix": tree["prefix"],
-                "parts": [
-                    p for p in tree["parts"]
-                    if p["class"] in names or p["class"] in kept or p["auto"]
-                    or (p["type"] in names and (p["part"] != "" or name in names))
-                ],
-            }
+            name: {"prefix": tree["prefix"], "parts": parts}
             for name, tree in found.items()
-        }  # fmt: skip
-        here = {name: tree for name, tree in here.items() if tree["parts"]}
+            if (parts := parts_that_matter(name, tree, names, kept))
+        }
         if here == kept:
             return kept
         kept = here
@@ -246,7 +263,10 @@ def taken_down() -> Json:
         "transformers": transformers.__version__,
         "rules": rules,
         "like": like,
-        "classes": {n: {"prefix": t["prefix"], "parts": [list(p.values()) for p in t["parts"]]} for n, t in kept.items()},
+        "classes": {
+            n: {"prefix": t["prefix"], "parts": [list(p.values()) for p in t["parts"]]}
+            for n, t in kept.items()
+        },
         "auto": auto,
         "heads": {t: c for t, c in heads().items() if c in known},
     }
@@ -254,6 +274,7 @@ def taken_down() -> Json:
 
 def text_of(value: Json) -> str:
     """Write a line for each rule, so that a new release is read as a difference."""
+
     def block(items: dict[str, Any]) -> str:
         lines = []
         for name, item in sorted(items.items()):
@@ -272,7 +293,9 @@ def text_of(value: Json) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="compare the file with the installed release")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -281,8 +304,13 @@ def main() -> int:
         FILE.write_text(text, encoding="utf-8")
         return 0
     old, new = json.loads(FILE.read_text(encoding="utf-8")), json.loads(text)
-    differ = [f"{part}: {name}" for part in new if isinstance(new[part], dict)
-              for name in sorted({*old[part], *new[part]}) if old[part].get(name) != new[part].get(name)]
+    differ = [
+        f"{part}: {name}"
+        for part in new
+        if isinstance(new[part], dict)
+        for name in sorted({*old[part], *new[part]})
+        if old[part].get(name) != new[part].get(name)
+    ]
     print("\n".join(differ) or "nothing differs")
     return bool(differ)
 
