@@ -33,8 +33,6 @@ _LATENT = (
     *linear("layers.*.mla.o", f"{_AT}.o_proj", bias="attention_bias"),
 )
 ROUTER_BIAS = one("layers.*.moe.router_bias", "model.layers.*.mlp.gate.e_score_correction_bias")
-# Tiny steps add up in it; transformers 5.23 keeps it in float32 (modeling_deepseek_v3.py).
-PINNED = (r".*\.e_score_correction_bias",)
 # A layer for multi-token prediction is numbered after the others, and repeats embedding and head.
 MTP = (
     one("mtp.*.enorm", "model.layers.*.enorm.weight"),
@@ -89,7 +87,6 @@ V3 = Family(
     entries=(EMBED, *_LATENT, *NORMS, *MLP, *ROUTED, ROUTER_BIAS, *shared(), *ENDS, *MTP),
     flags={"tie_word_embeddings": False, "first_k_dense_replace": 3},
     ignored=IGNORED,
-    pinned=PINNED,
     template=decoder(
         "DeepseekV3ForCausalLM",
         {**_KEYS, "norm_topk_prob": "norm_topk", "num_nextn_predict_layers": "mtp?"},

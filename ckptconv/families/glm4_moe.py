@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ckptconv.families.base import Family
-from ckptconv.families.deepseek import MTP, PINNED, ROUTER_BIAS, shared
+from ckptconv.families.deepseek import MTP, ROUTER_BIAS, shared
 from ckptconv.families.llama import EMBED, ENDS, IGNORED, MLP, NORMS, attention
 from ckptconv.families.moe import ROUTED
 from ckptconv.families.qwen import QK_NORMS
@@ -26,7 +26,6 @@ FAMILY = Family(
     ),
     flags={"tie_word_embeddings": False, "first_k_dense_replace": 1},
     ignored=IGNORED,
-    pinned=PINNED,
     template=decoder(
         "Glm4MoeForCausalLM",
         {

@@ -79,16 +79,6 @@ QWEN2_MOE = Family(
     ),
 )
 
-# Known by how they save their experts alone; their other names and shapes pass unchecked.
-OTHERS = Family(
-    name="experts",
-    model_types=("dots1", "flex_olmo", "hunyuan_v1_moe", "olmoe", "solar_open"),
-    entries=(),
-    flags={},
-    # Tiny steps add up in it; transformers 5.23 keeps it in float32 (modeling_deepseek_v3.py).
-    pinned=(r".*\.e_score_correction_bias",),
-)
-
 _MOE = "model.layers.*.block_sparse_moe"
 MIXTRAL = Family(
     name="mixtral",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ckptconv.families.base import Config, Family, dims, is_sparse
 from ckptconv.families.llama import EMBED, ENDS, IGNORED, MLP, NORMS, gated
-from ckptconv.families.moe import EXPERTS_FUSED, ROUTED
+from ckptconv.families.moe import ROUTED
 from ckptconv.families.qwen import QK_NORMS
 from ckptconv.slots import Entry, concat, grouped, linear, one
 
@@ -83,7 +83,6 @@ FAMILY = Family(
     ),
     flags={"tie_word_embeddings": False, "decoder_sparse_step": 1, "head_dim": 256},
     ignored=IGNORED,
-    fused=EXPERTS_FUSED,
     kinds=_kinds,
     zero_centered=True,
     plain_norms=("layers.*.gdn.norm",),

@@ -57,6 +57,10 @@ def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> C
     return ConfigFound({**values, **unsaid}, folder, origin)
 
 
+# Tiny steps add up in it; transformers 5.23 keeps it in float32 (modeling_deepseek_v3.py).
+_PINNED = (r".*\.e_score_correction_bias",)
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Hold the outcome.
@@ -84,7 +88,7 @@ class Architecture:
         """Whether a tensor keeps its dtype whatever the others are rounded to."""
         if self.family is not None and self.family.is_pinned(name):
             return True
-        return any(re.fullmatch(p, name) for p in self.pinned)
+        return any(re.fullmatch(p, name) for p in (*_PINNED, *self.pinned))
 
 
 def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed: bool) -> Architecture:

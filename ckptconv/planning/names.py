@@ -122,9 +122,10 @@ def name_tensors(
             table_of = family
             terms = {**terms, **ones(outer, lambda norm: zero - table_of.is_zero_centered(norm))}
     elif (
-        options.lora != "adapter" and (kept := _saved(model, relation.right, aliases, unresolved)) is not None
+        options.lora != "adapter"
+        and (packing := _saved(model, relation.right, aliases, unresolved)) is not None
     ):
-        packed, aliases, unresolved = kept
+        packed, aliases, unresolved = packing
         via = {p.right.tensor: via[p.left.tensor] for p in packed.pairs if p.left.tensor in via}
         steps += _saved_steps(packed)
         relation, terms = relation.compose(packed), follow(terms, packed)

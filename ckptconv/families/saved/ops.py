@@ -10,7 +10,18 @@ from math import prod
 from typing import Any
 
 from ckptconv.errors import PlanError
-from ckptconv.relations import Box, Pair, Relation, Spec, chunk_sizes, in_a_row, permuted, piled, renamed, split
+from ckptconv.relations import (
+    Box,
+    Pair,
+    Relation,
+    Spec,
+    chunk_sizes,
+    in_a_row,
+    permuted,
+    piled,
+    renamed,
+    split,
+)
 
 __all__ = ["UNDO", "written"]
 
