@@ -21,6 +21,7 @@ __all__ = [
     "PlanError",
     "UsageError",
     "keep_secret",
+    "lacking",
     "printable",
     "without_secrets",
 ]
@@ -44,6 +45,17 @@ def keep_secret(text: str) -> None:
     """Remember a password that a user gave, so that `printable` cuts it whoever repeats it."""
     if len(text) >= _SHORTEST_SECRET:
         _secrets.add(text)
+
+
+_EXTRAS = {
+    "torch": "transformers",
+    "transformers": "transformers",
+    "sentencepiece": "tokenizers",
+    "tiktoken": "tokenizers",
+    "ray": "ray",
+    "fsspec": "remote",
+    "s3fs": "remote",
+}
 
 
 def without_secrets(text: str) -> str:
@@ -102,6 +114,16 @@ class CkptconvError(Exception):
         if self.hint is not None:
             parts.append(f"  do: {printable(self.hint)}")
         return "\n".join(parts)
+
+
+def lacking(error: ModuleNotFoundError) -> CkptconvError | None:
+    """Return the error that says which extra brings a package; None if none does."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        return None
+    return CkptconvError(
+        f"this needs {package}, which is not installed", hint=f"pip install 'ckptconv[{_EXTRAS[package]}]'"
+    )
 
 
 class FormatError(CkptconvError):

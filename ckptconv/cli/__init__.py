@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckptconv.cli.signals import Heard
 
 __all__ = ["main"]
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line and exit with its code.
 
-    0 done, 1 error, 2 usage, 3 mismatch, 4 plan refused, 130 interrupted.
+    0 done, 1 error, 2 usage, 3 mismatch, 4 plan refused; interrupted: 130 by SIGINT, 143 by SIGTERM, 129 by
+    SIGHUP.
     """
     # Starting takes longer than many conversions: OpenBLAS would start a pool of threads, which nothing
     # here uses, and the collector would look through all that is imported again and again.
@@ -24,57 +30,55 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    from ckptconv.errors import CkptconvError
-    from ckptconv.places.places import advice
+    from ckptconv.cli.signals import heeding
+    from ckptconv.cli.streams import standard_streams
 
+    with heeding() as heard, standard_streams() as (out, _):
+        code, told = _carry_out(arguments, heard)
+        out.flush()
+        if out.error is None:
+            return code
+        if not told:
+            from ckptconv.cli.failures import fail
+
+            text = getattr(out.error, "strerror", None) or str(out.error)
+            fail(
+                f"stdout takes no more: {text}", None, "only what was to be printed is lost", 1, as_json=False
+            )
+        return code or 1
+
+
+def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
+    """Run the command line; return its exit code, and whether stderr says what went wrong."""
     # --debug may stand before or after the command.
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     as_json = "--json" in arguments
     try:
-        from ckptconv.cli.app import app
-
+        with heard.hold():
+            from ckptconv.cli.app import app
         code = app(arguments, prog_name="ckptconv", standalone_mode=True)
-        return int(code or 0)
+        return int(code or 0), False
     except SystemExit as e:
-        return e.code if isinstance(e.code, int) else 1
+        code = e.code if isinstance(e.code, int) else 1
+        if not heard.number or code == 0:
+            return code, code in (1, 2)
+        return _interrupted(heard, as_json), True
     except KeyboardInterrupt:
-        return _fail("interrupted", None, None, 130, as_json)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except CkptconvError as e:
-        if debug:
-            raise
-        return _fail(e.message, e.where, e.hint, e.exit_code, as_json)
-    except (OSError, UnicodeDecodeError) as e:
-        if debug:
-            raise
-        text = f"{e.strerror}" if isinstance(e, OSError) and e.strerror else str(e)
-        hint = advice(e) if isinstance(e, OSError) else None
-        return _fail(text, getattr(e, "filename", None), hint, 1, as_json)
-    except MemoryError:
-        return _fail("out of memory", None, "lower --max-memory or --workers", 1, as_json)
+        return _interrupted(heard, as_json), True
     except Exception as e:
+        from ckptconv.cli.failures import tell
+
         if debug:
-            raise
-        hint = "this is a bug in ckptconv: run again with --debug and report the traceback"
-        return _fail(f"internal error: {type(e).__name__}: {e}", None, hint, 1, as_json)
+            import traceback
+
+            traceback.print_exception(e)
+            return 1, True
+        code = tell(e, as_json=as_json)
+        return (heard.exit_code if code == _INTERRUPTED else code), True
 
 
-def _fail(message: str, where: object, hint: str | None, code: int, as_json: bool) -> int:
-    """Print an error to stderr, and with ``--json`` to stdout as well, for pipelines."""
-    from rich.console import Console
-    from rich.markup import escape
+def _interrupted(heard: Heard, as_json: bool) -> int:
+    from ckptconv.cli.failures import fail
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(message)}")
-    if where is not None:
-        console.print(f"  [dim]in:[/] {escape(str(where))}")
-    if hint is not None:
-        console.print(f"  [dim]do:[/] {escape(hint)}")
-    if as_json:
-        where_text = None if where is None else str(where)
-        error = {"message": message, "where": where_text, "hint": hint, "exit_code": code}
-        sys.stdout.write(json.dumps({"error": error}) + "\n")
-    return code
+    return fail("interrupted", None, None, heard.exit_code, as_json=as_json)

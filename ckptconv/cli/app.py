@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -14,6 +12,7 @@ from ckptconv.cli import compare
 from ckptconv.cli.layout import READ, SOURCE, STATED, TARGET
 from ckptconv.cli.mindformers import MINDFORMERS_SOURCE, MINDFORMERS_TARGET, MINDSPORE
 from ckptconv.cli.options import EngineChoice, Flags, Source, Target, WeightsChoice, converting
+from ckptconv.cli.printing import print_json
 from ckptconv.cli.verify import after, register
 
 __all__ = ["app"]
@@ -177,7 +176,7 @@ def inspect(
     if report is not None:
         compare.report(report, render.describe(model, None))
     if json:
-        _print_json(render.describe(model, tensors))
+        print_json(render.describe(model, tensors))
     else:
         render.inspect(model, tensors)
 
@@ -223,7 +222,7 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
     )
     made = plan(source, options)
     if flags.dry_run:
-        _print_json(made.to_dict()) if flags.json else render.plan(made, how)
+        print_json(made.to_dict()) if flags.json else render.plan(made, how)
         return
     with render.watch(made, quiet=flags.quiet or flags.json) as watch:
         report = run(made, out, how, watch.listen, keep_journal=flags.verify)
@@ -241,11 +240,7 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
             raise
         forget(out)
     if flags.json:
-        _print_json({**render.result(made, report, watch.seconds), **more})
-
-
-def _print_json(data: Any) -> None:
-    sys.stdout.write(jsonlib.dumps(data, indent=1) + "\n")
+        print_json({**render.result(made, report, watch.seconds), **more})
 
 
 register(app)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as jsonlib
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from ckptconv.cli.options import WeightsChoice
+from ckptconv.cli.printing import print_json
 
 __all__ = ["register", "report"]
 
@@ -106,7 +105,7 @@ def _diff(
         sides = (describe(p, weights=weights.value if weights else None) for p in (a, b))
         write_report(report, diff_report(found.to_dict(), *sides))
     if json:
-        _print_json(found.to_dict(everything=every))
+        print_json(found.to_dict(everything=every))
     elif not quiet:
         render_compare.diff(found, everything=every)
     if not found.ok:
@@ -150,7 +149,7 @@ def _explain(
     )
     if isinstance(found, tuple):
         if json:
-            _print_json(
+            print_json(
                 {
                     "matches": [
                         {"name": m.name, "names": m.names, "shape": list(m.spec.shape), "dtype": m.spec.dtype}
@@ -161,7 +160,7 @@ def _explain(
         else:
             render_compare.matches(found)
     elif json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         render_compare.explain(found)
 
@@ -186,7 +185,3 @@ def report(path: Path, data: dict[str, Any]) -> None:
     from ckptconv.report.report import inspect_report, write_report
 
     write_report(path, inspect_report(data))
-
-
-def _print_json(data: Any) -> None:
-    sys.stdout.write(jsonlib.dumps(data, indent=1) + "\n")

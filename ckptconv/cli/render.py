@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections import Counter
@@ -12,6 +11,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.api.convert import Model
+from ckptconv.cli.clean import escape
+from ckptconv.cli.streams import own
 from ckptconv.dtypes import dtype
 from ckptconv.engine.events import Event, Progress, Started
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
@@ -29,27 +30,16 @@ _EXPLAINED = 6  # tensors whose holders are printed
 _BASE_MEMORY = 60_000_000  # the interpreter and its libraries, measured
 
 
-# Control characters, and those that turn the direction of writing: a name must not steer the terminal.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def escape(text: str) -> str:
-    """Return text that rich shows as it is; control characters by their codes."""
-    from rich.markup import escape
-
-    return escape(_CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", text))
-
-
 def _out() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(file=own(sys.stdout), highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def _err() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(file=own(sys.stderr), highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def size(count: float) -> str:

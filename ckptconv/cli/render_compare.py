@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ckptconv.api.explain import Match
-from ckptconv.cli.render import _out, _table, escape, notes, plural, size
+from ckptconv.cli.clean import escape
+from ckptconv.cli.render import _out, _table, notes, plural, size
 from ckptconv.places.places import place
 from ckptconv.verify.explain import Explained, FileRange, Piece
 from ckptconv.verify.outcome import Diff, TensorDiff

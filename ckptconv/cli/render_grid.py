@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptconv.cli.render import _out, _table, escape, size
+from ckptconv.cli.clean import escape
+from ckptconv.cli.render import _out, _table, size
 from ckptconv.verify.explain import Explained
 from ckptconv.verify.overview import layers_text, pipeline
 

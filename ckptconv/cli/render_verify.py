@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.cli import render
-from ckptconv.cli.render import _err, _out, _table, escape, notes, plural, size
+from ckptconv.cli.clean import escape
+from ckptconv.cli.render import _err, _out, _table, notes, plural, size
 from ckptconv.engine.events import Event, Listener, Progress, Started
 from ckptconv.errors import CkptconvError
 from ckptconv.verify.certificate import NAME, Checked

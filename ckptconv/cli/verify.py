@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json as jsonlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -16,6 +14,7 @@ import typer
 from ckptconv.cli.layout import READ, SOURCE
 from ckptconv.cli.mindformers import MINDSPORE_VERIFIED
 from ckptconv.cli.options import Source, _flags, _parameters
+from ckptconv.cli.printing import print_json
 
 if TYPE_CHECKING:
     from ckptconv.engine.options import Options
@@ -143,7 +142,7 @@ def _verify_roundtrip(
         here = render_verify.describe(source, weights=fields["weights"], tag=fields["tag"])
         write_report(report, verify_report(found.to_dict(), found.names, here, there))
     if how.json:
-        sys.stdout.write(jsonlib.dumps(found.to_dict(), indent=1) + "\n")
+        print_json(found.to_dict())
     elif not (how.quiet and found.ok):
         render_verify.result(found, certified=certify and found.ok)
     if not found.ok:
@@ -169,7 +168,7 @@ def _check(
     with render_verify.follow("checking", quiet=quiet or json) as listen:
         found = check(out, listen, workers)
     if json:
-        sys.stdout.write(jsonlib.dumps(found.to_dict(), indent=1) + "\n")
+        print_json(found.to_dict())
     elif not (quiet and found.ok):
         render_verify.checked(found)
     if not found.ok:

@@ -11,12 +11,14 @@ from ckptconv.errors import UsageError
 __all__ = [
     "DEFAULT_MEMORY",
     "DIGEST_BLOCK",
+    "MOST_THREADS",
     "SMALLEST_TILE",
     "Engine",
     "Options",
     "Report",
     "default_workers",
     "peak_memory",
+    "threads",
     "tile_bytes",
 ]
 
@@ -32,6 +34,21 @@ _BUFFERS = 6
 
 SMALLEST_TILE = 1 << 14
 """Bytes a thread makes at a time at least, however little memory it may use."""
+
+
+MOST_THREADS = 256
+"""Threads of a run: more would only wait for each other."""
+
+_MOST_TASKS = 1 << 16
+
+
+def threads(workers: int) -> int:
+    """Return how many threads ``--workers`` stands for.
+
+    Raises:
+        UsageError: if they are far too many.
+    """
+    return Options(workers).workers or default_workers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +77,14 @@ class Options:
         """Refuse what contradicts itself.
 
         Raises:
-            UsageError: if the engine is unknown, or an address is given without a cluster.
+            UsageError: if the engine is unknown, an address is given without a cluster, or there are far too
+                many workers.
         """
+        most = _MOST_TASKS if self.engine == "ray" else MOST_THREADS
+        if not 0 <= self.workers <= most:
+            raise UsageError(
+                f"--workers {self.workers}: from 0 to {most:,}", hint="0 is two a core, at most 8"
+            )
         if self.engine not in get_args(Engine):
             raise UsageError(f"there is no engine {self.engine!r}", hint="engines: local, ray")
         if self.address is not None and self.engine != "ray":

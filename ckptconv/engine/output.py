@@ -13,7 +13,7 @@ from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
 from ckptconv.engine.options import Options
 from ckptconv.engine.whole import is_whole
 from ckptconv.errors import InterruptedRunError, OutputError
-from ckptconv.places.places import advice, is_remote
+from ckptconv.places.places import advice, is_remote, local_advice
 from ckptconv.plans.loaded import leftovers
 from ckptconv.plans.plan import OutFile, Plan
 
@@ -41,7 +41,10 @@ def explain(error: BaseException, folder: Path) -> BaseException:
     """Turn an operating system's error into one that says what to do."""
     if not isinstance(error, OSError):
         return error
-    if error.errno in _DENIED:
+    elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(folder)
+    if elsewhere and error.errno in _DENIED:  # a source
+        hint = local_advice(error) or "copy the source to where you may read it"
+    elif error.errno in _DENIED:
         hint = "choose a folder you may write to"
     else:
         hint = f"{_FIRST.get(error.errno or 0, 'see to the cause')}, then run again{_resuming(folder)}"

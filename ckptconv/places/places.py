@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
-__all__ = ["ZEROS", "advice", "forget", "is_remote", "place"]
+__all__ = ["ZEROS", "advice", "forget", "is_remote", "local_advice", "place"]
 
 # A path object has lost one slash of its URL. One letter alone would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(?!/)")
@@ -63,6 +65,39 @@ def advice(error: OSError) -> str | None:
         more = " and the endpoint (AWS_ENDPOINT_URL)" if scheme == "s3" else ""
         return f"check the name of the bucket{more}"
     return "see that the store can be reached, then run again; --resume goes on where a conversion ended"
+
+
+_BY_NUMBER = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "may you read it, and enter its folder?"),
+    errno.EROFS: "write to another folder: this file system takes no writes",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EISDIR: "name a file: this is a folder",
+    errno.ELOOP: "remove the link that leads to itself",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space or raise the limit",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (sysctl fs.file-max)",
+    errno.EIO: "the disk or the network fails: copy the file elsewhere, and try again with the copy",
+    errno.ESTALE: "mount the file system again",
+    errno.ETIMEDOUT: "see that the file system answers, and try again",
+    errno.ENOMEM: "lower --max-memory or --workers",
+}
+
+
+def local_advice(error: OSError) -> str | None:
+    """Return what to do about an error of the operating system; None if nothing is known of it."""
+    hint = _BY_NUMBER.get(error.errno or 0)
+    if error.errno not in (errno.EACCES, errno.EPERM) or not isinstance(error.filename, str):
+        return hint
+    with suppress(OSError, ImportError, KeyError):
+        import pwd
+
+        owner = pwd.getpwuid(os.stat(error.filename).st_uid).pw_name
+        return f"it belongs to {owner}: let them give you the right (chmod u+rX,g+rX), or run as {owner}"
+    folder = os.path.dirname(error.filename) or "."
+    return f"see who may enter its folder (ls -ld {folder})"
 
 
 def forget() -> None:

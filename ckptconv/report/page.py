@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 
-__all__ = ["Cell", "code", "facts", "number", "page", "section", "size", "table", "text", "tiles"]
+from ckptconv.errors import printable
 
-# What HTML has no place for, and what turns the direction of writing.
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+__all__ = [
+    "GENERATOR",
+    "Cell",
+    "code",
+    "facts",
+    "number",
+    "page",
+    "section",
+    "size",
+    "table",
+    "text",
+    "tiles",
+]
+
+GENERATOR = '<meta name="generator" content="ckptconv">'
+"""By which a page of ours is known."""
 
 
 def text(value: object) -> str:
-    """Return text that HTML shows as it is; control characters are shown by their codes."""
-    return escape(_CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", str(value)), quote=True)
+    """Return text that HTML shows as it is, on one line, without secrets."""
+    return escape(printable(str(value)), quote=True)
 
 
 def code(value: object) -> str:
@@ -122,7 +133,7 @@ def page(title: str, lead: str, parts: Iterable[str]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{rules}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta name="generator" content="ckptconv">
+{GENERATOR}
 <title>{text(title)}</title>
 <style>{_STYLE}</style>
 </head>

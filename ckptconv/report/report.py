@@ -6,35 +6,51 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.errors import OutputError
+from ckptconv.errors import OutputError, without_secrets
+from ckptconv.places.regular import read_head
 from ckptconv.report.charts import heat, relative_of, shape_text, wrong
-from ckptconv.report.page import Cell, code, facts, number, page, section, size, table, text, tiles
+from ckptconv.report.page import GENERATOR, Cell, code, facts, number, page, section, size, table, text, tiles
 from ckptconv.report.sections import ROWS, is_ranked, more, parts_of
 
 __all__ = ["diff_report", "inspect_report", "verify_report", "write_report"]
 
 Data = Mapping[str, Any]
 
+_NAME: Final = "name a file in a folder that is there"
+
 
 def write_report(path: Path, content: str) -> None:
-    """Write a page.
+    """Write a page; what it replaces, if there is something, must be one as well.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if it cannot be written, or another file has the name.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(content, encoding="utf-8")
+        if path.is_dir():
+            raise OutputError("the report cannot be written: it is a folder", where=path, hint=_NAME)
+        if os.path.lexists(path) and (path.is_symlink() or not _is_report(path)):
+            hint = "name a file that is not there, or a report to replace"
+            raise OutputError("not overwritten: it is no report of ckptconv", where=path, hint=hint)
+        part = path.with_name(path.name + ".part")
+        part.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(part, flags, 0o666), "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(without_secrets(content))
         os.replace(part, path)
     except OSError as e:
         raise OutputError(
             f"the report cannot be written: {e.strerror or e}",
             where=path,
-            hint="name a file in a folder that is there",
+            hint=_NAME,
         ) from e
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a page that `write_report` wrote."""
+    return path.is_file() and GENERATOR.encode() in read_head(path, 4096)
 
 
 def inspect_report(data: Data) -> str:

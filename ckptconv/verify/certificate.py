@@ -15,8 +15,8 @@ from typing import Any, cast
 import xxhash
 
 from ckptconv.engine.events import FileDone, Listener, Progress, Started
-from ckptconv.engine.options import default_workers
-from ckptconv.errors import CkptconvError, FormatError, OutputError
+from ckptconv.engine.options import threads
+from ckptconv.errors import CkptconvError, FormatError, OutputError, without_secrets
 from ckptconv.places.inside import is_inside
 from ckptconv.places.jsonfile import read_json
 from ckptconv.places.places import forget, is_remote, place
@@ -98,7 +98,7 @@ def write(folder: Path, result: Result, *, names: Sequence[str] | None = None, s
         "files": {n: _entry(d) for n, d in files.items()},
     }
     target = folder / NAME
-    text = json.dumps(data, indent=1) + "\n"
+    text = without_secrets(json.dumps(data, indent=1)) + "\n"
     if is_remote(folder):
         from ckptconv.places import objects
 
@@ -190,7 +190,7 @@ def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Che
             todo.append(name)
     total = sum(wanted[n].size for n in todo)
     tell(Started(total, 0))
-    with ThreadPoolExecutor(workers or default_workers()) as pool:
+    with ThreadPoolExecutor(threads(workers)) as pool:
         found = pool.map(lambda n: (n, _digest(folder / n, tell, sha256=wanted[n].sha256 is not None)), todo)
         for name, digest in found:
             if digest != wanted[name]:

@@ -295,4 +295,4 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
     a = model(tmp_path / "a.safetensors", **{"x\x1b[31m\u202e[bold]": torch.ones(1)})
     b = model(tmp_path / "b.safetensors", y=torch.ones(1))
     shown = run_command("diff", a, b).out
-    assert "\x1b" not in shown and "\u202e" not in shown and "\\x1b[31m\\x202e[bold]" in shown
+    assert "\x1b" not in shown and "\u202e" not in shown and "\\x1b[31m\\u202e[bold]" in shown

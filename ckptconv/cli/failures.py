@@ -1,0 +1,54 @@
+"""Say what went wrong: one error on stderr, and with ``--json`` on stdout as well; return the exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from ckptconv.errors import CkptconvError, lacking, printable
+from ckptconv.places.places import advice, local_advice
+
+__all__ = ["fail", "tell"]
+
+_BUG = "this is a bug in ckptconv: run again with --debug and report the traceback"
+
+
+def tell(error: BaseException, *, as_json: bool) -> int:
+    """Print an error, whatever kind it is of; return the exit code."""
+    if isinstance(error, ModuleNotFoundError) and (known := lacking(error)) is not None:
+        error = known
+    if isinstance(error, CkptconvError):
+        return fail(error.message, error.where, error.hint, error.exit_code, as_json=as_json)
+    if isinstance(error, OSError):
+        text = error.strerror or str(error) or type(error).__name__
+        where = error.filename if isinstance(error.filename, str | bytes) else None
+        name = where.decode(errors="surrogateescape") if isinstance(where, bytes) else where
+        return fail(text, name, advice(error) or local_advice(error), 1, as_json=as_json)
+    if isinstance(error, UnicodeDecodeError):
+        return fail(f"not UTF-8: {error}", None, None, 1, as_json=as_json)
+    if isinstance(error, MemoryError):
+        return fail("out of memory", None, "lower --max-memory or --workers", 1, as_json=as_json)
+    return fail(f"internal error: {type(error).__name__}: {error}", None, _BUG, 1, as_json=as_json)
+
+
+def fail(message: str, where: str | None, hint: str | None, code: int, *, as_json: bool) -> int:
+    """Print an error; return its exit code."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from ckptconv.cli.streams import own
+
+    lines = [printable(line) for line in message.split("\n")]  # those of an error of ours are lines of ours
+    console = Console(file=own(sys.stderr), highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(chr(10).join(lines))}")
+    if where is not None:
+        console.print(f"  [dim]in:[/] {escape(printable(where))}")
+    if hint is not None:
+        console.print(f"  [dim]do:[/] {escape(printable(hint))}")
+    if as_json:
+        from ckptconv.cli.printing import print_json
+
+        print_json(
+            {"error": {"message": "\n".join(lines), "where": where, "hint": hint, "exit_code": code}},
+            indent=None,
+        )
+    return code
