@@ -15,6 +15,7 @@ from ckptconv.assets.tokens import token_ids
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.families import Family
+from ckptconv.places.jsonfile import parse_json
 from ckptconv.planning.model import ConfigFound, beside_of
 from ckptconv.planning.names import Named, some
 from ckptconv.plans.checkpoint import Checkpoint, Note
@@ -126,7 +127,10 @@ def gather_assets(
 
 def _endless(config: Mapping[str, Any], generation: AssetFile | None) -> list[Note]:
     """Warn of a model that generates and is told by nothing which token ends a text."""
-    if generation is None or json.loads(generation.content).get("eos_token_id") is not None:
+    if generation is None:
+        return []
+    said = parse_json(generation.content, where=f"{generation.origin}/{generation.name}")
+    if not isinstance(said, dict) or said.get("eos_token_id") is not None:
         return []
     if "eos_token_id" not in config or config["eos_token_id"] is not None:
         return []
