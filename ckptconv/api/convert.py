@@ -25,6 +25,7 @@ from ckptconv.places.places import place
 from ckptconv.planning.adapters.carry import ones
 from ckptconv.planning.adapters.lora import adapter_layout, term_steps
 from ckptconv.planning.adapters.peft import prepare
+from ckptconv.planning.decode import as_values, check_whole, decode_steps, decoded
 from ckptconv.planning.folder import compare, gather_assets
 from ckptconv.planning.model import Architecture, find_architecture, is_zero_centered
 from ckptconv.planning.names import cast_chains, cast_steps, name_tensors
@@ -107,7 +108,7 @@ class Model(Mapping[str, TensorInfo]):
             self._pairs = pairs_by_tensor(self.relation)
         parts = (name, *operands({name: self._terms.get(name, ())}))
         keys = {p.left.tensor for n in parts for p in self._pairs.get(n, ())}
-        paths = {e.path for k in keys for e in self.checkpoint.stored[k].extents}
+        paths = {p for k in keys for p in self.checkpoint.stored[k].paths()}
         return TensorInfo(name, spec.shape, d, spec.numel * d.itemsize, tuple(sorted(paths)))
 
     def to(self, target: str = "hf", **options: Any) -> Model:
@@ -118,7 +119,7 @@ class Model(Mapping[str, TensorInfo]):
             **options: Fields of `ConvertOptions`, such as ``dtype``.
         """
         chosen = _checked(ConvertOptions(to=target, **options))
-        made = prepare(self.checkpoint, chosen)
+        made = prepare(decoded(self.checkpoint, chosen), chosen)
         model = find_architecture(made.checkpoint, chosen, needed=False)
         named = name_tensors(made.checkpoint, chosen, model, made.terms)
         return Model(made.checkpoint, named.relation, named.casts, named.terms)
@@ -174,7 +175,7 @@ def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) 
         PlanError: if a tensor is unmapped, uncovered, doubled or of another shape than the config asks for.
     """
     chosen = _checked(replace(options or ConvertOptions(), **fields))
-    checkpoint = understood(open_checkpoint(place(source), _reading(chosen)), chosen)
+    checkpoint = decoded(understood(open_checkpoint(place(source), _reading(chosen)), chosen), chosen)
     return with_replicas(_plan(checkpoint, chosen), chosen.replicas)
 
 
@@ -192,6 +193,7 @@ def _plan(checkpoint: Checkpoint, chosen: ConvertOptions) -> Plan:
     named = name_tensors(checkpoint, chosen, model, made.terms)
     if checkpoint.table is not None:
         named.relation.check()
+    check_whole(checkpoint, named.relation)
     adapter = made.config or named.adapter
     notes = [*checkpoint.notes, *model.notes]
     steps = [*named.steps, *_left_out(checkpoint), *model.steps]
@@ -200,7 +202,7 @@ def _plan(checkpoint: Checkpoint, chosen: ConvertOptions) -> Plan:
     elif family is not None and family.entries and config is not None:
         # Only a .ckpt says nothing of its length: one cut between two records is a file like any other.
         complete = checkpoint.producer == "mindspore" and not chosen.drop
-        notes += compare(family, config.values, named, complete=complete)
+        notes += compare(family, config.values, as_values(checkpoint, named), complete=complete)
     elif config is not None:
         kind = config.values.get("model_type")
         notes.append(Note("info", f"no table for model_type {kind!r}: names and shapes pass unchecked"))
@@ -346,11 +348,12 @@ def convert(
 
 
 def _left_out(checkpoint: Checkpoint) -> list[Step]:
-    """Say what the files hold beside the weights: padding, optimizer states."""
+    """Say which weights are decoded, and what the files hold beside them: padding, optimizer states."""
     padding = Counter[str]()
     for drop in checkpoint.relation.left_only:
         padding[drop.reason] += drop.box.numel
-    steps = [Step("left out", f"{count:,} elements", reason) for reason, count in padding.items()]
+    steps = decode_steps(checkpoint)
+    steps += [Step("left out", f"{count:,} elements", reason) for reason, count in padding.items()]
     found = checkpoint.left_out.items()
     return steps + [
         Step("left out", f"{count:,} bytes", f"{kind}: not weights") for kind, count in found if count

@@ -13,7 +13,10 @@ from ckptconv.places.jsonfile import read_json
 from ckptconv.places.regular import read_bytes
 from ckptconv.plans.plan import AssetFile, Step
 
-__all__ = ["config_file", "generation_file", "read_config"]
+__all__ = ["QUANTISATION", "config_file", "generation_file", "read_config", "without_quantisation"]
+
+QUANTISATION = ("quantization_config", "compression_config")
+"""Fields of config.json, or of a config inside it, that speak of quantisation."""
 
 _OTHER = (
     "give --config with a folder or hub id of the same architecture, or --no-assets for the weights alone"
@@ -33,6 +36,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise FormatError("not a JSON object", where=path, hint=_OTHER)
     return config
+
+
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json without what speaks of quantisation."""
+    return {
+        k: {a: b for a, b in v.items() if a not in QUANTISATION} if isinstance(v, Mapping) else v
+        for k, v in config.items()
+        if k not in QUANTISATION
+    }
 
 
 def config_file(

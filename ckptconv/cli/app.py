@@ -210,6 +210,7 @@ def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, A
         lora_r=flags.lora_r,
         adapter=flags.adapter,
         copy_code=flags.copy_code,
+        dequantize=flags.dequantize,
         **fields,
     )
     how = Options(

@@ -94,6 +94,7 @@ class Flags:
     quiet: bool
     verify: bool
     copy_code: bool
+    dequantize: bool
 
 
 # Optional[...] rather than "| None": typer reads these annotations on Python 3.10 too.
@@ -272,6 +273,14 @@ def _flags(
             "--copy-code",
             help="Copy the model's own *.py files from beside its config; they are never run.",
             rich_help_panel=_ASSETS,
+        ),
+    ] = False,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "--dequantize",
+            help="Write the values of quantised weights; --to hf copies codes and scales otherwise.",
+            rich_help_panel=_WHAT,
         ),
     ] = False,
 ) -> None:

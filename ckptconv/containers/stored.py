@@ -57,6 +57,10 @@ class Stored:
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
 
+    def paths(self) -> set[str]:
+        """Return the files it lies in."""
+        return {e.path for e in self.extents}
+
     def spans(self, lo: int, hi: int) -> Iterator[tuple[str, int, int]]:
         """Yield ``(path, byte offset, bytes)`` for elements ``lo`` up to ``hi``, in order."""
         if not 0 <= lo <= hi <= self.numel:

@@ -27,8 +27,10 @@ def needed(
     for tensor in file.layout.tensors:
         for pair in pairs.get(tensor.name, ()):
             stored = plan.stored[pair.left.tensor]
-            if is_remote(stored.extents[0].path):
+            if any(is_remote(path) for path in stored.paths()):
                 for path, start, count in stored.spans(pair.left.first, pair.left.last + 1):
+                    if not is_remote(path):
+                        continue
                     found.setdefault(path, []).append((start, start + count))
     return {path: _merged(sorted(ranges)) for path, ranges in found.items()}
 

@@ -10,6 +10,7 @@ from math import prod
 import numpy as np
 
 from ckptconv.containers.base import Placed
+from ckptconv.containers.decoded import Decoded
 from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
@@ -27,6 +28,7 @@ __all__ = ["Filler", "pairs_by_tensor"]
 
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _FLOAT32 = BY_NAME["float32"]
+_ROUNDED = ("bfloat16", "float16")  # to which decoding rounds by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Filler:
         names = [t.name for t in file.layout.tensors]
         parts = operands({n: plan.terms[n] for n in names if n in plan.terms})
         self._pairs = {n: _index(pairs.get(n, ())) for n in (*names, *parts)}
+        self._decoded: dict[str, bool] = {}
         self._adder = Adder(plan.relation.right, self._operand)
 
     def fill(self, lo: int, hi: int, buffers: Buffers) -> tuple[Array, list[tuple[int, int, int]], int]:
@@ -130,12 +133,14 @@ class Filler:
         count = out.nbytes // tensor.dtype.itemsize
         chain = self._plan.casts.get(tensor.name, (tensor.dtype,))
         terms = self._plan.terms.get(tensor.name)
+        if not terms and self._decodes(tensor.name, chain):
+            chain = chain[1:]  # what is decoded is rounded as it is
         direct = len(chain) == 1 and not terms
         raw = raw_dtype(chain[0].itemsize)
         source = out.view(raw) if direct else buffers.take("source", count * raw.itemsize).view(raw)
-        self._stored(tensor.name, tensor.shape, lo, source, max(out.nbytes, 1 << 16), buffers.rows)
+        self._stored(tensor.name, tensor.shape, lo, source, max(out.nbytes, 1 << 16), buffers.rows, chain[0])
         if direct:
-            return 0
+            return _infinite(source, tensor.dtype) if tensor.name in self._decoded else 0
         values = source.view(numpy_dtype(chain[0]))
         result = out.view(numpy_dtype(tensor.dtype))
         if terms:
@@ -151,14 +156,16 @@ class Filler:
         source: Array,
         limit: int,
         rows: Rows | None = None,
+        dtype: DType | None = None,
     ) -> None:
         """Read elements ``lo`` and up of a tensor as they are stored, and compare their replicas."""
         chain = self._plan.casts.get(name)
-        dtype = chain[0] if chain else dtype_named(self._plan.relation.right[name].dtype)
+        if dtype is None:
+            dtype = chain[0] if chain else dtype_named(self._plan.relation.right[name].dtype)
         pairs, hi = self._pairs[name], lo + source.size
         for pair in pairs.over(lo, hi):
             for piece in restrict(pair, lo, hi):
-                self._gather(piece, window_of(source, piece, lo), limit, rows)
+                self._gather(piece, window_of(source, piece, lo), limit, dtype, rows)
         values = source.view(numpy_dtype(dtype))
         for pair in pairs.copies:
             for piece in restrict(pair, lo, hi):
@@ -186,12 +193,27 @@ class Filler:
         self._stored(name, spec.shape, lo, source, max(source.nbytes, 1 << 16))
         return _as_float32(source.view(numpy_dtype(chain[0])), chain)
 
-    def _gather(self, piece: Pair, out: Array, limit: int, rows: Rows | None = None) -> None:
+    def _decodes(self, name: str, chain: Sequence[DType]) -> bool:
+        """Whether all of a tensor is decoded, to float32, and then rounded once."""
+        if len(chain) != 2 or chain[0] != _FLOAT32:
+            return False
+        known = self._decoded.get(name)
+        if known is None:
+            pairs = self._pairs[name]
+            of = [self._plan.stored[p.left.tensor] for p in (*pairs.fills, *pairs.copies)]
+            known = self._decoded[name] = all(isinstance(s, Decoded) for s in of) and not pairs.copies
+        return known and chain[1].name in _ROUNDED
+
+    def _gather(
+        self, piece: Pair, out: Array, limit: int, dtype: DType | None = None, rows: Rows | None = None
+    ) -> None:
         size, stride, _ = piece.aligned()
         name = piece.left.tensor
         room = rows.room_for(name) if rows is not None else 0
-        shared = Shared(rows, name, room) if rows is not None and room else None
         stored = self._plan.stored[name]
+        if isinstance(stored, Decoded) and dtype is not None and dtype != stored.dtype:
+            stored, name = stored.rounded(dtype), f"{name} as {dtype}"
+        shared = Shared(rows, name, room) if rows is not None and room else None
         gather(self._sources, stored, piece.left.offset, size, stride, out, limit, shared)
 
     def _compare(
@@ -245,6 +267,11 @@ def _overflows(values: Array, result: Array, dtype: DType) -> int:
         return 0
     with np.errstate(invalid="ignore"):  # raised by signalling NaNs
         return int(np.isinf(result).sum() - np.isinf(values).sum())
+
+
+def _infinite(result: Array, dtype: DType) -> int:
+    """Count the elements that decoding to float16 made infinite: none is before."""
+    return int(np.isinf(result.view(np.float16)).sum()) if dtype.name == "float16" else 0
 
 
 def pairs_by_tensor(relation: Relation) -> dict[str, list[Pair]]:

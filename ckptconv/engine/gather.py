@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,8 +12,12 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from ckptconv.containers.base import contiguous_stride
+from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
+from ckptconv.dtypes import numpy_dtype
+from ckptconv.engine.decode import area, decode_rect, decode_run, empty, rectangle, strides_in
 from ckptconv.engine.rows import Rows
+from ckptconv.numbers.codecs import Rect
 from ckptconv.places.files import SourceFiles
 
 __all__ = ["Array", "Shared", "gather", "raw_dtype", "window"]
@@ -101,6 +105,9 @@ def gather(
             _read(files, stored, offset, count, scratch)
             out[...] = scratch.reshape(size)
             return
+    elif isinstance(stored, Decoded):
+        if _decoded(files, stored, offset, size, stride, out, limit):
+            return
     else:
         span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if span * item <= limit and span <= _SPARSE * count:
@@ -129,7 +136,45 @@ def _rows(
     return (lo, hi) if offset + span <= hi else None
 
 
+def _decoded(
+    files: SourceFiles,
+    stored: Decoded,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    out: Array,
+    limit: int,
+) -> bool:
+    """Decode the part of a quantised matrix that holds a box, unless it is too large or mostly others'."""
+    part = rectangle(stored, offset, size, stride)
+    if part is None or area(part) * out.itemsize > limit or area(part) > _SPARSE * prod(size):
+        return False
+    scratch = np.empty((part[1] - part[0], part[3] - part[2]), out.dtype)
+    decode_rect(stored, part, scratch.view(numpy_dtype(stored.dtype)), _operand(files, limit))
+    within = strides_in(part, stored.params["columns"], stride)
+    out[...] = window(scratch.reshape(-1), 0, size, within)
+    return True
+
+
+def _operand(files: SourceFiles, limit: int) -> Callable[[Stored, Rect], Array]:
+    """Return what reads parts of the matrices that a quantised one is made of."""
+
+    def read(stored: Stored, part: Rect) -> Array:
+        out, columns = empty(stored, part), stored.shape[1]
+        raw, offset = out.view(raw_dtype(out.itemsize)), part[0] * columns + part[2]
+        if out.shape[0] == 1 or out.shape[1] == columns:
+            _read(files, stored, offset, out.size, raw)
+        else:
+            gather(files, stored, offset, out.shape, (columns, 1), raw, limit)
+        return out
+
+    return read
+
+
 def _read(files: SourceFiles, stored: Stored, offset: int, count: int, out: Array) -> None:
+    if isinstance(stored, Decoded):
+        decode_run(stored, offset, count, out, _operand(files, max(out.nbytes, 1 << 16)))
+        return
     view = out.reshape(-1).view(np.uint8).data
     at = 0
     for path, position, nbytes in stored.spans(offset, offset + count):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Extent, Stored
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.expect import needed
@@ -95,7 +96,7 @@ def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
         {k: plan.relation.left[k] for k in keys}, {n: plan.relation.right[n] for n in names}, chosen
     )
     stored = {k: _absolute(plan.stored[k]) for k in keys}
-    paths = {e.path for s in stored.values() for e in s.extents}
+    paths = {p for s in stored.values() for p in s.paths()}
     inputs = [replace(i, path=from_anywhere(i.path)) for i in plan.inputs]
     return Plan(
         source=plan.source,
@@ -110,8 +111,10 @@ def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
 
 
 def _absolute(stored: Stored) -> Stored:
-    if all(e.path == from_anywhere(e.path) for e in stored.extents):
+    if all(path == from_anywhere(path) for path in stored.paths()):
         return stored
+    if isinstance(stored, Decoded):
+        return stored.moved(from_anywhere)
     extents = [Extent(e.start, from_anywhere(e.path), e.offset) for e in stored.extents]
     return replace(stored, extents=tuple(extents))
 

@@ -103,15 +103,18 @@ def gather_assets(
     dtype = written.most_common(1)[0][0] if written else None
     says = family.tied(config.values) if family else config.values.get("tie_word_embeddings")
     tied = None if named.tied == says else named.tied
+    coded = checkpoint.quantised is not None and not checkpoint.quantised.decoded
     beside = tuple(p for p in (config.folder, *beside_of(checkpoint)) if p is not None)
     folder, origin = find_assets(tokenizer, beside, flag="--tokenizer")
     files = collect_tokenizer(folder, origin, config.folder) if folder is not None else []
     built = config.folder is None
     ids = token_ids(files, family.dims(config.values).get("vocab") if family else None) if built else {}
     config_asset, steps = config_file(
-        config.values, config.origin, dtype=dtype, tied=tied, built=built, ids=ids
+        config.values, config.origin, dtype=None if coded else dtype, tied=tied, built=built, ids=ids
     )
     assets = [config_asset]
+    if coded and checkpoint.quantised is not None:
+        assets += checkpoint.quantised.marks
     values = json.loads(config_asset.content)
     generation = generation_file(folder if built and ids else config.folder, values, config.origin)
     if generation is not None:

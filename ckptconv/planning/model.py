@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptconv.assets.config import read_config
+from ckptconv.assets.config import read_config, without_quantisation
 from ckptconv.assets.find import CONFIG, find_assets
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
@@ -53,6 +53,8 @@ def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> C
             )
         return None
     values = read_config(folder)
+    if checkpoint.quantised is not None and checkpoint.quantised.decoded:
+        values = without_quantisation(values)
     unsaid = {k: v for k, v in checkpoint.config.items() if values.get(k) is None}
     return ConfigFound({**values, **unsaid}, folder, origin)
 

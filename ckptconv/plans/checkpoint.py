@@ -10,10 +10,11 @@ from typing import Any, Literal
 from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import DType
 from ckptconv.places.files import FileStamp
+from ckptconv.plans.plan import AssetFile
 from ckptconv.relations import Relation, Spec
 from ckptconv.slots import ANY, Table, Words
 
-__all__ = ["Checkpoint", "Note", "ReadOptions", "Weights"]
+__all__ = ["Checkpoint", "Note", "Quantised", "ReadOptions", "Weights"]
 
 Weights = Literal["master", "model"]
 
@@ -51,6 +52,33 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantised:
+    """Say how a checkpoint's weights are quantised, or that they were.
+
+    Attributes:
+        kinds: The kinds of codes, with how many weights have them.
+        members: The tensors each weight is made of, by its name; none once they are values, or if the layout
+            is not known.
+        decoded: Whether the weights are values, so that config.json must not speak of codes.
+        marks: Files beside the weights that speak of the codes, as they are.
+        method: Who quantised it, as its files say.
+        shapes: The shapes of the weights as values.
+    """
+
+    kinds: tuple[str, ...]
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    decoded: bool = False
+    marks: tuple[AssetFile, ...] = ()
+    method: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What it is, for people."""
+        return f"quantised: {', '.join(self.kinds)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Describe a checkpoint from its metadata alone.
 
@@ -81,6 +109,7 @@ class Checkpoint:
         ranks: The files of model-parallel ranks by the names of their folders.
         stages: The layers of each pipeline stage by its number, by ``stage.chunk`` where it has chunks.
         config: What config.json is to say where there is none beside, or it does not say it.
+        quantised: How its weights are quantised, or that they were; None if nobody speaks of that.
     """
 
     root: Path
@@ -107,6 +136,7 @@ class Checkpoint:
     ranks: Mapping[str, Path] = field(default_factory=dict)
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    quantised: Quantised | None = None
 
     @property
     def tensors(self) -> Mapping[str, Spec]:

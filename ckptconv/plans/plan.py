@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ckptconv.containers.base import FileLayout
+from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import DType
 from ckptconv.places.files import FileStamp
@@ -17,7 +18,9 @@ from ckptconv.relations.terms import Terms, check_terms, term_dict
 
 __all__ = ["AssetFile", "OutFile", "Plan", "Step"]
 
-StepKind = Literal["cast", "alias", "drop", "rename", "compare", "config", "left out", "lora", "add"]
+StepKind = Literal[
+    "cast", "decode", "alias", "drop", "rename", "compare", "config", "left out", "lora", "add"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,9 @@ class Plan:
         for i in self.inputs:
             add("input", i.path, i.size, i.mtime_ns)
         for key, s in self.stored.items():
+            if isinstance(s, Decoded):
+                add("decoded", key, s.dtype.name, s.shape, s.describe())
+                continue
             add("stored", key, s.dtype.name, s.shape, [(e.start, e.path, e.offset) for e in s.extents])
         add("relation", self.relation.digest())
         for name, chain in sorted(self.casts.items()):

@@ -58,6 +58,7 @@ class ConvertOptions:
         qkv_layout: How a fused query, key and value lies in MindFormers' files, of the target if it is one.
         mlp_layout: How a fused gate and up projection lies there.
         qkv_concat: Write them fused.
+        dequantize: Write the values of quantised weights to Hugging Face; other targets always have values.
         check: Compare MindSpore's files with the checksums they hold, before anything else.
     """
 
@@ -98,4 +99,5 @@ class ConvertOptions:
     qkv_layout: Literal["grouped", "contiguous"] | None = None
     mlp_layout: Literal["interleaved", "contiguous"] | None = None
     qkv_concat: bool = False
+    dequantize: bool = False
     check: bool = False

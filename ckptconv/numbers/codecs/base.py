@@ -1,0 +1,155 @@
+"""Say what a codec is: codes, scales and what else is stored of a matrix, to its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Protocol, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Array",
+    "BadCode",
+    "Codec",
+    "Params",
+    "Rect",
+    "as_float32",
+    "checked_scales",
+    "narrow",
+    "round_into",
+    "spread",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+Params: TypeAlias = Mapping[str, Any]
+"""What a codec has to know of one matrix: plain numbers and words, so that a plan can print and hash them."""
+
+Rect: TypeAlias = tuple[int, int, int, int]
+"""A part of a matrix: first row, end of rows, first column, end of columns."""
+
+
+class BadCode(ValueError):
+    """Say that what is stored stands for no number, and for which element of the matrix."""
+
+    def __init__(self, text: str, row: int, column: int) -> None:
+        super().__init__(text)
+        self.text, self.row, self.column = text, row, column
+
+
+class Codec(Protocol):
+    """Turn tiles of codes and scales into values: ``float32(code - zero) * float32(scale)``, rounded once.
+
+    A codec is a module of these three; another package adds one by an entry point of ``ckptconv.codecs``.
+    It sees a matrix of ``params["rows"]`` by ``params["columns"]``, and what it is made of as matrices too.
+    """
+
+    NAME: str
+
+    def needs(self, params: Params, rect: Rect) -> dict[str, Rect]:
+        """Return which part of each operand a part of the matrix is made of; none of them is empty."""
+
+    def decode(self, params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -> None:
+        """Compute a part of the matrix, a few ten thousand elements, into ``out`` of its shape.
+
+        Args:
+            params: What is to be known of the matrix.
+            rect: The part.
+            tiles: The parts of the operands that `needs` names.
+            out: float32, bfloat16 or float16.
+
+        Raises:
+            BadCode: if a code or scale stands for no number.
+        """
+
+
+def as_float32(values: Array) -> Array:
+    """Return scales as float32; ``uint8`` ones are powers of two with a bias of 127 (E8M0)."""
+    if values.dtype == np.float32:
+        return values
+    if values.itemsize == 1:
+        name = "float8_e8m0fnu" if values.dtype == np.uint8 else values.dtype.name
+        return np.take(_table(name), values.view(np.uint8), mode="clip")
+    return values.astype(np.float32)
+
+
+@cache
+def _table(name: str) -> Array:
+    """Return the value of every byte of a type."""
+    with np.errstate(all="ignore"):
+        return np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, name)).astype(np.float32)
+
+
+def checked_scales(values: Array, rect: Rect, what: str = "scale") -> Array:
+    """Return scales as float32.
+
+    Raises:
+        BadCode: if one is no finite number.
+    """
+    scales = as_float32(values)
+    finite = np.isfinite(scales)
+    if not finite.all():
+        first = scales.reshape(-1)[int(np.flatnonzero(~finite.reshape(-1))[0])]
+        raise BadCode(f"a {what} is {first}", rect[0], rect[2])
+    return scales
+
+
+def spread(values: Array, group: int, left: int, right: int, first: int = 0) -> Array:
+    """Repeat each column ``group`` times, and return columns ``left`` up to ``right`` of that.
+
+    Args:
+        values: ``[rows, groups]``; a single column is left to broadcasting.
+        group: Columns that share one.
+        left: First column.
+        right: End of columns.
+        first: The group that column 0 of ``values`` is.
+    """
+    if values.shape[1] == 1:
+        return values
+    start = left - first * group
+    return np.repeat(values, group, axis=1)[:, start : start + right - left]
+
+
+def round_into(values: Array, out: Array) -> None:
+    """Round float32 values without NaNs to the type of ``out``: to nearest, ties to even."""
+    if out.dtype == np.float16:
+        _to_half(values, out)
+    else:
+        with np.errstate(all="ignore"):
+            np.copyto(out, values, casting="unsafe")
+
+
+def narrow(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return float32 values rounded to a type."""
+    out = np.empty(values.shape, dtype)
+    round_into(values, out)
+    return out
+
+
+# float32's exponent bias less float16's, in float32's exponent; and the rounding bits below float16's last.
+_REBIAS, _HALF = np.uint32((127 - 15) << 23), np.uint32(0xFFF)
+_SMALLEST, _LARGEST = np.uint32(113 << 23), np.uint32(0x477FEFFF)  # normal, and not rounded to infinity
+
+
+def _to_half(values: Array, out: Array) -> None:
+    """Round as numpy does, but normal numbers and zeros without its branches for each element."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    size = bits & np.uint32(0x7FFF_FFFF)
+    zero = size == 0
+    if ((size < _SMALLEST) & ~zero).any() or (size > _LARGEST).any():
+        with np.errstate(all="ignore"):
+            np.copyto(out, values, casting="unsafe")
+        return
+    sign = bits >> np.uint32(16)
+    sign &= np.uint32(0x8000)
+    odd = size >> np.uint32(13)
+    odd &= np.uint32(1)
+    size += odd
+    size -= _REBIAS - _HALF
+    size >>= np.uint32(13)
+    size *= ~zero
+    size |= sign
+    np.copyto(out.view(np.uint16), size, casting="unsafe")

@@ -1,0 +1,58 @@
+"""Decode GPTQ's integers: a matrix ``[in, out]`` packed along its rows, groups of rows in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, round_into
+from ckptconv.numbers.codecs.bits import unpack_columns, unpack_rows, word_range
+
+__all__ = ["NAME", "decode", "decode_groups", "needs"]
+
+NAME = "gptq"
+
+
+def needs(params: Params, rect: Rect) -> dict[str, Rect]:
+    """Return words, all groups' scales and zero points for its columns, and the groups of its rows.
+
+    ``bits`` are those of a code, ``groups`` how many groups of rows there are, ``plus`` what is added to a
+    stored zero point: 1, and 0 in GPTQ's second format.
+    """
+    row, end, left, right = rect
+    bits, groups = params["bits"], params["groups"]
+    return {
+        "codes": (*word_range(row, end, bits), left, right),
+        "scales": (0, groups, left, right),
+        "zeros": (0, groups, *word_range(left, right, bits)),
+        "order": (0, 1, row, end),
+    }
+
+
+def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -> None:
+    """Take each row's zero points away, and multiply by its scales."""
+    row, end, left, right = rect
+    bits = params["bits"]
+    number = tiles["order"].reshape(-1).astype(np.int64)
+    bad = np.flatnonzero((number < 0) | (number >= params["groups"]))
+    if bad.size:
+        text = f"row {row + int(bad[0])} is of group {int(number[bad[0]])}, of {params['groups']}"
+        raise BadCode(text, row + int(bad[0]), left)
+    values = unpack_rows(tiles["codes"], row, end, bits)
+    zeros = unpack_columns(tiles["zeros"], left, right, bits) + np.float32(params["plus"])
+    decode_groups(values, zeros, checked_scales(tiles["scales"], rect), number)
+    round_into(values, out)
+
+
+def decode_groups(values: Array, zeros: Array, scales: Array, number: Array) -> None:
+    """Take zero points away from rows and multiply by scales, those of each row's group, in place."""
+    ends = np.flatnonzero(np.diff(number)) + 1
+    with np.errstate(all="ignore"):
+        if len(ends) * 4 > len(number):
+            values -= zeros[number]
+            values *= scales[number]
+            return
+        for at, stop in zip((0, *ends), (*ends, len(number)), strict=True):
+            values[at:stop] -= zeros[number[at]]
+            values[at:stop] *= scales[number[at]]

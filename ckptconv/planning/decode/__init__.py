@@ -1,0 +1,278 @@
+"""Turn a quantised checkpoint into one of plain tensors whose values are decoded when they are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from ckptconv.assets.find import CONFIG, find_assets
+from ckptconv.containers.decoded import Decoded
+from ckptconv.containers.stored import Stored
+from ckptconv.dtypes import BY_NAME
+from ckptconv.errors import PlanError
+from ckptconv.places.files import SourceFiles
+from ckptconv.planning.decode.find import IDLE, find_parts, is_quantised, refuse_rest
+from ckptconv.planning.decode.part import Given, Part
+from ckptconv.planning.decode.says import Says, read_says
+from ckptconv.planning.model import beside_of
+from ckptconv.planning.names import Named
+from ckptconv.plans.checkpoint import Checkpoint, Note, Quantised
+from ckptconv.plans.plan import AssetFile, Step
+from ckptconv.plans.request import ConvertOptions
+from ckptconv.relations import Box, Drop, Pair, Relation, Spec
+from ckptconv.relations.pair import sorted_axes
+
+__all__ = ["as_values", "check_whole", "decode_steps", "decoded", "quantised", "with_values"]
+
+_FLOAT32 = BY_NAME["float32"]
+_IDLE = "a scale of activations or caches: values of weights need none"
+_READ = "says how a weight is quantised, or what its shape is"
+
+
+def decoded(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
+    """Return a checkpoint whose quantised weights are values, where the target is to have values.
+
+    To Hugging Face a quantised model goes as it is, unless a dtype or values are asked for, or something is
+    added to it; every other target holds values.
+
+    Raises:
+        PlanError: if values are needed and the layout is not known, or codes or scales are missing.
+        FormatError: if what stands beside it is damaged.
+    """
+    values = options.to != "hf" or options.dequantize or options.dtype != "keep"
+    values = values or options.adapter is not None or options.lora == "merge"
+    says = _says(checkpoint, options.config)
+    if values:
+        return with_values(checkpoint, says)
+    found = quantised(checkpoint, says)
+    if found is None:
+        return checkpoint
+    if found.decoded:  # a config that speaks of codes which the weights are not
+        return with_values(checkpoint, says)
+    return _as_is(checkpoint, found)
+
+
+def _as_is(checkpoint: Checkpoint, found: Quantised) -> Checkpoint:
+    note = Note("info", f"{found.text}; written as it is, --dequantize writes values")
+    return replace(checkpoint, quantised=found, notes=(*checkpoint.notes, note))
+
+
+def _says(checkpoint: Checkpoint, config: str | None) -> Says:
+    folders = list(beside_of(checkpoint))
+    if config is not None:
+        folder, _ = find_assets(config, (), (CONFIG,), flag="--config")
+        if folder is not None:
+            folders.append(folder)
+    return read_says(folders)
+
+
+def quantised(checkpoint: Checkpoint, says: Says | None = None) -> Quantised | None:
+    """Say how a checkpoint is quantised; None if neither its tensors nor its files speak of it.
+
+    A layout that is not known has no members.
+    """
+    says = says if says is not None else _says(checkpoint, None)
+    given = _given(checkpoint, says)
+    marks = tuple([(p.name, p.read_bytes()) for p in says.files])
+    assets = tuple([AssetFile(name, str(says.origin), content) for name, content in marks])
+    looks = is_quantised(given)
+    if not looks and not says.method:
+        return None
+    try:
+        parts = find_parts(given) if looks else []
+        refuse_rest(replace(given, left={n: None for n in given.left if n.rpartition(".")[2] not in IDLE}))
+    except PlanError as e:
+        return Quantised((f"{says.method or 'codes'}: {e.message}",), {}, False, assets, says.method)
+    if not parts:
+        kinds: tuple[str, ...] = (f"config of {says.method}, plain weights",)
+        return Quantised(kinds, {}, not looks, assets, says.method)
+    return Quantised(
+        _kinds(parts), {p.name: p.members for p in parts}, False, assets, says.method,
+        {p.name: p.shape for p in parts},
+    )  # fmt: skip
+
+
+def _kinds(parts: Collection[Part]) -> tuple[str, ...]:
+    counts = Counter(p.kind for p in parts)
+    return tuple(f"{kind} ({count} weight{'' if count == 1 else 's'})" for kind, count in counts.items())
+
+
+def with_values(checkpoint: Checkpoint, says: Says | None = None) -> Checkpoint:
+    """Return a checkpoint whose quantised weights are values.
+
+    Raises:
+        PlanError: if the layout is not known, or codes or scales are missing or of another shape.
+    """
+    says = says if says is not None else _says(checkpoint, None)
+    given = _given(checkpoint, says)
+    if not is_quantised(given) and not says.method:
+        return checkpoint
+    parts = find_parts(given)
+    idle = [n for n in given.left if n.rpartition(".")[2] in IDLE]
+    for name in idle:
+        del given.left[name]
+    refuse_rest(given)
+    notes = checkpoint.notes
+    found = Quantised(_kinds(parts), {}, True, (), says.method)
+    if not parts:
+        text = f"{says.origin} speaks of {says.method}, the weights are plain: it is left out of config.json"
+        return replace(checkpoint, quantised=found, notes=(*notes, Note("info", text)))
+    made = _rewritten(checkpoint, parts, idle)
+    return replace(made, quantised=found, notes=(*notes, Note("info", found.text)))
+
+
+def _given(checkpoint: Checkpoint, says: Says) -> Given:
+    """Gather the tensors, those that share data with others under their own names too."""
+    right = checkpoint.relation.right
+    tensors = {**right, **{a: right[b] for a, b in checkpoint.aliases.items() if b in right}}
+    found: dict[str, Pair] = {}
+
+    def content(name: str) -> bytes:
+        if not found:
+            found.update(_pairs(checkpoint.relation))
+        stored = _stored(checkpoint, found, name)
+        buffer = bytearray(stored.nbytes)
+        at = 0
+        with SourceFiles(checkpoint.files) as files:
+            for path, offset, count in stored.spans(0, stored.numel):
+                files.read_into(path, offset, memoryview(buffer)[at : at + count])
+                at += count
+        return bytes(buffer)
+
+    return Given(tensors, says, content)
+
+
+def _pairs(relation: Relation) -> dict[str, Pair]:
+    """Return the pair that is all of a tensor, by its name; those of several have none."""
+    found: dict[str, Pair] = {}
+    several = set()
+    for pair in relation.pairs:
+        if pair.right.tensor in found:
+            several.add(pair.right.tensor)
+        found[pair.right.tensor] = pair
+    return {n: p for n, p in found.items() if n not in several}
+
+
+def _stored(checkpoint: Checkpoint, pairs: Mapping[str, Pair], name: str) -> Stored:
+    """Return where a tensor lies as it is.
+
+    Raises:
+        PlanError: if it is cut over files, turned or cast.
+    """
+    kept = checkpoint.aliases.get(name, name)
+    pair, spec = pairs.get(kept), checkpoint.relation.right[kept]
+    if pair is not None:
+        stored = checkpoint.stored[pair.left.tensor]
+        straight = all(s == 1 for _, s, _ in sorted_axes(pair.left)) and pair.left.size == pair.right.size
+        whole = pair.left.offset == 0 and pair.left.numel == stored.numel == spec.numel
+        if straight and whole and stored.dtype.name == spec.dtype:
+            return stored
+    raise PlanError(
+        f"{name} is a code or scale of a quantised weight, but does not lie in one piece",
+        where=checkpoint.data,
+        hint="only quantised models as they were published are decoded",
+    )
+
+
+def _rewritten(checkpoint: Checkpoint, parts: Collection[Part], idle: Collection[str]) -> Checkpoint:
+    """Put decoded weights in the place of codes and scales."""
+    relation, stored = checkpoint.relation, dict(checkpoint.stored)
+    pairs_of = _pairs(relation)
+    made = {p.operands["codes"][0]: p for p in parts}
+    gone = {n for p in parts for n in p.members} | set(idle)
+    taken = {n for p in parts for n, _ in p.operands.values()}
+    kept = {checkpoint.aliases.get(n, n) for n in taken}
+    left = dict(relation.left)
+    right: dict[str, Spec] = {}
+    pairs: list[Pair] = []
+    drops = list(relation.left_only)
+    for name, spec in relation.right.items():
+        for alias in (name, *(a for a, b in checkpoint.aliases.items() if b == name and a in made)):
+            if (part := made.get(alias)) is not None:
+                if part.name in right or (part.name in relation.right and part.name not in gone):
+                    raise PlanError(f"{part.name} is there twice, quantised and plain", where=checkpoint.data)
+                pair = _decoded_pair(checkpoint, pairs_of, part, stored)
+                left[pair.left.tensor] = Spec(stored[pair.left.tensor].shape, _FLOAT32.name)
+                right[part.name] = Spec(part.shape, part.dtype)
+                pairs.append(pair)
+        if name not in gone and name not in kept:
+            right[name] = spec
+    for pair in relation.pairs:
+        name = pair.right.tensor
+        if name in right and name not in gone:
+            pairs.append(pair)
+        elif name in kept:
+            left.pop(pair.left.tensor, None)
+        elif pair.left.numel:
+            drops.append(Drop(pair.left, _IDLE if name in idle else _READ))
+    names = right.keys()
+    return replace(
+        checkpoint,
+        stored=stored,
+        relation=replace(relation, left=left, right=right, pairs=tuple(pairs), left_only=tuple(drops)),
+        via={n: d for n, d in checkpoint.via.items() if n in names and n not in gone},
+        aliases={a: b for a, b in checkpoint.aliases.items() if a not in gone and b in names},
+    )
+
+
+def _decoded_pair(
+    checkpoint: Checkpoint, pairs: Mapping[str, Pair], part: Part, stored: dict[str, Stored]
+) -> Pair:
+    """Store a weight that is computed, and relate it to its name."""
+    operands = {}
+    for role, (name, shape) in part.operands.items():
+        operands[role] = replace(_stored(checkpoint, pairs, name), shape=shape)
+    order = part.order or tuple(range(len(part.shape)))
+    shape = tuple(part.shape[a] for a in order)
+    key = f"decoded/{part.name}"
+    stored[key] = Decoded(
+        _FLOAT32, shape, operands["codes"].extents, part.name, part.codec, dict(part.params), operands
+    )
+    return Pair(Box.whole(key, shape), Box.of(part.name, part.shape, order=order))
+
+
+def decode_steps(checkpoint: Checkpoint) -> list[Step]:
+    """Say which weights are decoded."""
+    found = checkpoint.quantised
+    if found is None or not found.decoded:
+        return []
+    return [Step("decode", kind, "float32(code) x float32(scale), rounded once") for kind in found.kinds]
+
+
+def check_whole(checkpoint: Checkpoint, relation: Relation) -> None:
+    """Refuse to write a part of what a quantised weight is made of, or to change it.
+
+    Args:
+        checkpoint: What is converted.
+        relation: Its stored tensors to those that are written.
+
+    Raises:
+        PlanError: naming what is left out and what stays.
+    """
+    found = checkpoint.quantised
+    if found is None:
+        return
+    written = relation.right
+    for weight, members in found.members.items():
+        there = [n for n in members if n in written or n in checkpoint.aliases]
+        if there and len(there) < len(members):
+            gone = next(n for n in members if n not in there)
+            raise PlanError(
+                f"{gone} is left out or renamed, but {there[0]} is written: codes and scales are one weight",
+                where=checkpoint.data,
+                hint=f"drop or keep all of {weight}'s tensors, or write values with --dequantize",
+            )
+
+
+def as_values(checkpoint: Checkpoint, named: Named) -> Named:
+    """Return the tensors that are written as if quantised weights were values, to check names and shapes."""
+    found, written = checkpoint.quantised, named.relation.right
+    if found is None or not found.members:
+        return named
+    members = {n for names in found.members.values() for n in names}
+    plain = {n: s for n, s in written.items() if n not in members and n.rpartition(".")[2] not in IDLE}
+    for weight, names in found.members.items():
+        if any(n in written for n in names):
+            plain[weight] = Spec(found.shapes[weight], "bfloat16")
+    return replace(named, relation=replace(named.relation, right=plain))
