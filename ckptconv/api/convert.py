@@ -25,7 +25,7 @@ from ckptconv.places.places import place
 from ckptconv.planning.adapters.carry import ones
 from ckptconv.planning.adapters.lora import adapter_layout, term_steps
 from ckptconv.planning.adapters.peft import prepare
-from ckptconv.planning.decode import as_values, check_whole, decode_steps, decoded
+from ckptconv.planning.decode import as_values, check_whole, decode_steps, decoded, noted
 from ckptconv.planning.folder import compare, gather_assets
 from ckptconv.planning.model import Architecture, find_architecture, is_zero_centered
 from ckptconv.planning.names import cast_chains, cast_steps, name_tensors
@@ -157,7 +157,7 @@ def open(  # noqa: A001  (the API's name)
         FormatError: if it is damaged or not a checkpoint.
         PlanError: if parts are missing or disagree.
     """
-    checkpoint = open_checkpoint(place(path), ReadOptions(weights, tag))
+    checkpoint = noted(open_checkpoint(place(path), ReadOptions(weights, tag)))
     return Model(
         checkpoint, checkpoint.relation, cast_chains(checkpoint, checkpoint.relation, checkpoint.via)
     )

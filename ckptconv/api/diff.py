@@ -14,6 +14,7 @@ from ckptconv.engine.options import DEFAULT_MEMORY, Options
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.places.places import place
 from ckptconv.planning.adapters.peft import prepare
+from ckptconv.planning.decode import quantised, with_values
 from ckptconv.planning.model import find_architecture
 from ckptconv.planning.names import cast_chains, name_tensors
 from ckptconv.plans.checkpoint import Checkpoint, ReadOptions, Weights
@@ -151,8 +152,9 @@ def diff(
     if not (atol >= 0 and rtol >= 0):
         raise UsageError("a tolerance is a number from 0 on", hint="give --atol and --rtol such as 1e-6")
     options = ConvertOptions(config=config, family=family, vocab_size=vocab_size, drop=tuple(drop))
-    one, two = (_open(place(p), weights) for p in (a, b))
+    one, two, said = _values(*(_open(place(p), weights) for p in (a, b)))
     left, right, notes = _together(one, two, options)
+    notes = [*said, *notes]
     same, only_a, only_b = _match(left, right)
     if tensors:
         same = [s for s in same if _matches(s.name, tensors)]
@@ -194,6 +196,20 @@ def _open(path: Path, weights: Weights | None) -> Checkpoint:
         if weights is None:
             raise
         return open_checkpoint(path, ReadOptions())
+
+
+def _values(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint, list[tuple[str, str]]]:
+    """See quantised checkpoints as values, unless both hold codes and scales of the same kind."""
+    found = [quantised(c) for c in (a, b)]
+    coded = [q is not None and not q.decoded for q in found]
+    if not any(coded) or (all(coded) and a.relation.right == b.relation.right):
+        return a, b, []
+    notes = []
+    for side, one, is_coded in zip("AB", found, coded, strict=True):
+        if is_coded and one is not None:
+            notes.append(("info", f"{side} is {one.text}: compared by value"))
+    left, right = (with_values(c) if is_coded else c for c, is_coded in zip((a, b), coded, strict=True))
+    return left, right, notes
 
 
 def _together(

@@ -11,6 +11,7 @@ from ckptconv.api.convert import PathArg
 from ckptconv.api.diff import View, as_opened, under_hf_names
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.places.places import place
+from ckptconv.planning.decode import quantised, with_values
 from ckptconv.plans.checkpoint import Checkpoint, ReadOptions, Weights
 from ckptconv.plans.request import ConvertOptions
 from ckptconv.readers.registry import open_checkpoint
@@ -92,6 +93,10 @@ def explain_in(checkpoint: Checkpoint, names: Sequence[str]) -> list[Explained]:
 
 def _names(checkpoint: Checkpoint, options: ConvertOptions) -> _Names:
     views = {checkpoint.producer: as_opened(checkpoint)}
+    coded = quantised(checkpoint)
+    if coded is not None and coded.members:
+        values = under_hf_names(with_values(checkpoint), options)
+        return _Names({HUGGING_FACE: values, "as stored": views[checkpoint.producer]}, None)
     try:
         hf = under_hf_names(checkpoint, options)
     except PlanError as e:

@@ -20,6 +20,7 @@ from ckptconv.errors import UsageError
 from ckptconv.families import Family, find_family
 from ckptconv.places.files import SourceFiles
 from ckptconv.places.places import is_remote, place
+from ckptconv.planning.decode import quantised, values_of
 from ckptconv.planning.model import find_architecture
 from ckptconv.planning.names import cast_chains, cast_steps
 from ckptconv.plans.checkpoint import Checkpoint
@@ -168,7 +169,8 @@ def _compare(
     if there.producer == "huggingface":
         named = ConvertOptions(family=family.family)
         given = find_architecture(there, named, needed=False).family if family.family is not None else None
-        more, said = check_assets(folder, there.relation.right, aliases=there.aliases, family=given)
+        held_as = values_of(quantised(there), there.relation.right) or there.relation.right
+        more, said = check_assets(folder, held_as, aliases=there.aliases, family=given)
         wrong += more
         notes += said
         if assets is not None and folder == out:

@@ -103,6 +103,7 @@ def describe(model: Model, pattern: str | None) -> dict[str, Any]:
         "unresolved": list(c.unresolved),
         "files": [{"path": f.path, "bytes": f.size} for f in c.files],
         "left_out": dict(c.left_out),
+        "quantised": [] if c.quantised is None else list(c.quantised.kinds),
         **overview(c),
         **({} if pattern is None else {"held": [e.to_dict() for e in explain_in(c, list(named))]}),
         "notes": [{"level": n.level, "text": n.text} for n in c.notes],

@@ -114,6 +114,8 @@ def explain(found: Explained) -> None:
     lines: list[str] = []
     if found.asked is not None:
         lines.append(f"{escape(found.asked)} shares its data (tied)")
+    if found.quantised:
+        lines.append(f"quantised: {escape(found.quantised)}")
     if found.casts:
         lines.append(f"cast {' -> '.join(found.casts)}")
     lines += [f"{n:,} elements are stored nowhere: {escape(reason)}" for reason, n in found.absent.items()]
@@ -152,7 +154,8 @@ def _branches(pieces: Sequence[Piece], folder: str) -> list[_Node]:
         below: list[_Node] = [(_bytes(r, folder), []) for r in piece.ranges[:_SHOWN]]
         if len(piece.ranges) > _SHOWN:
             below.append((f"... and {len(piece.ranges) - _SHOWN} more files; --json lists all", []))
-        node = (f"{escape(whole)} [dim]from[/] {escape(piece.stored)} {_there(piece)}", below)
+        role = f"{escape(piece.role)} " if piece.role else ""
+        node = (f"{escape(whole)} [dim]from[/] {role}{escape(piece.stored)} {_there(piece)}", below)
         if not piece.ranks:
             made.append(node)
             continue

@@ -20,14 +20,19 @@ class Decoded(Stored):
     Attributes:
         name: Its name for people.
         codec: Name of the codec.
-        params: What that has to know; the matrix has ``rows`` and ``columns`` there, ``shape`` as many elements.
+        params: What that has to know; the matrix has ``rows`` and ``columns`` there, ``shape`` as many
+            elements.
         operands: What the values are made of by its role, each as a matrix of rows and columns.
+        names: The names of those tensors by their role.
+        kind: How it is quantised, in words.
     """
 
     name: str = ""
     codec: str = ""
     params: Params = field(default_factory=dict)
     operands: Mapping[str, Stored] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    kind: str = ""
 
     def spans(self, lo: int, hi: int) -> Iterator[tuple[str, int, int]]:
         """Yield where elements ``lo`` up to ``hi`` are from: about so many of the codes, then all scales."""

@@ -140,7 +140,7 @@ class Filler:
         source = out.view(raw) if direct else buffers.take("source", count * raw.itemsize).view(raw)
         self._stored(tensor.name, tensor.shape, lo, source, max(out.nbytes, 1 << 16), buffers.rows, chain[0])
         if direct:
-            return _infinite(source, tensor.dtype) if tensor.name in self._decoded else 0
+            return _infinite(source, tensor.dtype) if self._decoded.get(tensor.name) else 0
         values = source.view(numpy_dtype(chain[0]))
         result = out.view(numpy_dtype(tensor.dtype))
         if terms:
@@ -270,8 +270,9 @@ def _overflows(values: Array, result: Array, dtype: DType) -> int:
 
 
 def _infinite(result: Array, dtype: DType) -> int:
-    """Count the elements that decoding to float16 made infinite: none is before."""
-    return int(np.isinf(result.view(np.float16)).sum()) if dtype.name == "float16" else 0
+    """Count the elements that decoding made infinite: none is before."""
+    infinity = _INFINITY.get(dtype.name)
+    return 0 if infinity is None else int(np.count_nonzero((result.view(np.uint16) & 0x7FFF) == infinity))
 
 
 def pairs_by_tensor(relation: Relation) -> dict[str, list[Pair]]:

@@ -62,7 +62,7 @@ class Quantised:
         decoded: Whether the weights are values, so that config.json must not speak of codes.
         marks: Files beside the weights that speak of the codes, as they are.
         method: Who quantised it, as its files say.
-        shapes: The shapes of the weights as values.
+        values: The weights as values.
     """
 
     kinds: tuple[str, ...]
@@ -70,7 +70,7 @@ class Quantised:
     decoded: bool = False
     marks: tuple[AssetFile, ...] = ()
     method: str = ""
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    values: Mapping[str, Spec] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

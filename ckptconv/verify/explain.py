@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from ckptconv.containers.base import contiguous_stride
+from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
+from ckptconv.numbers.codecs import codec
 from ckptconv.plans.plan import Plan
 from ckptconv.relations import Box, Pair
 from ckptconv.relations.meet import meet
@@ -100,6 +102,7 @@ class Piece:
         reordered: Whether the elements are stored in another order, as those of a transpose are.
         dtype: Element type as stored.
         ranges: Where its bytes lie.
+        role: What it is of a quantised weight: its codes, scales, zero points.
     """
 
     stored: str
@@ -110,6 +113,7 @@ class Piece:
     reordered: bool
     dtype: str
     ranges: tuple[FileRange, ...]
+    role: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""
@@ -123,6 +127,7 @@ class Piece:
             "stored_part": self.there.to_dict(),
             "stored_dtype": self.dtype,
             "reordered": self.reordered,
+            **({"role": self.role} if self.role else {}),
             "files": [
                 {"path": r.path, "first": r.first, "end": r.end, "bytes": r.nbytes, "runs": r.runs}
                 for r in self.ranges
@@ -143,6 +148,7 @@ class Explained:
         casts: Types its values pass through, stored one first; empty if it is stored in its own.
         pieces: Its parts, in order; copies after what they repeat.
         absent: Elements that are stored nowhere, by reason: padding.
+        quantised: How it is, where its values are decoded.
     """
 
     name: str
@@ -153,6 +159,7 @@ class Explained:
     casts: tuple[str, ...]
     pieces: tuple[Piece, ...]
     absent: Mapping[str, int]
+    quantised: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""
@@ -164,6 +171,7 @@ class Explained:
             "dtype": self.dtype,
             "casts": list(self.casts),
             "absent": dict(self.absent),
+            **({"quantised": self.quantised} if self.quantised else {}),
             "pieces": [p.to_dict() for p in self.pieces],
         }
 
@@ -192,10 +200,40 @@ def explain(plan: Plan, wanted: Sequence[str], names: str, ranks: Mapping[str, s
     for name in wanted:
         spec = plan.relation.right[name]
         own = sorted(pairs[name], key=lambda p: (p.right.first, p.left_copy))
-        pieces = tuple(_piece(p, spec.shape, plan.stored[p.left.tensor], ranks) for p in own)
+        pieces = tuple(i for p in own for i in _pieces(p, spec.shape, plan.stored[p.left.tensor], ranks))
+        kinds = [s.kind for p in own if isinstance(s := plan.stored[p.left.tensor], Decoded)]
         casts = tuple(d.name for d in plan.casts.get(name, ()))
-        made.append(Explained(name, names, None, spec.shape, spec.dtype, casts, pieces, absent[name]))
+        made.append(
+            Explained(name, names, None, spec.shape, spec.dtype, casts, pieces, absent[name], *kinds[:1])
+        )
     return made
+
+
+def _pieces(pair: Pair, shape: tuple[int, ...], stored: Stored, ranks: Mapping[str, str]) -> Iterator[Piece]:
+    """Yield what a part is of: itself, or codes and scales."""
+    if not isinstance(stored, Decoded) or not pair.left.numel:
+        yield _piece(pair, shape, stored, ranks)
+        return
+    columns = stored.params["columns"]
+    row, end = pair.left.first // columns, pair.left.last // columns + 1
+    left, right = 0, columns
+    if end - row == 1:
+        left, right = pair.left.first % columns, pair.left.last % columns + 1
+    needs = codec(stored.codec).needs(stored.params, (row, end, left, right))
+    for role, (top, bottom, first, last) in needs.items():
+        of, name = stored.operands[role], stored.names[role]
+        box = Box.of(name, of.shape, start=(top, first), size=(bottom - top, last - first))
+        yield Piece(
+            name,
+            (),
+            pair.left_copy,
+            part_of(shape, pair.right),
+            part_of(of.shape, box),
+            False,
+            of.dtype.name,
+            tuple(byte_ranges(of, box)),
+            role,
+        )
 
 
 def _piece(pair: Pair, shape: tuple[int, ...], stored: Stored, ranks: Mapping[str, str]) -> Piece:

@@ -13,7 +13,7 @@ __all__ = ["NAME", "decode", "needs"]
 
 NAME = "awq"
 
-# The column, of the eight in a word, whose code begins at bit 4 * i (AutoAWQ 0.2.9, awq/utils/packing_utils.py).
+# The column, of eight in a word, whose code begins at bit 4 * i (AutoAWQ 0.2.9, utils/packing_utils.py).
 _COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 
 

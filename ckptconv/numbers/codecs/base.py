@@ -80,7 +80,8 @@ def as_float32(values: Array) -> Array:
 def _table(name: str) -> Array:
     """Return the value of every byte of a type."""
     with np.errstate(all="ignore"):
-        return np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, name)).astype(np.float32)
+        values: Array = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, name)).astype(np.float32)
+    return values
 
 
 def checked_scales(values: Array, rect: Rect, what: str = "scale") -> Array:

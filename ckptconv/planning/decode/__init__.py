@@ -10,8 +10,9 @@ from ckptconv.assets.find import CONFIG, find_assets
 from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import BY_NAME
-from ckptconv.errors import PlanError
+from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.files import SourceFiles
+from ckptconv.places.regular import read_bytes
 from ckptconv.planning.decode.find import IDLE, find_parts, is_quantised, refuse_rest
 from ckptconv.planning.decode.part import Given, Part
 from ckptconv.planning.decode.says import Says, read_says
@@ -23,8 +24,18 @@ from ckptconv.plans.request import ConvertOptions
 from ckptconv.relations import Box, Drop, Pair, Relation, Spec
 from ckptconv.relations.pair import sorted_axes
 
-__all__ = ["as_values", "check_whole", "decode_steps", "decoded", "quantised", "with_values"]
+__all__ = [
+    "as_values",
+    "check_whole",
+    "decode_steps",
+    "decoded",
+    "noted",
+    "quantised",
+    "values_of",
+    "with_values",
+]
 
+_MOST = 64 << 20  # bytes of a file that speaks of codes
 _FLOAT32 = BY_NAME["float32"]
 _IDLE = "a scale of activations or caches: values of weights need none"
 _READ = "says how a weight is quantised, or what its shape is"
@@ -53,6 +64,17 @@ def decoded(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
     return _as_is(checkpoint, found)
 
 
+def noted(checkpoint: Checkpoint) -> Checkpoint:
+    """Say how a checkpoint that is only looked at is quantised; what stands beside it may be damaged."""
+    try:
+        found = quantised(checkpoint)
+    except FormatError as e:
+        return replace(checkpoint, notes=(*checkpoint.notes, Note("warning", e.message)))
+    if found is None or found.decoded:
+        return checkpoint
+    return replace(checkpoint, quantised=found, notes=(*checkpoint.notes, Note("info", found.text)))
+
+
 def _as_is(checkpoint: Checkpoint, found: Quantised) -> Checkpoint:
     note = Note("info", f"{found.text}; written as it is, --dequantize writes values")
     return replace(checkpoint, quantised=found, notes=(*checkpoint.notes, note))
@@ -74,7 +96,7 @@ def quantised(checkpoint: Checkpoint, says: Says | None = None) -> Quantised | N
     """
     says = says if says is not None else _says(checkpoint, None)
     given = _given(checkpoint, says)
-    marks = tuple([(p.name, p.read_bytes()) for p in says.files])
+    marks = tuple([(p.name, read_bytes(p, most=_MOST, within=p.parent)) for p in says.files])
     assets = tuple([AssetFile(name, str(says.origin), content) for name, content in marks])
     looks = is_quantised(given)
     if not looks and not says.method:
@@ -89,7 +111,7 @@ def quantised(checkpoint: Checkpoint, says: Says | None = None) -> Quantised | N
         return Quantised(kinds, {}, not looks, assets, says.method)
     return Quantised(
         _kinds(parts), {p.name: p.members for p in parts}, False, assets, says.method,
-        {p.name: p.shape for p in parts},
+        {p.name: Spec(p.shape, says.dtype if says.dtype in BY_NAME else p.dtype) for p in parts},
     )  # fmt: skip
 
 
@@ -220,14 +242,22 @@ def _decoded_pair(
     checkpoint: Checkpoint, pairs: Mapping[str, Pair], part: Part, stored: dict[str, Stored]
 ) -> Pair:
     """Store a weight that is computed, and relate it to its name."""
-    operands = {}
-    for role, (name, shape) in part.operands.items():
-        operands[role] = replace(_stored(checkpoint, pairs, name), shape=shape)
+    operands: dict[str, Stored] = {}
+    for role, (name, matrix) in part.operands.items():
+        operands[role] = replace(_stored(checkpoint, pairs, name), shape=matrix)
     order = part.order or tuple(range(len(part.shape)))
     shape = tuple(part.shape[a] for a in order)
     key = f"decoded/{part.name}"
     stored[key] = Decoded(
-        _FLOAT32, shape, operands["codes"].extents, part.name, part.codec, dict(part.params), operands
+        _FLOAT32,
+        shape,
+        operands["codes"].extents,
+        part.name,
+        part.codec,
+        dict(part.params),
+        operands,
+        {role: name for role, (name, _) in part.operands.items()},
+        part.kind,
     )
     return Pair(Box.whole(key, shape), Box.of(part.name, part.shape, order=order))
 
@@ -237,7 +267,7 @@ def decode_steps(checkpoint: Checkpoint) -> list[Step]:
     found = checkpoint.quantised
     if found is None or not found.decoded:
         return []
-    return [Step("decode", kind, "float32(code) x float32(scale), rounded once") for kind in found.kinds]
+    return [Step("decode", kind, "float32(code) x float32(scale)") for kind in found.kinds]
 
 
 def check_whole(checkpoint: Checkpoint, relation: Relation) -> None:
@@ -267,12 +297,17 @@ def check_whole(checkpoint: Checkpoint, relation: Relation) -> None:
 
 def as_values(checkpoint: Checkpoint, named: Named) -> Named:
     """Return the tensors that are written as if quantised weights were values, to check names and shapes."""
-    found, written = checkpoint.quantised, named.relation.right
+    right = values_of(checkpoint.quantised, named.relation.right)
+    return named if right is None else replace(named, relation=replace(named.relation, right=right))
+
+
+def values_of(found: Quantised | None, written: Mapping[str, Spec]) -> dict[str, Spec] | None:
+    """Return tensors as if quantised weights were values; None if there are none."""
     if found is None or not found.members:
-        return named
+        return None
     members = {n for names in found.members.values() for n in names}
     plain = {n: s for n, s in written.items() if n not in members and n.rpartition(".")[2] not in IDLE}
     for weight, names in found.members.items():
         if any(n in written for n in names):
-            plain[weight] = Spec(found.shapes[weight], "bfloat16")
-    return replace(named, relation=replace(named.relation, right=plain))
+            plain[weight] = found.values[weight]
+    return plain

@@ -12,15 +12,20 @@ from ckptconv.planning.decode.part import Given, Part
 __all__ = ["IDLE", "find_parts", "is_quantised", "refuse_rest"]
 
 IDLE = frozenset(
-    ("input_scale", "activation_scale", "output_scale", "input_global_scale", "k_scale", "v_scale", "q_scale")
-    + ("kv_scale", "prob_scale", "k_zero_point", "v_zero_point", "input_zero_point", "output_zero_point")
+    (
+        *("input_scale", "activation_scale", "output_scale", "input_global_scale", "prob_scale"),
+        *("k_scale", "v_scale", "q_scale", "kv_scale"),
+        *("k_zero_point", "v_zero_point", "input_zero_point", "output_zero_point"),
+    )
 )
 """Scales of activations and caches, by the last word of their names: the values of weights need none."""
 
 # Methods all of whose layouts above are known; of bitsandbytes and the others the tensors tell.
 _KNOWN = frozenset(
-    ("", "fp8", "fbgemm_fp8", "compressed-tensors", "gptq", "awq", "bitsandbytes", "mxfp4", "modelopt")
-    + ("auto-round", "intel/auto-round", "autoround", "of an unknown kind")
+    (
+        *("", "fp8", "fbgemm_fp8", "compressed-tensors", "gptq", "awq", "bitsandbytes", "mxfp4", "modelopt"),
+        *("auto-round", "intel/auto-round", "autoround", "of an unknown kind"),
+    )
 )
 
 # Last words of names of layouts that are not known, and whose they are.

@@ -33,7 +33,7 @@ def modelopt(given: Given, name: str) -> Part:
 
 
 def blocks(given: Given, name: str) -> Part:
-    """Return the part of ``*_blocks`` ``[E, out, groups, 16]``, whose values are ``[E, in, out]`` (gpt-oss)."""
+    """Return the part of gpt-oss's ``*_blocks`` ``[E, out, groups, 16]``; its values are ``[E, in, out]``."""
     stem = name.removesuffix("_blocks")
     scale, spec = f"{stem}_scales", given.tensors[name]
     found = given.need(scale, of=name)
@@ -76,7 +76,7 @@ def _groups(
         raise refuse(scale, found, f"{kinds[0]}{list(wanted)}")
     rows = spec.numel // max(spec.shape[-1], 1)
     operands = {"codes": (codes, (rows, spec.shape[-1])), "scales": (scale, (rows, wanted[-1]))}
-    params = {"rows": rows, "columns": columns, "group": group}
+    params: dict[str, object] = {"rows": rows, "columns": columns, "group": group}
     if whole is not None:
         operands["whole"] = (_one(given, whole[0]), (1, 1))
         params["whole"] = whole[1]

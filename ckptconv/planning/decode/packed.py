@@ -49,7 +49,8 @@ def compressed(given: Given, name: str) -> Part:
     if order in given.tensors:
         operands["order"] = (order, _order(given, order, columns))
         params["ordered"] = True
-    each = f"groups of {group}" if groups > 1 else "with one scale" if shared else "by rows"
+    grouped = isinstance(size, int) and size > 0 and not shared
+    each = f"groups of {size}" if grouped else "with one scale" if shared else "by rows"
     # mypy sees the shapes of specs as of any length.
     checked = {role: (n, (int(s[0]), int(s[1]))) for role, (n, s) in operands.items()}
     return Part(
@@ -163,7 +164,7 @@ def _gptq(given: Given, name: str, plus: int) -> Part:
         f"{module}.weight",
         (columns, rows),
         _rounded(given, scales),
-        f"int{bits} groups of {-(-rows // groups)} (GPTQ)" if groups > 1 else f"int{bits} by rows (GPTQ)",
+        _grouped(given, bits),
         "gptq",
         {"rows": rows, "columns": columns, "bits": bits, "groups": groups, "plus": plus},
         {
@@ -174,6 +175,11 @@ def _gptq(given: Given, name: str, plus: int) -> Part:
         },
         order=(1, 0),
     )
+
+
+def _grouped(given: Given, bits: int) -> str:
+    size = given.says.number("group_size")
+    return f"int{bits} groups of {size} (GPTQ)" if size is not None and size > 0 else f"int{bits} (GPTQ)"
 
 
 def _awq(given: Given, name: str) -> Part:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from ckptconv.assets.config import QUANTISATION
 from ckptconv.assets.find import CONFIG
-from ckptconv.errors import FormatError
+from ckptconv.places.jsonfile import read_json
 
 __all__ = ["Says", "read_says"]
 
@@ -94,12 +93,9 @@ def read_says(folders: Iterable[Path]) -> Says:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file() or path.stat().st_size > _MOST:
+    if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"not JSON: {e}", where=path) from e
+    found = read_json(path, most=_MOST)
     return found if isinstance(found, dict) else {}
 
 

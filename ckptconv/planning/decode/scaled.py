@@ -126,7 +126,7 @@ def _block(
     """
     *outer, rows, columns = spec.shape
     found = given.tensors[scale]
-    if found.numel == 1 and not outer:
+    if found.numel == 1 and len(found.shape) < 2 and not outer:
         return (rows, columns), (1, 1)
     # ModelOpt keeps the axes of a block as ones: [blocks, 1, blocks, 1].
     shape = found.shape
@@ -155,10 +155,10 @@ def _candidates(
     standard = [128, 128] if algorithm.startswith("FP8_PB") or (inverse and not given.says.method) else None
     for said in (settings.get("block_structure"), given.says.values.get("weight_block_size"), standard):
         if isinstance(said, list) and len(said) == 2 and all(isinstance(n, int) and n > 0 for n in said):
-            found.append((min(said[0], rows), min(said[1], columns)))
+            found.append((said[0], said[1]))
     group = settings.get("group_size")
     if isinstance(group, int) and group > 0:
-        found.append((1, min(group, columns)))
+        found.append((1, group))
     if found and settings.get("strategy") in ("block", "group"):
         return found
     return [*found, (1, columns), (rows, columns), (rows, 1)]
