@@ -15,7 +15,6 @@ from ckptconv.api.convert import plan
 from ckptconv.assets.find import CONFIG
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import CkptconvError, PlanError, UsageError
-from ckptconv.planning.decode import quantised
 from ckptconv.planning.model import find_architecture
 from ckptconv.planning.settle import reading, understood
 from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
@@ -77,8 +76,6 @@ def plan_again(source: Path, there: Checkpoint, options: ConvertOptions) -> tupl
     Raises:
         PlanError: if the source cannot be planned, or the output's tensors not be brought to its names.
     """
-    if quantised(there) is None:  # values were written, asked for or not
-        options = replace(options, dequantize=True)
     ours, theirs = _sides(source, there, options)
     if there.data.name in _ADAPTERS:
         ours = replace(ours, lora="adapter")

@@ -84,6 +84,9 @@ def verify_roundtrip(
             raise UsageError("--logits, --reference and a certificate need the folder that was written")
         return replace(_source_alone(place(source), chosen, how, listen), seconds=perf_counter() - begin)
     there = open_out(place(out), chosen)
+    coded = quantised(there)
+    if coded is None or coded.decoded:  # values were written, asked for or not
+        chosen = replace(chosen, dequantize=True)
     made, way = plan_again(place(source), there, chosen)
     assets, notes = assets_again(place(source), there, chosen)
     result = _compare(

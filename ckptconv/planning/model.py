@@ -53,7 +53,7 @@ def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> C
             )
         return None
     values = read_config(folder)
-    if checkpoint.quantised is not None and checkpoint.quantised.decoded:
+    if checkpoint.quantised is None or checkpoint.quantised.decoded:
         values = without_quantisation(values)
     unsaid = {k: v for k, v in checkpoint.config.items() if values.get(k) is None}
     return ConfigFound({**values, **unsaid}, folder, origin)

@@ -12,6 +12,7 @@ from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.files import SourceFiles
+from ckptconv.places.places import place
 from ckptconv.places.regular import read_bytes
 from ckptconv.planning.decode.find import IDLE, find_parts, is_quantised, refuse_rest
 from ckptconv.planning.decode.part import Given, Part
@@ -65,11 +66,8 @@ def decoded(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
 
 
 def noted(checkpoint: Checkpoint) -> Checkpoint:
-    """Say how a checkpoint that is only looked at is quantised; what stands beside it may be damaged."""
-    try:
-        found = quantised(checkpoint)
-    except FormatError as e:
-        return replace(checkpoint, notes=(*checkpoint.notes, Note("warning", e.message)))
+    """Say how a checkpoint that is only looked at is quantised."""
+    found = quantised(checkpoint)
     if found is None or found.decoded:
         return checkpoint
     return replace(checkpoint, quantised=found, notes=(*checkpoint.notes, Note("info", found.text)))
@@ -82,7 +80,8 @@ def _as_is(checkpoint: Checkpoint, found: Quantised) -> Checkpoint:
 
 def _says(checkpoint: Checkpoint, config: str | None) -> Says:
     folders = list(beside_of(checkpoint))
-    if config is not None:
+    # Of a hub id it is asked for once, where the architecture is: a config beside plain weights loses its word.
+    if config is not None and (place(config).exists() or is_quantised(_given(checkpoint, Says()))):
         folder, _ = find_assets(config, (), (CONFIG,), flag="--config")
         if folder is not None:
             folders.append(folder)
@@ -94,7 +93,11 @@ def quantised(checkpoint: Checkpoint, says: Says | None = None) -> Quantised | N
 
     A layout that is not known has no members.
     """
-    says = says if says is not None else _says(checkpoint, None)
+    if says is None:
+        try:
+            says = _says(checkpoint, None)
+        except FormatError:  # what reads it for its own sake says so
+            says = Says()
     given = _given(checkpoint, says)
     marks = tuple([(p.name, read_bytes(p, most=_MOST, within=p.parent)) for p in says.files])
     assets = tuple([AssetFile(name, str(says.origin), content) for name, content in marks])
