@@ -80,7 +80,7 @@ def _as_is(checkpoint: Checkpoint, found: Quantised) -> Checkpoint:
 
 def _says(checkpoint: Checkpoint, config: str | None) -> Says:
     folders = list(beside_of(checkpoint))
-    # Of a hub id it is asked for once, where the architecture is: a config beside plain weights loses its word.
+    # Of a hub id once, where the architecture is: a config of plain weights loses its word in any case.
     if config is not None and (place(config).exists() or is_quantised(_given(checkpoint, Says()))):
         folder, _ = find_assets(config, (), (CONFIG,), flag="--config")
         if folder is not None:
