@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,12 +11,14 @@ from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Note, Weights
+from ckptconv.readers.deepspeed.experts import is_expert
 from ckptconv.readers.deepspeed.find import Run, TagFiles
-from ckptconv.readers.deepspeed.masters import Master, zero3_frozen
+from ckptconv.readers.deepspeed.masters import Master
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict
+from ckptconv.readers.deepspeed.zero3 import zero3_frozen
 from ckptconv.readers.sample import Sampler
 
-__all__ = ["Reading", "aliases_of", "assemble", "tied_layers", "training_dtype"]
+__all__ = ["Reading", "aliases_of", "assemble", "rename_by_values", "tied_layers", "training_dtype"]
 
 _FLOAT32 = BY_NAME["float32"]
 
@@ -55,8 +57,8 @@ def aliases_of(
     rank: ModelRank, module: Mapping[str, FileTensor], masters: Iterable[str] = ()
 ) -> dict[str, str]:
     """Return names that share data: those the file says, and tensors that view the same elements."""
-    there = {*module, *masters, *as_dict(rank.head.get("frozen_param_shapes"))}
-    aliases = {a: b for a, b in _shared(rank).items() if b in there}
+    there = {*module, *masters, *(rank.frozen_shapes() or ())}
+    aliases = {a: b for a, b in rank.shared().items() if b in there}
     first: dict[Any, str] = {}
     for name, t in module.items():
         if t.numel and name not in aliases and not rank.sharded:
@@ -66,17 +68,55 @@ def aliases_of(
     return {a: _root(aliases, b) for a, b in aliases.items()}
 
 
-def _shared(rank: ModelRank) -> dict[str, str]:
-    shared = {str(a): str(b) for a, b in as_dict(rank.head.get("shared_params")).items()}
-    return {a: b for a, b in shared.items() if a != b}
-
-
 def _root(aliases: Mapping[str, str], name: str) -> str:
     for _ in range(len(aliases) + 1):
         if name not in aliases:
             return name
         name = aliases[name]
     raise FormatError(f"shared parameters name each other in a circle: {name}")
+
+
+def rename_by_values(
+    reading: Reading,
+    rank: ModelRank,
+    module: Mapping[str, FileTensor],
+    masters: Mapping[str, Master],
+    others: Collection[str],
+) -> dict[str, Master]:
+    """Give masters the names the module saves them under where the names themselves do not tell.
+
+    Args:
+        reading: Holds what is read.
+        rank: The states the names come from.
+        module: The 16-bit tensors.
+        masters: Where each trainable parameter's masters are, by the names the optimizer knows.
+        others: Names of the module that are no parameters of their own.
+
+    Raises:
+        PlanError: if a parameter may be one the module saves, but has other values than each of them.
+    """
+    frozen = rank.frozen_shapes() or {}
+    strange = {n: t for n, t in module.items() if n not in masters and n not in others and n not in frozen}
+    out: dict[str, Master] = {}
+    for name, master in masters.items():
+        like = [n for n, t in strange.items() if t.shape == master.shape and t.numel]
+        if name in module or name.startswith("tied_modules.") or is_expert(name) or not like:
+            out[name] = master
+            continue
+        box = master.boxes[0]
+        stored = reading.graph.stored[box.tensor]
+        found = next((n for n in like if reading.sampler.rounds_to(stored, box.offset, strange[n])), None)
+        if found is None:
+            raise PlanError(
+                f"the optimizer knows a parameter {name}, the module saves none of that name, but {like[0]}, "
+                "which neither calls frozen",
+                where=rank.head_path,
+                hint="a state_dict() that renames, in a way that is not known; take the 16-bit weights "
+                "(--weights model)",
+            )
+        del strange[found]
+        out[found] = master
+    return out
 
 
 def tied_layers(
@@ -148,9 +188,11 @@ def assemble(
     aliases = aliases_of(rank, module, masters)
     buffers = {str(b) for b in rank.head.get("buffer_names") or []}
     # A frozen parameter that the save left out may still be there under the other name of a tie.
-    orphans = {a: b for a, b in _shared(rank).items() if a in module and a not in aliases}
+    orphans = {a: b for a, b in rank.shared().items() if a in module and a not in aliases}
     copies_of_ties = {layer for name, layers in ties.items() for layer in layers if layer != name}
+    called_frozen = rank.frozen_shapes() if rank.module is not None else None
     widened = 0
+    strange: list[str] = []
     for name in dict.fromkeys([*module, *frozen, *masters, *ties]):
         full, tensor = prefix + name, module.get(name)
         if name in buffers:
@@ -184,8 +226,12 @@ def assemble(
         elif rank.sharded:
             reading.unresolved.append(full)
         else:
-            dtype = _written(reading, tensor.dtype)
-            widened += dtype != tensor.dtype
+            dtype = tensor.dtype
+            if called_frozen is None or name in called_frozen or name in orphans or is_expert(name):
+                dtype = _written(reading, tensor.dtype)
+                widened += dtype != tensor.dtype
+            elif reading.weights == "master":
+                strange.append(full)
             kept = prefix + orphans.get(name, name)
             if kept != full:
                 reading.aliases[full] = kept
@@ -193,8 +239,12 @@ def assemble(
     if widened:
         text = f"{widened} frozen parameters have no master; their own values are widened to float32"
         reading.note("info", text)
+    if strange:
+        text = f"{len(strange)} tensors of the module are neither parameters nor buffers, and kept as they are: "
+        reading.note("info", text + ", ".join(strange[:4]) + (", ..." if len(strange) > 4 else ""))
     if reading.via:
-        reading.note("info", "ZeRO-3 stores no 16-bit weights; they are the masters, rounded as in training")
+        what = "ZeRO-3 stores no 16-bit weights" if rank.sharded else "not all 16-bit weights are stored"
+        reading.note("info", f"{what}; they are the masters, rounded as in training")
 
 
 def _written(reading: Reading, stored: DType) -> DType:

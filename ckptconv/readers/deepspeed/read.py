@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,26 @@ from ckptconv.readers.deepspeed.assemble import (
     Reading,
     aliases_of,
     assemble,
+    rename_by_values,
     tied_layers,
     training_dtype,
 )
 from ckptconv.readers.deepspeed.find import TagFiles, find_run, sort_files
-from ckptconv.readers.deepspeed.masters import Master, flat_masters, zero3_masters
+from ckptconv.readers.deepspeed.experts import Experts
+from ckptconv.readers.deepspeed.flat import flat_masters
+from ckptconv.readers.deepspeed.masters import Master
 from ckptconv.readers.deepspeed.parallel import join_tensor_parallel
+from ckptconv.readers.deepspeed.releases import orders_by_module, saved_no_masters
 from ckptconv.readers.deepspeed.stage0 import has_masters, nameless_masters
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict, load, open_ranks, steps_of
 from ckptconv.readers.deepspeed.universal import is_scrambled, universal_masters
+from ckptconv.readers.deepspeed.zero3 import zero3_masters
 from ckptconv.readers.sample import Sampler
-from ckptconv.relations import Relation
+from ckptconv.relations import Drop, Relation
 
 __all__ = ["open_deepspeed"]
 
 _SAMPLED = 16  # masters compared with their 16-bit weights while a checkpoint is opened
-_EXPERT = re.compile(r"deepspeed_experts\.(\d+)\.")
 
 
 def open_deepspeed(path: Path, options: ReadOptions) -> Checkpoint:
@@ -59,6 +62,8 @@ def open_deepspeed(path: Path, options: ReadOptions) -> Checkpoint:
     else:
         _read_stages(reading, ranks)
         relation = reading.graph.relation()
+    if not relation.right and not reading.unresolved:
+        raise FormatError("these model states hold no tensors", where=ranks[0].head_path)
     for file in files.all():
         reading.graph.touch(file)
     head = ranks[0].head
@@ -95,6 +100,13 @@ def _weights_there(reading: Reading, ranks: list[ModelRank], *, asked: bool) -> 
         return reading.weights
     if any(has_masters(state) for r in ranks for _, state, _ in _stage0_optimizers(reading.files, r)):
         return "master"
+    if (found := saved_no_masters(ranks)) is not None:
+        raise PlanError(
+            f"there are no fp32 masters: deepspeed {found} saved no optimizer states for bf16 at stage 0, nor at "
+            "stage 1 with fp32 gradients (0.17.6 to 0.18.4)",
+            where=reading.run.tag,
+            hint="take the 16-bit weights, which are all that was saved (--weights model)",
+        )
     head = ranks[0].head
     stage = as_dict(as_dict(head.get("ds_config")).get("zero_optimization")).get("stage")
     partitioned = any(r.head.get("param_shapes") is not None for r in ranks)
@@ -172,11 +184,11 @@ def _read_tensor_parallel(reading: Reading, ranks: list[ModelRank]) -> Relation:
         )
     prefixes = [f"mp_rank_{r.mp:02d}/" for r in ranks]
     for rank, prefix in zip(ranks, prefixes, strict=True):
-        module = _tensors(reading, rank.module or {})
-        masters = _masters(reading, rank, module) if _wanted(reading, rank) else {}
+        module = _module(reading, rank)
+        masters, by_values = _masters(reading, rank, module) if _wanted(reading, rank) else ({}, False)
         located = {n: [m] for n, m in masters.items()}
         _check_rounding(reading, rank, module, located)
-        assemble(reading, rank, module, located, prefix=prefix, compared=rank.stage == 0)
+        assemble(reading, rank, module, located, prefix=prefix, compared=by_values)
     bare = {p + n: n for p in prefixes for n in ranks[0].module or {}}
     reading.aliases = {bare.get(a, a): bare.get(b, b) for a, b in reading.aliases.items()}
     reading.buffers = {bare.get(b, b) for b in reading.buffers}
@@ -194,7 +206,7 @@ def _read_merged(reading: Reading, head: ModelRank) -> None:
     Raises:
         PlanError: if there are frozen parameters, of which only the ranks' shards are stored.
     """
-    masters = _masters(reading, head, {})
+    masters, _ = _masters(reading, head, {})
     module = _tensors(reading, head.module or {})
     aliases = aliases_of(head, module, masters)
     known = {*masters, *aliases, *(head.head.get("buffer_names") or [])}
@@ -213,15 +225,18 @@ def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
     head, files = ranks[0], reading.files
     module: dict[str, FileTensor] = {}
     if head.module is not None:
-        module = _tensors(reading, head.module)
+        module = _module(reading, head)
     for index in sorted(files.layers):
         module |= {f"{index}.{n}": t for n, t in _tensors(reading, load(files.layers[index][0])).items()}
     for key in sorted(files.experts):
         module |= _tensors(reading, load(files.experts[key]))
     masters: dict[str, list[Master]] = {}
+    compared = files.universal is not None and is_scrambled(head)
     for rank in ranks if files.universal is None else ranks[:1]:
         if _wanted(reading, rank):
-            for name, master in _masters(reading, rank, module).items():
+            found, by_values = _masters(reading, rank, module)
+            compared |= by_values
+            for name, master in found.items():
                 masters.setdefault(name, []).append(master)
     ties: dict[str, list[str]] = {}
     if head.module is None:
@@ -229,9 +244,7 @@ def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
         _check_layers(reading, named, module)
         ties = tied_layers(reading, module, named, masters)
     _check_rounding(reading, head, module, masters)
-    scrambled = files.universal is not None and is_scrambled(head)
-    by_rule = scrambled or (head.stage == 0 and files.universal is None)
-    assemble(reading, head, module, masters, ties=ties, compared=by_rule)
+    assemble(reading, head, module, masters, ties=ties, compared=compared)
 
 
 def _check_rounding(
@@ -277,8 +290,18 @@ def _check_layers(reading: Reading, named: set[str], module: Mapping[str, FileTe
 
 
 def _wanted(reading: Reading, rank: ModelRank) -> bool:
-    """Whether the masters are to be located: always in stage 3, where there is nothing else."""
-    return reading.weights == "master" or rank.sharded
+    """Whether the masters are to be located: always where there is nothing else, as in stage 3."""
+    return reading.weights == "master" or rank.sharded or bool(rank.optim and rank.unsaved())
+
+
+def _module(reading: Reading, rank: ModelRank) -> dict[str, FileTensor]:
+    """Return what the module saves of its parameters, and frozen ones that stage 2 saves beside it only."""
+    module = _tensors(reading, rank.module or {})
+    if not rank.sharded:
+        for name, tensor in as_dict(rank.head.get("frozen_param_fragments")).items():
+            if isinstance(tensor, FileTensor):
+                module.setdefault(rank.saved(name), tensor)
+    return module
 
 
 def _tensors(reading: Reading, module: Mapping[Any, Any]) -> dict[str, FileTensor]:
@@ -296,29 +319,46 @@ def _tensors(reading: Reading, module: Mapping[Any, Any]) -> dict[str, FileTenso
     return {str(k): v for k, v in module.items() if isinstance(v, FileTensor)}
 
 
-def _masters(reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, Master]:
-    """Locate the rank's fp32 masters, however its optimizer keeps them."""
+def _masters(
+    reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]
+) -> tuple[dict[str, Master], bool]:
+    """Locate the rank's fp32 masters, however its optimizer keeps them; say whether values named them."""
     if reading.files.universal is not None:
         if is_scrambled(rank):
             text = (
                 "round_robin_gradients scrambled this universal checkpoint; its parameters are put in order"
             )
             reading.note("warning", f"{text} again, and compared with the 16-bit weights")
-        return universal_masters(reading.files.universal, rank, reading.graph)
+        return universal_masters(reading.files.universal, rank, reading.graph), False
     if rank.stage == 3:
-        return zero3_masters(rank, reading.graph)
-    if rank.optim:
-        return flat_masters(rank, reading.graph, {n: t.shape for n, t in module.items()})
-    return _stage0_masters(reading, rank, module)
+        return zero3_masters(rank, reading.graph), False
+    if not rank.optim:
+        return _stage0_masters(reading, rank, module), True
+    others = _buffers(rank) | aliases_of(rank, module).keys()
+    masters, by_values = flat_masters(rank, reading.graph, module, others, reading.sampler)
+    if by_values:
+        why = "is not that of the masters" if orders_by_module(rank) else "is not in the files"
+        text = f"the order of the parameters {why} in this release: each master was given to the parameter it "
+        reading.note("guess", text + "rounds to, and is compared with it")
+    masters = rename_by_values(reading, rank, module, masters, others)
+    if reading.weights == "master":
+        return masters, by_values
+    for name in [n for n in masters if n in module]:
+        boxes = masters.pop(name).boxes
+        reading.graph.left_only += [Drop(box, "the 16-bit value is read") for box in boxes]
+    return masters, by_values
+
+
+def _buffers(rank: ModelRank) -> frozenset[str]:
+    return frozenset(str(b) for b in rank.head.get("buffer_names") or ())
 
 
 def _stage0_masters(reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, Master]:
     """Name the masters of stage 0; with experts, those of each expert-parallel rank in turn."""
-    skipped = {str(b) for b in rank.head.get("buffer_names") or []} | set(aliases_of(rank, module))
+    skipped = _buffers(rank) | aliases_of(rank, module).keys()
     candidates = {n: t for n, t in module.items() if n not in skipped and t.dtype.kind == "float"}
     optimizers = list(_stage0_optimizers(reading.files, rank))
-    counts = [int(m[1]) + 1 for n in candidates if (m := _EXPERT.search(n))]
-    local = max(1, max(counts, default=0) // len(optimizers))
+    experts = Experts(candidates)
     out: dict[str, Master] = {}
     for ep, state, path in optimizers:
         if not has_masters(state):
@@ -326,9 +366,7 @@ def _stage0_masters(reading: Reading, rank: ModelRank, module: Mapping[str, File
         text = "stage 0 masters carry no names: each was given to the parameter it rounds to, and is compared"
         reading.note("guess", text)
         prefix = f"mp_rank_{rank.mp:02d}/" + (f"expp_rank_{ep}/" if len(optimizers) > 1 else "")
-        mine = {
-            n: t for n, t in candidates.items() if not (m := _EXPERT.search(n)) or int(m[1]) // local == ep
-        }
+        mine = {n: t for n, t in candidates.items() if experts.of_rank(n, len(optimizers)) in (None, ep)}
         for name, master in nameless_masters(
             state, mine, reading.graph, prefix, reading.sampler, path
         ).items():

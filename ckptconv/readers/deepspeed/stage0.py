@@ -2,10 +2,7 @@
 
 ``FP16_Optimizer`` keeps one flat run per optimizer group (``fp32_groups_flat``, deepspeed 0.19.8
 ``runtime/fp16/fused_optimizer.py``), ``FP16_UnfusedOptimizer`` a list of shaped tensors per group
-(``fp32_groups``, ``runtime/fp16/unfused_optimizer.py``). Neither stores names. A master is the value its
-16-bit parameter was rounded from, so each is given to a parameter that it rounds to, the next in the module's
-order after the one before it if several do (norms that are still all ones); the whole of it is compared again
-while it is converted.
+(``fp32_groups``, ``runtime/fp16/unfused_optimizer.py``). Neither stores names, so the values do it (`values`).
 """
 
 from __future__ import annotations
@@ -16,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.containers.base import FileTensor
-from ckptconv.containers.stored import Stored, concatenated, from_file_tensor
+from ckptconv.containers.stored import concatenated
 from ckptconv.errors import PlanError
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.readers.deepspeed.masters import Master
 from ckptconv.readers.deepspeed.states import as_dict
+from ckptconv.readers.deepspeed.values import Wanted, find_by_values
 from ckptconv.readers.sample import Sampler
 from ckptconv.relations import Box, Drop
 
@@ -54,43 +52,27 @@ def nameless_masters(
     Raises:
         PlanError: if a master rounds to no parameter that is left.
     """
+    left = {n: Wanted(n, t.shape, (t,)) for n, t in module.items()}
     masters: dict[str, Master] = {}
-    order = list(module)
-    last = -1
-
-    def take(key: str, stored: Stored, at: int, shape: tuple[int, ...] | None) -> int:
-        nonlocal last
-        for i in (*range(last + 1, len(order)), *range(last + 1)):
-            name, tensor = order[i], module[order[i]]
-            if name in masters or shape not in (None, tensor.shape) or at + tensor.numel > stored.numel:
-                continue
-            if tensor.numel and not sampler.rounds_to(stored, at, tensor):
-                continue
-            box = (Box.interval(key, at, at + tensor.numel),) if tensor.numel else ()
-            masters[name] = Master(tensor.shape, box)
-            last = i
-            return tensor.numel
-        raise PlanError(
-            f"the master at element {at} of {key} rounds to no parameter of the module",
-            where=where,
-            hint="the optimizer and the module are of different steps; take --weights model",
-        )
-
-    for g, group in enumerate(optimizer.get("fp32_groups") or []):
-        last = -1
-        for i, tensor in enumerate(group):
-            key = f"{prefix}fp32_group_{g}/{i}"
-            stored = from_file_tensor(tensor)
-            graph.store(key, stored)
-            take(key, stored, 0, tensor.shape)
-    for g, flat in enumerate(optimizer.get("fp32_groups_flat") or []):
+    groups = [list(group) for group in optimizer.get("fp32_groups") or []]
+    groups += [[flat] for flat in optimizer.get("fp32_groups_flat") or []]
+    for g, parts in enumerate(groups):
         key = f"{prefix}fp32_group_{g}"
-        stored = concatenated([flat], (flat.numel,))
-        graph.store(key, stored)
-        at, smallest = 0, min((prod(t.shape) for t in module.values()), default=1)
-        last = -1
-        while stored.numel - at >= max(smallest, 1) and len(masters) < len(order):
-            at += take(key, stored, at, None)
-        if at < stored.numel:
-            graph.left_only.append(Drop(Box.interval(key, at, stored.numel), "optimizer padding"))
+        flat = concatenated(parts, (sum(t.numel for t in parts),))
+        graph.store(key, flat)
+        padding = min((w.numel for w in left.values() if w.numel), default=1) - 1
+        placed = find_by_values(flat, list(left.values()), sampler, padding=padding)
+        if placed is None:
+            raise PlanError(
+                f"the masters of optimizer group {g} do not round to parameters of the module",
+                where=where,
+                hint="the optimizer and the module are of different steps; take --weights model",
+            )
+        used = 0
+        for name, shape, at in placed:
+            used = at + prod(shape)
+            masters[name] = Master(shape, (Box.interval(key, at, used),))
+            del left[name]
+        if used < flat.numel:
+            graph.left_only.append(Drop(Box.interval(key, used, flat.numel), "optimizer padding"))
     return masters

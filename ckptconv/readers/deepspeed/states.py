@@ -11,7 +11,9 @@ from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.inert import Record
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
+from ckptconv.readers.deepspeed.experts import is_expert
 from ckptconv.readers.deepspeed.find import TagFiles
+from ckptconv.readers.deepspeed.renamed import renames
 
 __all__ = ["ModelRank", "as_dict", "load", "open_ranks", "shape_of", "value"]
 
@@ -54,6 +56,7 @@ class ModelRank:
         fragments: ``frozen_param_fragments`` of each data-parallel rank (stage 3 with frozen parameters).
         optim: The ZeRO optimizer states by data-parallel rank.
         optim_paths: Their files.
+        renames: Names of parameters to those the module saves them under (`renamed`).
     """
 
     mp: int
@@ -62,6 +65,7 @@ class ModelRank:
     fragments: list[Mapping[str, FileTensor]] = field(default_factory=list)
     optim: list[Dict] = field(default_factory=list)
     optim_paths: list[Path] = field(default_factory=list)
+    renames: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sharded(self) -> bool:
@@ -95,7 +99,40 @@ class ModelRank:
         if found is None:
             return None
         groups = found if isinstance(found, list) else [found]
-        return [{str(k): shape_of(v) for k, v in as_dict(g).items()} for g in groups]
+        return [{self.saved(k): shape_of(v) for k, v in as_dict(g).items()} for g in groups]
+
+    def saved(self, name: object) -> str:
+        """Return the name the module saves a parameter under."""
+        return self.renames.get(str(name), str(name))
+
+    def frozen_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Shapes of the frozen parameters; None where the files do not say which are (stage 1, 0.9.0)."""
+        found = self.head.get("frozen_param_shapes")
+        if not isinstance(found, dict):
+            return None
+        return {self.saved(k): shape_of(v) for k, v in found.items()}
+
+    def unsaved(self) -> list[str]:
+        """Trainable parameters that the module does not save, so that there is nothing but their masters.
+
+        What is a pipeline's or an expert's has files of its own.
+        """
+        module = self.module
+        if module is None or self.sharded:
+            return []
+        there = {*map(str, module), *self.shared()}
+        return [
+            name
+            for group in self.param_shapes() or []
+            for name in group
+            if name not in there and not is_expert(name)
+        ]
+
+    def shared(self) -> dict[str, str]:
+        """Names that share another's data, as the files say (0.9.2)."""
+        found = as_dict(self.head.get("shared_params"))
+        named = {self.saved(a): self.saved(b) for a, b in found.items()}
+        return {a: b for a, b in named.items() if a != b}
 
     def param_names(self) -> set[str]:
         """Names of the trainable parameters: those with shapes, else those the partitions' slices name."""
@@ -137,16 +174,32 @@ def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
                 hint="copy the *_model_states.pt files of every rank",
             )
         rank = ModelRank(mp, load(model[0]), model[0])
+        _rename(rank)
         # Only the partitions name a pipeline's tied parameters where the model states name no shapes.
         nameless = rank.module is None and rank.param_shapes() is None and bool(files.optim)
-        if files.universal is None and (optimizer or rank.sharded or nameless):
+        if files.universal is None and (optimizer or rank.sharded or nameless or rank.unsaved()):
             _open_optim(rank, files)
+            _rename(rank)
         if rank.sharded:
             _open_fragments(rank, model)
         ranks.append(rank)
     _check_ranks(ranks)
     _same_step(ranks)
     return ranks
+
+
+def _rename(rank: ModelRank) -> None:
+    """Learn under which names the module saves its parameters."""
+    if rank.module is None:
+        return
+    rank.renames = {}
+    named = {n: s for group in rank.param_shapes() or [] for n, s in group.items()}
+    named = {n: s for n, s in named.items() if not is_expert(n)} | (rank.frozen_shapes() or {})
+    shared = rank.shared()
+    named |= {a: named[b] for a, b in shared.items() if b in named}
+    others = {*shared, *(str(b) for b in rank.head.get("buffer_names") or ())}
+    module = {str(k): t for k, t in rank.module.items() if isinstance(t, FileTensor)}
+    rank.renames = renames(module, named, others)
 
 
 def _open_optim(rank: ModelRank, files: TagFiles) -> None:
@@ -192,8 +245,9 @@ def _optimizer_state(path: Path) -> Dict:
     state = root.get("optimizer_state_dict")
     if not isinstance(state, dict):
         raise FormatError("no 'optimizer_state_dict' in the optimizer states", where=path)
-    if "param_shapes" in root and "param_shapes" not in state:  # 0.3.14 to 0.5.x
-        state["param_shapes"] = root["param_shapes"]
+    for key in ("param_shapes", "ds_version"):  # shapes are here from 0.3.14 to 0.5.x
+        if key in root and key not in state:
+            state[key] = root[key]
     return state
 
 

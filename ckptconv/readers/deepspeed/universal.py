@@ -54,7 +54,8 @@ def universal_masters(zero: Path, rank: ModelRank, graph: GraphBuilder) -> dict[
         tensor = root.get("param") if isinstance(root, dict) else root
         if not isinstance(tensor, FileTensor):
             raise FormatError("expected a tensor, or a dict with one under 'param'", where=path)
-        found[folder.name], wrapped[folder.name] = tensor, isinstance(root, dict)
+        name = rank.saved(folder.name)
+        found[name], wrapped[name] = tensor, isinstance(root, dict)
     groups = rank.param_shapes()
     shapes = {k: v for g in groups or [] for k, v in g.items()}
     if is_scrambled(rank):
