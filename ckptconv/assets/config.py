@@ -79,7 +79,8 @@ def config_file(
             out[key] = value
 
     if dtype is not None:
-        put(_dtype_key(config), dtype, "the dtype written")
+        for key in _dtype_keys(config):
+            put(key, dtype, "the dtype written")
     for key, (number, why) in ids.items():
         if out.get(key) is None:
             put(key, number, why)
@@ -90,13 +91,16 @@ def config_file(
     return AssetFile("config.json", origin, content, derived=built), steps
 
 
-def _dtype_key(config: Mapping[str, Any]) -> str:
-    """Return the key the config's transformers release uses: ``dtype`` since 4.56, ``torch_dtype`` before."""
-    if "torch_dtype" in config or "dtype" in config:
-        return "torch_dtype" if "torch_dtype" in config else "dtype"
+def _dtype_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the key the config's transformers release uses: ``dtype`` since 4.56, ``torch_dtype`` before.
+
+    A config that one release wrote and another updated may hold both.
+    """
+    if found := [key for key in ("torch_dtype", "dtype") if key in config]:
+        return found
     version = str(config.get("transformers_version", "0")).split(".")
     numbers = [int(v) for v in version[:2] if v.isdigit()]
-    return "dtype" if numbers >= [4, 56] else "torch_dtype"
+    return ["dtype" if numbers >= [4, 56] else "torch_dtype"]
 
 
 def generation_file(folder: Path | None, config: Mapping[str, Any], origin: str) -> AssetFile | None:

@@ -1,7 +1,7 @@
 """Number experts as the model does: within a rank DeepSpeed's parameter names count them from 0.
 
-Expert-parallel rank ``e`` of a layer whose ranks hold ``n`` experts each has those from ``e * n`` on (deepspeed
-0.19.8, ``runtime/engine.py``, ``_get_moe_state_dict``). Layers may differ in their number of experts.
+Expert-parallel rank ``e`` of a layer whose ranks hold ``n`` experts each has those from ``e * n`` on
+(deepspeed 0.19.8, ``runtime/engine.py``, ``_get_moe_state_dict``). Layers may differ in how many they have.
 """
 
 from __future__ import annotations

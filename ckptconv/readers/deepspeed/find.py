@@ -29,6 +29,9 @@ _LAYER = re.compile(r"layer_(?P<layer>\d+)-(?:model_(?P<tp>\d+)-)?model_states\.
 _EXPERT = re.compile(r"(?:layer_(?P<layer>\d+)_)?expert_(?P<expert>\d+)_mp_rank_(?P<mp>\d+)_model_states\.pt")
 _EXPERT_OPTIM = re.compile(r"expp_rank_(?P<ep>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
 _TRAINER = re.compile(r"checkpoint-(\d+)")
+# The models of one ``save_state()``, each in a tag of its own (accelerate 1.15, ``accelerator.py``), of which
+# ``latest`` names the one saved last.
+_MODELS = re.compile(r"pytorch_model(?:_\d+)?")
 _POINTERS = ("latest", "latest_universal")
 
 
@@ -144,7 +147,7 @@ def find_run(path: Path, tag: str | None = None) -> Run:
 
     Raises:
         FormatError: if ``latest`` names a tag that is not there, or no weights are found.
-        UsageError: if several tags are there and none is chosen.
+        UsageError: if several tags are there and none is chosen, or a tag for each of several models.
     """
     if path.is_file():
         path = path.parent
@@ -159,6 +162,13 @@ def find_run(path: Path, tag: str | None = None) -> Run:
         return Run(found.root, found.tag, (Note("info", text), *found.notes))
     if tag is not None:
         return Run(path, _tag_folder(path, tag, "--tag"))
+    models = [t.name for t in _tags(path) if _MODELS.fullmatch(t.name)] if path.is_dir() else []
+    if len(models) > 1:
+        raise UsageError(
+            f"accelerate saved {len(models)} models here, each in a tag of its own: {', '.join(models)}",
+            where=path,
+            hint="give one of them: " + " or ".join(f"--tag {name}" for name in models),
+        )
     for pointer in _POINTERS:
         if (path / pointer).is_file():
             named = read_head(path / pointer, 4096).decode(errors="replace").strip()

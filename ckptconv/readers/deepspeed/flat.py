@@ -1,12 +1,12 @@
 """Locate the fp32 masters of ZeRO stages 1 and 2, where each optimizer group is one flat run cut over ranks.
 
 Layouts: deepspeed 0.19.8, ``runtime/zero/stage_1_and_2.py`` and ``runtime/bf16_optimizer.py``; 0.3.16,
-``runtime/zero/stage1.py``. Partitions are stored without padding, so the last ranks may be short or empty; they
-are joined in rank order and cut by the shapes, never by arithmetic on equal parts.
+``runtime/zero/stage1.py``. Partitions are stored without padding, so the last ranks may be short or empty;
+they are joined in rank order and cut by the shapes, never by arithmetic on equal parts.
 
-What lies in a group is said by ``param_shapes``. It cannot be trusted in every release (`releases`), and files
-of mixtures of experts name none before June 2026; then the slices the ranks list say it, or the values do
-(`values`), which prove it.
+What lies in a group is said by ``param_shapes``. It cannot be trusted in every release (`releases`), and
+files of mixtures of experts name none before June 2026; then the slices the ranks list say it, or the values
+do (`values`), which prove it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.stored import Stored, concatenated
 from ckptconv.containers.torch.inert import Record
+from ckptconv.containers.torch.torchtensors import refuse_odd
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.readers.deepspeed.experts import Experts, in_order
@@ -57,7 +58,11 @@ class _Run:
 
 
 def flat_masters(
-    rank: ModelRank, graph: GraphBuilder, module: Mapping[str, FileTensor], others: frozenset[str], sampler: Sampler
+    rank: ModelRank,
+    graph: GraphBuilder,
+    module: Mapping[str, FileTensor],
+    others: frozenset[str],
+    sampler: Sampler,
 ) -> tuple[dict[str, Master], bool]:
     """Locate the masters.
 
@@ -147,6 +152,7 @@ def _partitions(rank: ModelRank, g: int, members: Sequence[int]) -> list[FileTen
     parts: list[FileTensor] = []
     for r in members:
         groups = rank.optim[r]["single_partition_of_fp32_groups"]
+        refuse_odd(f"fp32 group {g}", groups[g] if g < len(groups) else None, rank.optim_paths[r])
         if g >= len(groups) or not isinstance(groups[g], FileTensor):
             raise FormatError(f"fp32 group {g} is missing", where=rank.optim_paths[r])
         parts.append(groups[g])
@@ -216,7 +222,9 @@ def _placed(
     left = dict(wanted)
     out: list[list[Placed]] = []
     for run in runs:
-        fitting = [w for n, w in left.items() if run.ep == 1 or experts.of_rank(n, run.ep) in (None, run.ep_rank)]
+        fitting = [
+            w for n, w in left.items() if run.ep == 1 or experts.of_rank(n, run.ep) in (None, run.ep_rank)
+        ]
         found = find_by_values(run.stored, fitting, sampler, padding=run.padding)
         if found is None:
             raise _nameless(rank, run, listed is not None)
@@ -269,13 +277,13 @@ def _as_listed(
     experts: Experts,
     sampler: Sampler,
 ) -> list[list[Placed]] | None:
-    """Take the parameters as they are listed, or as 0.4.0 to 0.4.3 dealt them out to ranks, if that is proven."""
+    """Take the parameters as they are listed, or as 0.4.0 to 0.4.3 dealt them out, if that is proven."""
     try:
         by_group = _split_groups(shapes, runs)
     except PlanError:
         return None
     for dealt in (False, True):
-        out = []
+        out: list[list[Placed]] = []
         for run in runs:
             group = by_group[run.group]
             if dealt:
@@ -283,7 +291,8 @@ def _as_listed(
                 group = {name: group[name] for i in range(n) for name in names[i::n]}
             out.append(_by_shapes(rank, run, group, experts))
         if all(is_proven(r.stored, p, wanted, sampler) for r, p in zip(runs, out, strict=True)) and all(
-            r.stored.numel - sum(prod(s) for _, s, _ in p) <= r.padding for r, p in zip(runs, out, strict=True)
+            r.stored.numel - sum(prod(s) for _, s, _ in p) <= r.padding
+            for r, p in zip(runs, out, strict=True)
         ):
             return out
     return None
@@ -295,7 +304,9 @@ def _split_groups(shapes: list[dict[str, Shape]], runs: Sequence[_Run]) -> list[
     if len(shapes) == len(firsts):
         return shapes
     if len(shapes) != 1:
-        raise PlanError(f"the model states name {len(shapes)} parameter groups, the optimizer holds {len(firsts)}")
+        raise PlanError(
+            f"the model states name {len(shapes)} parameter groups, the optimizer holds {len(firsts)}"
+        )
     out: list[dict[str, Shape]] = []
     names = list(shapes[0].items())
     for run in firsts:

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ckptconv.containers.base import FileTensor
-from ckptconv.containers.torch.torchtensors import refuse_odd
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.plans.checkpoint import Checkpoint, ReadOptions, Weights
-from ckptconv.readers.deepspeed.assemble import (
-    Reading,
-    aliases_of,
-    assemble,
-    rename_by_values,
-    tied_layers,
-    training_dtype,
-)
+from ckptconv.readers.deepspeed.assemble import Reading, aliases_of, assemble, tied_layers, training_dtype
 from ckptconv.readers.deepspeed.find import TagFiles, find_run, sort_files
-from ckptconv.readers.deepspeed.experts import Experts
-from ckptconv.readers.deepspeed.flat import flat_masters
+from ckptconv.readers.deepspeed.locate import (
+    are_wanted,
+    check_rounding,
+    locate_masters,
+    module_of,
+    stage0_optimizers,
+    tensors_of,
+)
 from ckptconv.readers.deepspeed.masters import Master
 from ckptconv.readers.deepspeed.parallel import join_tensor_parallel
-from ckptconv.readers.deepspeed.releases import orders_by_module, saved_no_masters
-from ckptconv.readers.deepspeed.stage0 import has_masters, nameless_masters
+from ckptconv.readers.deepspeed.releases import saved_no_masters
+from ckptconv.readers.deepspeed.stage0 import has_masters
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict, load, open_ranks, steps_of
-from ckptconv.readers.deepspeed.universal import is_scrambled, universal_masters
-from ckptconv.readers.deepspeed.zero3 import zero3_masters
+from ckptconv.readers.deepspeed.universal import is_scrambled
 from ckptconv.readers.sample import Sampler
-from ckptconv.relations import Drop, Relation
+from ckptconv.relations import Relation
 
 __all__ = ["open_deepspeed"]
-
-_SAMPLED = 16  # masters compared with their 16-bit weights while a checkpoint is opened
 
 
 def open_deepspeed(path: Path, options: ReadOptions) -> Checkpoint:
@@ -98,12 +91,12 @@ def _weights_there(reading: Reading, ranks: list[ModelRank], *, asked: bool) -> 
     """
     if reading.weights == "model" or reading.files.universal or any(r.optim for r in ranks):
         return reading.weights
-    if any(has_masters(state) for r in ranks for _, state, _ in _stage0_optimizers(reading.files, r)):
+    if any(has_masters(state) for r in ranks for _, state, _ in stage0_optimizers(reading.files, r)):
         return "master"
     if (found := saved_no_masters(ranks)) is not None:
         raise PlanError(
-            f"there are no fp32 masters: deepspeed {found} saved no optimizer states for bf16 at stage 0, nor at "
-            "stage 1 with fp32 gradients (0.17.6 to 0.18.4)",
+            f"there are no fp32 masters: deepspeed {found} saved no optimizer states for bf16 at stage 0, "
+            "nor at stage 1 with fp32 gradients (0.17.6 to 0.18.4)",
             where=reading.run.tag,
             hint="take the 16-bit weights, which are all that was saved (--weights model)",
         )
@@ -128,15 +121,6 @@ def _weights_there(reading: Reading, ranks: list[ModelRank], *, asked: bool) -> 
             )
         reading.note("info", "no fp32 masters are stored; the weights are those the model ran with")
     return "model"
-
-
-def _stage0_optimizers(files: TagFiles, rank: ModelRank) -> Iterator[tuple[int, Mapping[str, Any], Path]]:
-    """Yield the optimizer states of stage 0 by expert-parallel rank; without experts there is one."""
-    experts = files.expert_optim.get(rank.mp, {})
-    for ep, path in sorted(experts.items()):
-        yield ep, as_dict(load(path).get("optimizer")), path
-    if not experts:
-        yield 0, as_dict(rank.head.get("optimizer")), rank.head_path
 
 
 def _check_steps(rank: ModelRank, sampler: Sampler) -> None:
@@ -184,10 +168,12 @@ def _read_tensor_parallel(reading: Reading, ranks: list[ModelRank]) -> Relation:
         )
     prefixes = [f"mp_rank_{r.mp:02d}/" for r in ranks]
     for rank, prefix in zip(ranks, prefixes, strict=True):
-        module = _module(reading, rank)
-        masters, by_values = _masters(reading, rank, module) if _wanted(reading, rank) else ({}, False)
+        module = module_of(reading, rank)
+        masters, by_values = (
+            locate_masters(reading, rank, module) if are_wanted(reading, rank) else ({}, False)
+        )
         located = {n: [m] for n, m in masters.items()}
-        _check_rounding(reading, rank, module, located)
+        check_rounding(reading, rank, module, located)
         assemble(reading, rank, module, located, prefix=prefix, compared=by_values)
     bare = {p + n: n for p in prefixes for n in ranks[0].module or {}}
     reading.aliases = {bare.get(a, a): bare.get(b, b) for a, b in reading.aliases.items()}
@@ -206,8 +192,8 @@ def _read_merged(reading: Reading, head: ModelRank) -> None:
     Raises:
         PlanError: if there are frozen parameters, of which only the ranks' shards are stored.
     """
-    masters, _ = _masters(reading, head, {})
-    module = _tensors(reading, head.module or {})
+    masters, _ = locate_masters(reading, head, {})
+    module = tensors_of(reading, head.module or {})
     aliases = aliases_of(head, module, masters)
     known = {*masters, *aliases, *(head.head.get("buffer_names") or [])}
     frozen = sorted(n for n in module if n not in known)
@@ -225,16 +211,16 @@ def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
     head, files = ranks[0], reading.files
     module: dict[str, FileTensor] = {}
     if head.module is not None:
-        module = _module(reading, head)
+        module = module_of(reading, head)
     for index in sorted(files.layers):
-        module |= {f"{index}.{n}": t for n, t in _tensors(reading, load(files.layers[index][0])).items()}
+        module |= {f"{index}.{n}": t for n, t in tensors_of(reading, load(files.layers[index][0])).items()}
     for key in sorted(files.experts):
-        module |= _tensors(reading, load(files.experts[key]))
+        module |= tensors_of(reading, load(files.experts[key]))
     masters: dict[str, list[Master]] = {}
     compared = files.universal is not None and is_scrambled(head)
     for rank in ranks if files.universal is None else ranks[:1]:
-        if _wanted(reading, rank):
-            found, by_values = _masters(reading, rank, module)
+        if are_wanted(reading, rank):
+            found, by_values = locate_masters(reading, rank, module)
             compared |= by_values
             for name, master in found.items():
                 masters.setdefault(name, []).append(master)
@@ -243,37 +229,8 @@ def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
         named = {n for rank in ranks for n in rank.param_names()}
         _check_layers(reading, named, module)
         ties = tied_layers(reading, module, named, masters)
-    _check_rounding(reading, head, module, masters)
+    check_rounding(reading, head, module, masters)
     assemble(reading, head, module, masters, ties=ties, compared=compared)
-
-
-def _check_rounding(
-    reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor], masters: Mapping[str, list[Master]]
-) -> None:
-    """Check a sample of masters against the 16-bit weights they round to after every training step.
-
-    Files of two saves have the same names and shapes; only their values tell them apart.
-    """
-    if rank.sharded:
-        return  # placeholders
-    both = [n for n, located in masters.items() if n in module and module[n].shape == located[0].shape]
-    for name in both[:: max(1, len(both) // _SAMPLED)]:
-        boxes, tensor = masters[name][0].boxes, module[name]
-        if len(boxes) != 1 or not boxes[0].is_contiguous or not tensor.is_contiguous:
-            continue
-        box = boxes[0]
-        stored = reading.graph.stored[box.tensor]
-        apart = reading.sampler.apart(stored, box.offset, tensor, count=64)
-        if apart is not None:
-            at = box.offset + apart
-            path, byte, _ = next(stored.spans(at, at + 1))
-            index, step = [int(i) for i in np.unravel_index(apart, tensor.shape)], tensor.dtype.itemsize
-            raise PlanError(
-                f"the fp32 master of {name}{index} does not round to its 16-bit weights",
-                where=f"{path} at byte {byte}, and {tensor.path} at byte {tensor.offset + apart * step}",
-                hint="optimizer and model states are of different saves; copy one whole save, or take the "
-                "16-bit weights (--weights model)",
-            )
 
 
 def _check_layers(reading: Reading, named: set[str], module: Mapping[str, FileTensor]) -> None:
@@ -287,94 +244,6 @@ def _check_layers(reading: Reading, named: set[str], module: Mapping[str, FileTe
             where=reading.run.tag,
             hint="copy the layer_*-model_states.pt files of every stage",
         )
-
-
-def _wanted(reading: Reading, rank: ModelRank) -> bool:
-    """Whether the masters are to be located: always where there is nothing else, as in stage 3."""
-    return reading.weights == "master" or rank.sharded or bool(rank.optim and rank.unsaved())
-
-
-def _module(reading: Reading, rank: ModelRank) -> dict[str, FileTensor]:
-    """Return what the module saves of its parameters, and frozen ones that stage 2 saves beside it only."""
-    module = _tensors(reading, rank.module or {})
-    if not rank.sharded:
-        for name, tensor in as_dict(rank.head.get("frozen_param_fragments")).items():
-            if isinstance(tensor, FileTensor):
-                module.setdefault(rank.saved(name), tensor)
-    return module
-
-
-def _tensors(reading: Reading, module: Mapping[Any, Any]) -> dict[str, FileTensor]:
-    """Return a state dict's tensors; entries that are none (extra states) are said.
-
-    Raises:
-        FormatError: if one is of a kind that cannot be located.
-    """
-    for name, entry in module.items():
-        refuse_odd(str(name), entry, reading.run.tag)
-    others = [str(k) for k, v in module.items() if not isinstance(v, FileTensor) and v is not None]
-    if others:
-        more = ", ..." if len(others) > 8 else ""
-        reading.note("warning", f"no tensors, so left out: {', '.join(others[:8])}{more}")
-    return {str(k): v for k, v in module.items() if isinstance(v, FileTensor)}
-
-
-def _masters(
-    reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]
-) -> tuple[dict[str, Master], bool]:
-    """Locate the rank's fp32 masters, however its optimizer keeps them; say whether values named them."""
-    if reading.files.universal is not None:
-        if is_scrambled(rank):
-            text = (
-                "round_robin_gradients scrambled this universal checkpoint; its parameters are put in order"
-            )
-            reading.note("warning", f"{text} again, and compared with the 16-bit weights")
-        return universal_masters(reading.files.universal, rank, reading.graph), False
-    if rank.stage == 3:
-        return zero3_masters(rank, reading.graph), False
-    if not rank.optim:
-        return _stage0_masters(reading, rank, module), True
-    others = _buffers(rank) | aliases_of(rank, module).keys()
-    masters, by_values = flat_masters(rank, reading.graph, module, others, reading.sampler)
-    if by_values:
-        why = "is not that of the masters" if orders_by_module(rank) else "is not in the files"
-        text = f"the order of the parameters {why} in this release: each master was given to the parameter it "
-        reading.note("guess", text + "rounds to, and is compared with it")
-    masters = rename_by_values(reading, rank, module, masters, others)
-    if reading.weights == "master":
-        return masters, by_values
-    for name in [n for n in masters if n in module]:
-        boxes = masters.pop(name).boxes
-        reading.graph.left_only += [Drop(box, "the 16-bit value is read") for box in boxes]
-    return masters, by_values
-
-
-def _buffers(rank: ModelRank) -> frozenset[str]:
-    return frozenset(str(b) for b in rank.head.get("buffer_names") or ())
-
-
-def _stage0_masters(reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, Master]:
-    """Name the masters of stage 0; with experts, those of each expert-parallel rank in turn."""
-    skipped = _buffers(rank) | aliases_of(rank, module).keys()
-    candidates = {n: t for n, t in module.items() if n not in skipped and t.dtype.kind == "float"}
-    optimizers = list(_stage0_optimizers(reading.files, rank))
-    experts = Experts(candidates)
-    out: dict[str, Master] = {}
-    for ep, state, path in optimizers:
-        if not has_masters(state):
-            continue
-        text = "stage 0 masters carry no names: each was given to the parameter it rounds to, and is compared"
-        reading.note("guess", text)
-        prefix = f"mp_rank_{rank.mp:02d}/" + (f"expp_rank_{ep}/" if len(optimizers) > 1 else "")
-        mine = {n: t for n, t in candidates.items() if experts.of_rank(n, len(optimizers)) in (None, ep)}
-        for name, master in nameless_masters(
-            state, mine, reading.graph, prefix, reading.sampler, path
-        ).items():
-            if name in out:  # dense parameters are repeated by every expert-parallel rank
-                reading.graph.pairs += master.pairs(name, copy=True)
-            else:
-                out[name] = master
-    return out
 
 
 def _format(ranks: list[ModelRank], files: TagFiles) -> str:

@@ -1,7 +1,7 @@
 """Know what a release of DeepSpeed got wrong in its files, or left out of them.
 
-Read in the history of the repository (``deepspeed/runtime/engine.py`` and ``runtime/zero/*.py`` at the tags named),
-and seen in real saves of 0.3.16, 0.7.7, 0.12.6 and 0.17.6.
+Read in the history of the repository (``deepspeed/runtime/engine.py`` and ``runtime/zero/*.py`` at the tags
+named), and seen in real saves of 0.3.16, 0.7.7, 0.12.6 and 0.17.6.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ __all__ = ["has_wrong_slices", "orders_by_module", "release", "saved_no_masters"
 
 _Release = tuple[int, int, int]
 # Up to 0.4.2 param_shapes lists named_parameters(), frozen ones among them; 2a921069d (0.4.3) lists what the
-# optimizer's groups hold. Stage 2 dealt its parameters out to the ranks in turn since 0.4.0 (ee4deabd7), which
-# 7392e4590 (0.4.4) took into account.
+# optimizer's groups hold. Stage 2 dealt its parameters out to the ranks in turn since 0.4.0 (ee4deabd7),
+# which 7392e4590 (0.4.4) took into account.
 _LISTS_GROUPS: Final[_Release] = (0, 4, 3)
 _LISTS_DEALT: Final[_Release] = (0, 4, 4)
 # The slices of a group shared by fewer ranks than all were computed for all: 224a05c35 (0.14.5).

@@ -1,9 +1,9 @@
 """Find the names a module saves its parameters under, where its ``state_dict()`` renames them.
 
-DeepSpeed names parameters as ``named_parameters()`` does, in ``param_shapes`` and ``frozen_param_shapes``; the
-module's own ``state_dict()``, whose keys are in ``module``, may say otherwise. The value heads of TRL do (trl
-0.9, ``models/modeling_value_head.py``): the model is the attribute ``pretrained_model``, and saved without
-that word; of one with a PEFT adapter nothing but the head is saved.
+DeepSpeed names parameters as ``named_parameters()`` does, in ``param_shapes`` and ``frozen_param_shapes``;
+the module's own ``state_dict()``, whose keys are in ``module``, may say otherwise. The value heads of TRL do
+(trl 0.9, ``models/modeling_value_head.py``): the model is the attribute ``pretrained_model``, and saved
+without that word; of one with a PEFT adapter nothing but the head is saved.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 ``FP16_Optimizer`` keeps one flat run per optimizer group (``fp32_groups_flat``, deepspeed 0.19.8
 ``runtime/fp16/fused_optimizer.py``), ``FP16_UnfusedOptimizer`` a list of shaped tensors per group
-(``fp32_groups``, ``runtime/fp16/unfused_optimizer.py``). Neither stores names, so the values do it (`values`).
+(``fp32_groups``, ``runtime/fp16/unfused_optimizer.py``). Neither stores names, so the values tell them
+(`values`).
 """
 
 from __future__ import annotations

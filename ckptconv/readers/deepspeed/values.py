@@ -77,9 +77,7 @@ def find_by_values(
     return _in_order(run, wanted, sampler, padding) or _in_any_order(run, wanted, sampler, padding)
 
 
-def _in_order(
-    run: Stored, wanted: Sequence[Wanted], sampler: Sampler, padding: int
-) -> list[Placed] | None:
+def _in_order(run: Stored, wanted: Sequence[Wanted], sampler: Sampler, padding: int) -> list[Placed] | None:
     """Read a run as parameters in order, those that are not in it left out."""
     paths = {0: _Path(0, -1)}
     for i, candidate in enumerate(wanted):

@@ -101,15 +101,15 @@ def _check_order(rank: ModelRank, row: int, need: int) -> None:
     count = len(groups) if isinstance(groups, list) else len(state["fp32_flat_groups"])
     if need > row:
         raise PlanError(
-            f"{need - row} of {need} elements a rank are of frozen parameters, which deepspeed before 0.9.1 does "
-            "not save at stage 3, and before 0.4.3 does not tell from the others",
+            f"{need - row} of {need} elements a rank are of frozen parameters, which deepspeed before 0.9.1 "
+            "does not save at stage 3, and before 0.4.3 does not tell from the others",
             where=rank.optim_paths[0],
             hint=_OLD,
         )
     if count > 1:
         raise PlanError(
-            f"deepspeed before 0.4.3 lists the parameters in the module's order, but the masters lie in that of "
-            f"{count} optimizer groups, and nothing in these files says which parameter is of which group",
+            "deepspeed before 0.4.3 lists the parameters in the module's order, but the masters lie in that "
+            f"of {count} optimizer groups, and nothing in these files says which parameter is of which group",
             where=rank.optim_paths[0],
             hint=_OLD,
         )
