@@ -81,3 +81,12 @@ class TestGenerationConfig:
     @pytest.mark.parametrize("architectures", [None, [], ["LlamaForSequenceClassification"], ["BertModel"]])
     def test_none_for_a_model_that_does_not(self, tmp_path: Path, architectures: list[str] | None) -> None:
         assert generation_file(tmp_path, {"architectures": architectures}, "run") is None
+
+
+def test_a_config_with_both_dtype_fields_has_both_made_true() -> None:
+    config = {"model_type": "llama", "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+    asset, steps = config_file(config, "test", dtype="float32", tied=None)
+    assert asset.content is not None
+    written = json.loads(asset.content)
+    assert (written["dtype"], written["torch_dtype"]) == ("float32", "float32")
+    assert len(steps) == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ckptconv
-from ckptconv.errors import FormatError, PlanError
+from ckptconv.errors import PlanError
 
 SHAPES = OrderedDict(
     [
@@ -134,20 +134,6 @@ def test_partitions_that_keep_their_padding_as_bf16_optimizer_stores_them(tmp_pa
         state = {"partition_count": [3, 3], "single_partition_of_fp32_groups": [p[r] for p in parts]}
         files[f"bf16_zero_pp_rank_{r}_mp_rank_00_optim_states.pt"] = {"optimizer_state_dict": state}
     check(write(tmp_path, files))
-
-
-def test_stage_1_optimizer_before_0_4_is_refused_by_name(tmp_path: Path) -> None:
-    files = {
-        "mp_rank_00_model_states.pt": {"module": module16(), "param_shapes": shapes_by_group()},
-        "zero_pp_rank_0_mp_rank_00optim_states.pt": {
-            "optimizer_state_dict": {
-                "zero_stage": 1,
-                "local_sub_partitions_of_fp32_groups": [[torch.zeros(4)]],
-            }
-        },
-    }
-    with pytest.raises(FormatError, match=r"before 0\.4"):
-        ckptconv.open(write(tmp_path, files))
 
 
 def stage3_files(ranks: int, head: dict[str, Any], rows: list[torch.Tensor]) -> dict[str, Any]:

@@ -68,6 +68,22 @@ class TestFindRun:
         run = find_run(tmp_path)
         assert (run.root, run.tag, run.notes) == (tmp_path, tmp_path / "step1", ())
 
+    def test_several_models_of_one_save_are_not_chosen_between(self, tmp_path: Path) -> None:
+        """Accelerate's ``latest`` names the tag of the model it saved last."""
+        make(tmp_path, f"pytorch_model/{MODEL}", f"pytorch_model_1/{MODEL}")
+        (tmp_path / "latest").write_text("pytorch_model_1")
+        with pytest.raises(UsageError, match="accelerate saved 2 models") as caught:
+            find_run(tmp_path)
+        assert caught.value.hint is not None
+        assert "--tag pytorch_model or --tag pytorch_model_1" in caught.value.hint
+        for tag in ("pytorch_model", "pytorch_model_1"):
+            assert find_run(tmp_path, tag).tag == find_run(tmp_path / tag).tag == tmp_path / tag
+
+    def test_one_model_of_accelerate(self, tmp_path: Path) -> None:
+        make(tmp_path, f"pytorch_model/{MODEL}", f"global_step5/{MODEL}")
+        (tmp_path / "latest").write_text("pytorch_model")
+        assert find_run(tmp_path).tag == tmp_path / "pytorch_model"
+
     def test_latest_universal(self, tmp_path: Path) -> None:
         make(tmp_path, f"step2_universal/{MODEL}")
         (tmp_path / "latest_universal").write_text("step2_universal")

@@ -111,8 +111,8 @@ def rename_by_values(
                 f"the optimizer knows a parameter {name}, the module saves none of that name, but {like[0]}, "
                 "which neither calls frozen",
                 where=rank.head_path,
-                hint="a state_dict() that renames, in a way that is not known; take the 16-bit weights "
-                "(--weights model)",
+                hint="the model's state_dict() renames in a way that is not known, or the files are of "
+                "different saves",
             )
         del strange[found]
         out[found] = master

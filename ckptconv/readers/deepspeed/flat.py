@@ -225,7 +225,11 @@ def _placed(
         fitting = [
             w for n, w in left.items() if run.ep == 1 or experts.of_rank(n, run.ep) in (None, run.ep_rank)
         ]
-        found = find_by_values(run.stored, fitting, sampler, padding=run.padding)
+        found = None
+        if listed is not None and sum(w.numel for w in fitting) == run.stored.numel:
+            whole = _one_by_one(_dealt([w.name for w in fitting], run), left)
+            found = whole if is_proven(run.stored, whole, left, sampler) else None
+        found = found or find_by_values(run.stored, fitting, sampler, padding=run.padding)
         if found is None:
             raise _nameless(rank, run, listed is not None)
         for name, _, _ in found:
@@ -241,9 +245,10 @@ def _nameless(rank: ModelRank, run: _Run, listed: bool) -> PlanError:
         else "these files do not say which parameters the partitions hold"
     )
     return PlanError(
-        f"{why}, and the masters of group {run.group} do not round to the 16-bit weights in any",
+        f"{why}, and the 16-bit weights do not tell which masters of group {run.group} are whose: "
+        "these round to none of them, or to several alike",
         where=rank.optim_paths[run.members[0]],
-        hint=f"the optimizer and model states are of different saves: copy one whole save, or {_MODEL}",
+        hint=f"if optimizer and model states are of different saves, copy one whole save; or {_MODEL}",
     )
 
 
@@ -287,8 +292,7 @@ def _as_listed(
         for run in runs:
             group = by_group[run.group]
             if dealt:
-                n, names = len(run.members), list(group)
-                group = {name: group[name] for i in range(n) for name in names[i::n]}
+                group = {name: group[name] for name in _dealt(list(group), run)}
             out.append(_by_shapes(rank, run, group, experts))
         if all(is_proven(r.stored, p, wanted, sampler) for r, p in zip(runs, out, strict=True)) and all(
             r.stored.numel - sum(prod(s) for _, s, _ in p) <= r.padding
@@ -296,6 +300,22 @@ def _as_listed(
         ):
             return out
     return None
+
+
+def _dealt(names: Sequence[str], run: _Run) -> list[str]:
+    """Deal parameters out to the ranks in turn (0.4.0, ``stage2.py``, ``_round_robin_reorder``)."""
+    ranks = len(run.members)
+    return [name for r in range(ranks) for name in names[r::ranks]]
+
+
+def _one_by_one(names: Sequence[str], wanted: Mapping[str, Wanted]) -> list[Placed]:
+    """Place parameters one after the other."""
+    out: list[Placed] = []
+    at = 0
+    for name in names:
+        out.append((name, wanted[name].shape, at))
+        at += wanted[name].numel
+    return out
 
 
 def _split_groups(shapes: list[dict[str, Shape]], runs: Sequence[_Run]) -> list[dict[str, Shape]]:

@@ -4,7 +4,7 @@ Where the files do not say the order, or say one that is not that of the run, th
 every training step each 16-bit weight is its master, rounded. Optimizers are given parameters in the module's
 order, or in several groups each in that order, so a run is read as such a sequence: the parameters in their
 order, some of them left out. Norms that are still all ones look alike; they go where they leave the fewest
-gaps. What is found is compared in full while it is converted.
+gaps, and in no such order they are not told apart. What is found is compared in full while it is converted.
 """
 
 from __future__ import annotations
@@ -109,19 +109,21 @@ def _in_order(run: Stored, wanted: Sequence[Wanted], sampler: Sampler, padding: 
 def _in_any_order(
     run: Stored, wanted: Sequence[Wanted], sampler: Sampler, padding: int
 ) -> list[Placed] | None:
-    """Read a run as parameters in whatever order, the next one first where several would do."""
+    """Read a run as parameters in whatever order; where several would do, nothing tells which it is."""
     out: list[Placed] = []
-    left = dict(enumerate(wanted))
-    at, last = 0, -1
+    left = {w.name: w for w in wanted}
+    at = 0
     while left and at < run.numel:
-        order = [*(i for i in left if i > last), *(i for i in left if i < last)]
         room = run.numel - at
-        found = next((i for i in order if left[i].numel <= room and _is_at(run, at, left[i], sampler)), None)
+        fits = (w for w in left.values() if w.numel <= room and _is_at(run, at, w, sampler))
+        found = next(fits, None)
         if found is None:
             break
-        last, candidate = found, left.pop(found)
-        out.append((candidate.name, candidate.shape, at))
-        at += candidate.numel
+        if not _is_distinct(found, sampler) and next(fits, None) is not None:
+            return None
+        del left[found.name]
+        out.append((found.name, found.shape, at))
+        at += found.numel
     return out if run.numel - padding <= at else None
 
 

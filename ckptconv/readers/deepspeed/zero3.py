@@ -9,6 +9,7 @@ from math import prod
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.stored import concatenated
+from ckptconv.containers.torch.torchtensors import refuse_odd
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.readers.deepspeed.masters import Master, Shape
@@ -54,6 +55,8 @@ def zero3_masters(rank: ModelRank, graph: GraphBuilder) -> dict[str, Master]:
     lengths = []
     for r, state in enumerate(rank.optim):
         groups = state.get("fp32_flat_groups")
+        for group in groups if isinstance(groups, list) else ():
+            refuse_odd("fp32_flat_groups", group, rank.optim_paths[r])
         if not isinstance(groups, list) or not all(isinstance(t, FileTensor) for t in groups):
             raise FormatError("no 'fp32_flat_groups' in the optimizer states", where=rank.optim_paths[r])
         rows += groups
