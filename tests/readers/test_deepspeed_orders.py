@@ -240,6 +240,21 @@ def test_stage_3_of_0_4_3_lists_what_the_groups_hold(tmp_path: Path) -> None:
     check(run, guess=False)
 
 
+def test_buffers_that_no_list_names_before_0_4_2_are_what_is_no_parameter(tmp_path: Path) -> None:
+    buffers = {"bn.mean": torch.arange(3).half(), "bn.count": torch.tensor(2**24 + 1)}
+    two = write(tmp_path / "2", {"module": module() | buffers}, stage2([NAMES], 2), param_shapes=all_shapes())
+    three = write3(tmp_path / "3", stage3([NAMES], 2))
+    for path in three.glob("*/*model_states.pt"):
+        head = torch.load(path, weights_only=False)
+        torch.save(head | {"module": head["module"] | buffers}, path)
+    for run in (two, three):
+        model = ckptconv.open(run)
+        assert set(model) == {*NAMES, *buffers} and model.checkpoint.buffers == set(buffers)
+        for name, tensor in buffers.items():
+            assert model.checkpoint.tensors[name].dtype == str(tensor.dtype).removeprefix("torch.")
+            assert (model.read(name) == tensor.numpy()).all()
+
+
 def test_frozen_parameters_of_stage_3_before_0_4_3_are_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"frozen parameters, which deepspeed before 0\.9\.1 does not save"):
         ckptconv.open(write3(tmp_path, stage3([[n for n in NAMES if not n.startswith("layers.1")]], 2)))

@@ -14,6 +14,7 @@ from ckptconv.plans.checkpoint import Note, Weights
 from ckptconv.readers.deepspeed.experts import is_expert
 from ckptconv.readers.deepspeed.find import Run, TagFiles
 from ckptconv.readers.deepspeed.masters import Master
+from ckptconv.readers.deepspeed.releases import buffers_of
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict
 from ckptconv.readers.deepspeed.zero3 import zero3_frozen
 from ckptconv.readers.sample import Sampler
@@ -186,7 +187,7 @@ def assemble(
     graph, ties = reading.graph, ties or {}
     frozen = zero3_frozen(rank, graph) if rank.fragments else {}
     aliases = aliases_of(rank, module, masters)
-    buffers = {str(b) for b in rank.head.get("buffer_names") or []}
+    buffers = buffers_of(rank) - aliases.keys()
     # A frozen parameter that the save left out may still be there under the other name of a tie.
     orphans = {a: b for a, b in rank.shared().items() if a in module and a not in aliases}
     copies_of_ties = {layer for name, layers in ties.items() for layer in layers if layer != name}

@@ -16,7 +16,7 @@ from ckptconv.readers.deepspeed.experts import Experts
 from ckptconv.readers.deepspeed.find import TagFiles
 from ckptconv.readers.deepspeed.flat import flat_masters
 from ckptconv.readers.deepspeed.masters import Master
-from ckptconv.readers.deepspeed.releases import orders_by_module
+from ckptconv.readers.deepspeed.releases import buffers_of, orders_by_module
 from ckptconv.readers.deepspeed.stage0 import has_masters, nameless_masters
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict, load
 from ckptconv.readers.deepspeed.universal import is_scrambled, universal_masters
@@ -74,7 +74,7 @@ def locate_masters(
         return zero3_masters(rank, reading.graph), False
     if not rank.optim:
         return _stage0_masters(reading, rank, module), True
-    others = _buffers(rank) | aliases_of(rank, module).keys()
+    others = buffers_of(rank) | aliases_of(rank, module).keys()
     masters, by_values = flat_masters(rank, reading.graph, module, others, reading.sampler)
     if by_values:
         why = "is not that of the masters" if orders_by_module(rank) else "is not in the files"
@@ -91,13 +91,9 @@ def locate_masters(
     return masters, by_values
 
 
-def _buffers(rank: ModelRank) -> frozenset[str]:
-    return frozenset(str(b) for b in rank.head.get("buffer_names") or ())
-
-
 def _stage0_masters(reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, Master]:
     """Name the masters of stage 0; with experts, those of each expert-parallel rank in turn."""
-    skipped = _buffers(rank) | aliases_of(rank, module).keys()
+    skipped = buffers_of(rank) | aliases_of(rank, module).keys()
     candidates = {n: t for n, t in module.items() if n not in skipped and t.dtype.kind == "float"}
     optimizers = list(stage0_optimizers(reading.files, rank))
     experts = Experts(candidates)

@@ -22,7 +22,7 @@ from ckptconv.readers.deepspeed.locate import (
 )
 from ckptconv.readers.deepspeed.masters import Master
 from ckptconv.readers.deepspeed.parallel import join_tensor_parallel
-from ckptconv.readers.deepspeed.releases import saved_no_masters
+from ckptconv.readers.deepspeed.releases import buffers_of, saved_no_masters
 from ckptconv.readers.deepspeed.stage0 import has_masters
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict, load, open_ranks, steps_of
 from ckptconv.readers.deepspeed.universal import is_scrambled
@@ -195,7 +195,7 @@ def _read_merged(reading: Reading, head: ModelRank) -> None:
     masters, _ = locate_masters(reading, head, {})
     module = tensors_of(reading, head.module or {})
     aliases = aliases_of(head, module, masters)
-    known = {*masters, *aliases, *(head.head.get("buffer_names") or [])}
+    known = {*masters, *aliases, *buffers_of(head)}
     frozen = sorted(n for n in module if n not in known)
     if frozen:
         raise PlanError(

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from ckptconv.containers.base import FileTensor
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict
 
-__all__ = ["has_wrong_slices", "orders_by_module", "release", "saved_no_masters"]
+__all__ = ["buffers_of", "has_wrong_slices", "orders_by_module", "release", "saved_no_masters"]
 
 _Release = tuple[int, int, int]
 # Up to 0.4.2 param_shapes lists named_parameters(), frozen ones among them; 2a921069d (0.4.3) lists what the
@@ -45,6 +46,25 @@ def orders_by_module(rank: ModelRank) -> bool:
         return False
     found = release(rank)
     return found is None or found < (_LISTS_GROUPS if rank.stage == 3 else _LISTS_DEALT)
+
+
+def buffers_of(rank: ModelRank) -> frozenset[str]:
+    """Return the names of the module's buffers.
+
+    Before 0.4.2 no file lists them, but ``param_shapes`` lists all parameters: what is not among them is a
+    buffer, or at stage 3 the placeholder of a tied parameter, of one element.
+    """
+    named = rank.head.get("buffer_names")
+    if named is not None or rank.module is None or not orders_by_module(rank):
+        return frozenset(str(name) for name in named or ())
+    parameters = rank.param_names()
+    return frozenset(
+        str(name)
+        for name, tensor in rank.module.items()
+        if str(name) not in parameters
+        and isinstance(tensor, FileTensor)
+        and (tensor.numel > 1 or tensor.dtype.kind != "float" or not rank.sharded)
+    )
 
 
 def has_wrong_slices(rank: ModelRank) -> bool:
