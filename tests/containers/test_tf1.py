@@ -10,55 +10,12 @@ import pytest
 
 from ckptconv.containers.tf1 import crc32c, open_bundle
 from ckptconv.errors import CkptconvError, FormatError, PlanError
-from tensorflow_models import unpack
-
-Entry = tuple[bytes, bytes]
+from tensorflow_models import block, entry, nested, number, table, unpack
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack(tmp_path_factory.mktemp("tensorflow")) / "bert-tf1-ckpt" / "source"
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 0x7F:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
-
-
-def number(field: int, value: int) -> bytes:
-    return varint(field << 3) + varint(value)
-
-
-def nested(field: int, raw: bytes) -> bytes:
-    return varint(field << 3 | 2) + varint(len(raw)) + raw
-
-
-def entry(shape: tuple[int, ...], offset: int, size: int, dtype: int = 1, shard: int = 0) -> bytes:
-    dims = b"".join(nested(2, number(1, n)) for n in shape)
-    return number(1, dtype) + nested(2, dims) + number(3, shard) + number(4, offset) + number(5, size)
-
-
-def block(entries: list[Entry]) -> bytes:
-    body = b"".join(varint(0) + varint(len(k)) + varint(len(v)) + k + v for k, v in entries)
-    body += (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
-    crc = crc32c(body + b"\0")
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    return body + b"\0" + masked.to_bytes(4, "little")
-
-
-def table(blocks: list[bytes], handles: list[tuple[int, int]] | None = None) -> bytes:
-    """Make an index; ``handles`` say where its blocks are, if not where they are."""
-    out, found = b"", []
-    for raw in blocks:
-        found.append((len(out), len(raw) - 5))
-        out += raw
-    index = block([(b"z" * (i + 1), varint(a) + varint(n)) for i, (a, n) in enumerate(handles or found)])
-    at = len(out)
-    footer = varint(0) + varint(0) + varint(at) + varint(len(index) - 5)
-    return out + index + footer.ljust(40, b"\0") + (0xDB4775248B80FB57).to_bytes(8, "little")
 
 
 def written(folder: Path, raw: bytes, data: bytes = bytes(64)) -> Path:

@@ -27,11 +27,13 @@ COUNTER = ".num_batches_tracked"
 def test_every_class_has_the_names_and_shapes_of_torch(name: str) -> None:
     case = class_names()[name]
     rows = {unscoped(n): torch_variable(unscoped(n), tuple(shape)) for n, shape in case["tf"]}
+    if name in PARTIAL:
+        with pytest.raises(PlanError, match="did not save"):
+            settle(rows, Model(case["model_type"], name))
+        return
     written, left = settle(rows, Model(case["model_type"], name))
     found = {v.name: list(v.shape) for v in written.values()}
     wanted = {n: s for n, s in case["torch"].items() if not n.endswith(COUNTER)}
-    if name in PARTIAL:
-        wanted = {n: s for n, s in wanted.items() if n in found}
     assert found == wanted
     assert len(written) == len(found)
     assert all(item.copy_of is None or item.copy_of in found for item in left.values())

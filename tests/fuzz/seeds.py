@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tensorflow_models import block, entry, number
+
 __all__ = ["CORPUS", "LARGEST", "SMALL", "distributed", "seeds"]
 
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
@@ -128,12 +130,36 @@ def _dcp() -> Iterator[bytes]:
                     yield file.read()
 
 
+def _hdf5() -> Iterator[bytes]:
+    for name, data in _tensorflow():
+        if name.endswith(".h5"):
+            yield data
+
+
+def _tf1() -> Iterator[bytes]:
+    yield block([(b"", number(1, 1)), (b"bert/pooler/dense/kernel", entry((2, 8), 0, 64))])[:-5]
+    yield block([(b"", number(1, 1)), (b"a", entry((), 0, 8, dtype=9)), (b"b", entry((3,), 8, 12))])[:-5]
+    for name, data in _tensorflow():
+        if name.endswith(".index"):
+            yield data
+
+
+def _tensorflow() -> Iterator[tuple[str, bytes]]:
+    with lzma.open(FIXTURES / "tensorflow" / "cases.tar.xz") as packed, tarfile.open(fileobj=packed) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file and member.size <= LARGEST:
+                yield member.name, file.read()
+
+
 _SEEDS = {
     "unpickler": _unpickler,
     "torch": _torch,
     "protobuf": _protobuf,
     "safetensors": _safetensors,
     "dcp": _dcp,
+    "hdf5": _hdf5,
+    "tf1": _tf1,
 }
 
 

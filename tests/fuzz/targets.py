@@ -14,16 +14,21 @@ import numpy as np
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.containers.hdf5 import open_hdf5
 from ckptconv.containers.mindspore.mindspore import check_crc, open_mindspore
 from ckptconv.containers.safetensors import read_header
 from ckptconv.containers.stored import Stored, from_file_tensor
+from ckptconv.containers.tf1 import open_bundle
 from ckptconv.containers.torch import inert
 from ckptconv.containers.torch.rankfile import read_rank
 from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.mindformers.strategy import read_strategies
 from ckptconv.errors import CkptconvError
+from ckptconv.plans.checkpoint import ReadOptions
+from ckptconv.readers.registry import open_checkpoint
 from fuzz.seeds import distributed
+from tensorflow_models import sealed, table
 
 __all__ = ["TARGETS", "Target"]
 
@@ -163,10 +168,40 @@ def _located(folder: DcpFolder, name: str, size: int) -> None:
     _inside([(t.offset, t.nbytes) for t in folder.locate([name])[name] if t is not None], size)
 
 
+def hdf5(data: bytes) -> None:
+    """Walk the structure of an HDF5 file, and open it as a model of TensorFlow."""
+    path = _file("tf_model.h5", data)
+
+    def datasets() -> None:
+        for _, tensor in open_hdf5(path).walk():
+            assert len(tensor.shape) <= 32
+            _inside([(tensor.offset, tensor.nbytes)], len(data))
+
+    if _outcome(datasets) is None:
+        _outcome(lambda: open_checkpoint(path, ReadOptions()))
+
+
+def tf1(data: bytes) -> None:
+    """Read an index of TensorFlow's saver; and one whose block has these bytes and a true checksum."""
+    held = _file("saved.data-00000-of-00001", bytes(64))
+    for raw in (data, table([sealed(data)])):
+        path = _file("saved.index", raw)
+
+        def variables(path: Path = path) -> None:
+            for tensor in open_bundle(path)[0].values():
+                assert Path(tensor.path) == held
+                _inside([(tensor.offset, tensor.nbytes)], 64)
+
+        if _outcome(variables) is None:
+            _outcome(partial(open_checkpoint, path, ReadOptions()))
+
+
 TARGETS: dict[str, Target] = {
     "unpickler": unpickle,
     "torch": torch_file,
     "protobuf": protobuf,
     "safetensors": safetensors,
     "dcp": dcp,
+    "hdf5": hdf5,
+    "tf1": tf1,
 }

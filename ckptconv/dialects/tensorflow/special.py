@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ckptconv.dialects.tensorflow.names import Variable
+from ckptconv.errors import PlanError
 
 __all__ = ["Left", "Model", "settle"]
 
@@ -109,6 +110,29 @@ _TABLE: Final = (
 )
 
 
+# Of which models, what is there, what then must be, and what it is: transformers 4.57 does not save it, as
+# these classes keep layers where Keras does not look for variables.
+_UNSAVED: Final = (
+    (
+        "idefics",
+        r"(?:model\.)?vision_model\.encoder\.layers\..*",
+        r"(?:model\.)?vision_model\.encoder\.layers\.\d+\.mlp\..*",
+        "the MLPs of the vision tower",
+    ),
+    ("data2vec-vision", r"decode_head\..*", r"auxiliary_head\..*", "the auxiliary head"),
+)
+
+
+def _refuse_unsaved(names: Collection[str], model: Model) -> None:
+    for kind, there, needed, what in _UNSAVED:
+        if kind == model.model_type and any(re.fullmatch(there, n) for n in names):
+            if not any(re.fullmatch(needed, n) for n in names):
+                raise PlanError(
+                    f"the TF class of {kind} did not save {what}: the torch model would be incomplete",
+                    hint="the file alone does not make a model; find the torch weights it was made from",
+                )
+
+
 def settle(found: Mapping[str, Variable], model: Model) -> tuple[dict[str, Variable], dict[str, Left]]:
     """Apply the table, and take off the model's own level where the class has no head.
 
@@ -118,8 +142,12 @@ def settle(found: Mapping[str, Variable], model: Model) -> tuple[dict[str, Varia
 
     Returns:
         The variables that are written, and those that are not; both by the variables' names.
+
+    Raises:
+        PlanError: if the TF class is known not to have saved a part, and it is not there.
     """
     names = {v.name for v in found.values()}
+    _refuse_unsaved(names, model)
     prefix = _own_level(names) if model.is_base else ""
     written: dict[str, Variable] = {}
     left: dict[str, Left] = {}
