@@ -1,4 +1,4 @@
-"""Unpack the models that TensorFlow wrote, name variables as its classes do, make an index as its saver does."""
+"""Unpack models that TensorFlow wrote, name variables as its classes do, make an index as its saver does."""
 
 from __future__ import annotations
 

@@ -119,18 +119,19 @@ _UNSAVED: Final = (
         r"(?:model\.)?vision_model\.encoder\.layers\.\d+\.mlp\..*",
         "the MLPs of the vision tower",
     ),
-    ("data2vec-vision", r"decode_head\..*", r"auxiliary_head\..*", "the auxiliary head"),
+    ("data2vec-vision", r"auxiliary_head\..*", r"auxiliary_head\.convs\..*", "the auxiliary head"),
 )
 
 
 def _refuse_unsaved(names: Collection[str], model: Model) -> None:
     for kind, there, needed, what in _UNSAVED:
-        if kind == model.model_type and any(re.fullmatch(there, n) for n in names):
-            if not any(re.fullmatch(needed, n) for n in names):
-                raise PlanError(
-                    f"the TF class of {kind} did not save {what}: the torch model would be incomplete",
-                    hint="the file alone does not make a model; find the torch weights it was made from",
-                )
+        if kind != model.model_type or not any(re.fullmatch(there, n) for n in names):
+            continue
+        if not any(re.fullmatch(needed, n) for n in names):
+            raise PlanError(
+                f"the TF class of {kind} did not save {what}: the torch model would be incomplete",
+                hint="the file alone does not make a model; find the torch weights it was made from",
+            )
 
 
 def settle(found: Mapping[str, Variable], model: Model) -> tuple[dict[str, Variable], dict[str, Left]]:
