@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from ckptconv.version import __version__
 
 if TYPE_CHECKING:
-    from ckptconv.api.convert import Model, TensorInfo, convert, open, plan  # noqa: A004
+    from ckptconv.api.convert import convert, plan
     from ckptconv.api.diff import diff
     from ckptconv.api.explain import explain
+    from ckptconv.api.model import Model, TensorInfo, open  # noqa: A004
     from ckptconv.api.verify import verify_roundtrip
     from ckptconv.engine.options import Report
     from ckptconv.errors import CkptconvError
-    from ckptconv.plans.request import ConvertOptions
+    from ckptconv.planning.request import ConvertOptions
 
 __all__ = [
     "CkptconvError",
@@ -40,7 +41,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ConvertOptions": "ckptconv.plans.request",
+    "ConvertOptions": "ckptconv.planning.request",
+    "Model": "ckptconv.api.model",
+    "TensorInfo": "ckptconv.api.model",
+    "open": "ckptconv.api.model",
     "CkptconvError": "ckptconv.errors",
     "Report": "ckptconv.engine.options",
     "diff": "ckptconv.api.diff",

@@ -65,7 +65,7 @@ _MTP = ("deepseek_v3", "glm4_moe")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A model's config, and the layout it is split into as fields of ``ConvertOptions``."""
+    """A model's config, and the layout it is split into as options."""
 
     config: Config
     options: dict[str, Any] = field(default_factory=dict)

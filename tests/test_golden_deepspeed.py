@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ckptconv.cli.app import app
+from ckptconv.cli.app import build
 from golden import VARIANTS, Case, Variant, check, find_cases
 
 _COMMITTED = Path(__file__).parent.parent / "fixtures" / "deepspeed"
@@ -28,7 +28,9 @@ def _name(value: object) -> str | None:
 
 
 def _convert(source: Path, out: Path, *flags: str) -> None:
-    result = CliRunner().invoke(app, ["deepspeed-to-hf", str(source), str(out), "--quiet", *flags])
+    result = CliRunner().invoke(
+        build("deepspeed-to-hf"), ["deepspeed-to-hf", str(source), str(out), "--quiet", *flags]
+    )
     if result.exit_code != 0:
         raise AssertionError(f"exit code {result.exit_code}\n{result.output}") from result.exception
 

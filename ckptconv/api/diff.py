@@ -8,19 +8,22 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from time import perf_counter
 
-from ckptconv.api.convert import PathArg
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import DEFAULT_MEMORY, Options
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.places.places import place
+from ckptconv.places.places import PathArg, place
 from ckptconv.planning.adapters.peft import prepare
 from ckptconv.planning.decode import quantised, with_values
 from ckptconv.planning.model import find_architecture
-from ckptconv.planning.names import cast_chains, name_tensors
-from ckptconv.plans.checkpoint import Checkpoint, ReadOptions, Weights
+from ckptconv.planning.names import name_tensors
+from ckptconv.planning.request import about_source, request_of
+from ckptconv.plans.assemble import plan_of
+from ckptconv.plans.casting import cast_chains
+from ckptconv.plans.checkpoint import Checkpoint, Weights, settled
+from ckptconv.plans.options import declared, made
 from ckptconv.plans.plan import Plan
-from ckptconv.plans.request import ConvertOptions
-from ckptconv.readers.registry import open_checkpoint
+from ckptconv.plans.request import Request
+from ckptconv.readers.registry import find_reader, open_checkpoint
 from ckptconv.relations.terms import operands
 from ckptconv.slots import Entry
 from ckptconv.verify.diff import compare
@@ -58,19 +61,10 @@ def as_opened(checkpoint: Checkpoint) -> View:
     """See a checkpoint under its producer's names."""
     relation = checkpoint.relation
     casts = cast_chains(checkpoint, relation, checkpoint.via)
-    plan = Plan(
-        str(checkpoint.root),
-        checkpoint.producer,
-        relation,
-        checkpoint.stored,
-        casts,
-        (),
-        inputs=checkpoint.files,
-    )
-    return View(plan, checkpoint.aliases, notes=_notes(checkpoint))
+    return View(plan_of(checkpoint, relation, casts), checkpoint.aliases, notes=_notes(checkpoint))
 
 
-def under_hf_names(checkpoint: Checkpoint, options: ConvertOptions) -> View:
+def under_hf_names(checkpoint: Checkpoint, options: Request) -> View:
     """See a checkpoint under the names ``save_pretrained`` writes.
 
     Raises:
@@ -79,19 +73,10 @@ def under_hf_names(checkpoint: Checkpoint, options: ConvertOptions) -> View:
     every = (*checkpoint.relation.right, *checkpoint.aliases, *checkpoint.unresolved)
     drop = tuple(d for d in options.drop if any(fnmatchcase(n, d) for n in every))
     options = replace(options, drop=drop)
-    made = prepare(checkpoint, options)
+    made = prepare(settled(checkpoint), options)
     model = find_architecture(made.checkpoint, options, needed=False)
     named = name_tensors(made.checkpoint, options, model, made.terms)
-    plan = Plan(
-        str(checkpoint.root),
-        checkpoint.producer,
-        named.relation,
-        made.checkpoint.stored,
-        named.casts,
-        (),
-        inputs=made.checkpoint.files,
-        terms=named.terms,
-    )
+    plan = plan_of(made.checkpoint, named.relation, named.casts, terms=named.terms)
     folder = model.config.folder if model.config is not None else None
     notes = (*_notes(made.checkpoint), *((n.level, n.text) for n in model.notes))
     family = model.family
@@ -121,7 +106,7 @@ def diff(
     atol: float = 0.0,
     rtol: float = 0.0,
     workers: int = 0,
-    max_memory: int = DEFAULT_MEMORY,
+    max_memory: int | str = DEFAULT_MEMORY,
     listen: Listener | None = None,
 ) -> Diff:
     """Compare two checkpoints of any formats, tensor by tensor; nothing is written.
@@ -151,8 +136,9 @@ def diff(
     begin = perf_counter()
     if not (atol >= 0 and rtol >= 0):
         raise UsageError("a tolerance is a number from 0 on", hint="give --atol and --rtol such as 1e-6")
-    options = ConvertOptions(config=config, family=family, vocab_size=vocab_size, drop=tuple(drop))
-    one, two, said = _values(*(_open(place(p), weights) for p in (a, b)))
+    asked = {"config": config, "family": family, "vocab_size": vocab_size, "drop": drop}
+    options = request_of({n: v for n, v in asked.items() if v})
+    one, two, said = _values(*_open((place(a), place(b)), about_source({"weights": weights})))
     left, right, notes = _together(one, two, options)
     notes = [*said, *notes]
     same, only_a, only_b = _match(left, right)
@@ -169,10 +155,10 @@ def diff(
         same,
         atol=atol,
         rtol=rtol,
-        options=Options(workers, max_memory),
+        options=made(Options, {"workers": workers, "max_memory": max_memory}),
         listen=listen,
     )
-    said = [
+    remarks = [
         *notes,
         *((level, f"A: {t}") for level, t in left.notes),
         *((level, f"B: {t}") for level, t in right.notes),
@@ -184,18 +170,19 @@ def diff(
         only_a={n: left.plan.relation.right[n] for n in only_a},
         only_b={n: right.plan.relation.right[n] for n in only_b},
         seconds=perf_counter() - begin,
-        notes=(*said, *_remarks(found)),
+        notes=(*remarks, *_remarks(found)),
     )
 
 
-def _open(path: Path, weights: Weights | None) -> Checkpoint:
-    """Open a checkpoint; ``weights`` is for those that have a choice."""
-    try:
-        return open_checkpoint(path, ReadOptions(weights))
-    except (PlanError, UsageError):
-        if weights is None:
-            raise
-        return open_checkpoint(path, ReadOptions())
+def _open(paths: tuple[Path, Path], given: Mapping[str, object]) -> list[Checkpoint]:
+    """Open two checkpoints; what is said is about those that have a choice, one of them at least."""
+    owned = [declared(find_reader(p).options) for p in paths]
+    if given and not any(n in o for n in given for o in owned):
+        owned = [dict.fromkeys(given)] * 2  # type: ignore[list-item]  # refused by its reader
+    return [
+        open_checkpoint(p, {n: v for n, v in given.items() if n in o})
+        for p, o in zip(paths, owned, strict=True)
+    ]
 
 
 def _values(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint, list[tuple[str, str]]]:
@@ -212,9 +199,7 @@ def _values(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint, list[
     return left, right, notes
 
 
-def _together(
-    a: Checkpoint, b: Checkpoint, options: ConvertOptions
-) -> tuple[View, View, list[tuple[str, str]]]:
+def _together(a: Checkpoint, b: Checkpoint, options: Request) -> tuple[View, View, list[tuple[str, str]]]:
     """See two checkpoints under one set of names."""
     left, right = as_opened(a), as_opened(b)
     if _entries(a) == _entries(b) and _shapes(left) == _shapes(right) and not options.drop:
@@ -248,7 +233,7 @@ def _lend(
     checkpoint: Checkpoint,
     own: View | None,
     other: View | None,
-    options: ConvertOptions,
+    options: Request,
     side: str,
     notes: list[tuple[str, str]],
 ) -> View | None:

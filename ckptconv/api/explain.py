@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
 
-from ckptconv.api.convert import PathArg
 from ckptconv.api.diff import View, as_opened, under_hf_names
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.places.places import place
+from ckptconv.places.places import PathArg, place
 from ckptconv.planning.decode import quantised, with_values
-from ckptconv.plans.checkpoint import Checkpoint, ReadOptions, Weights
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.planning.request import about_source, request_of
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.request import Request
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Spec
 from ckptconv.verify.explain import Explained
@@ -48,9 +49,8 @@ def explain(
     *,
     config: str | None = None,
     family: str | None = None,
-    weights: Weights | None = None,
-    tag: str | None = None,
     vocab_size: int | None = None,
+    **fields: Any,
 ) -> Explained | tuple[Match, ...]:
     """Say from which files, ranks and bytes a tensor comes; only metadata is read.
 
@@ -59,9 +59,8 @@ def explain(
         name: The tensor, by the producer's name for it or Hugging Face's, or a glob pattern.
         config: Folder or hub id of config.json, for Hugging Face's names.
         family: The architecture's table.
-        weights: fp32 masters or the 16-bit weights.
-        tag: The DeepSpeed tag instead of the one in ``latest``.
         vocab_size: True rows of the vocabulary.
+        **fields: What is said about the checkpoint, as in `ckptconv.open`.
 
     Returns:
         The explanation; or what a pattern matches, if that is several tensors.
@@ -69,8 +68,9 @@ def explain(
     Raises:
         UsageError: if there is no such tensor; near names are in the hint.
     """
-    checkpoint = open_checkpoint(place(path), ReadOptions(weights, tag))
-    options = ConvertOptions(config=config, family=family, vocab_size=vocab_size)
+    checkpoint = open_checkpoint(place(path), about_source(fields))
+    said = {"config": config, "family": family, "vocab_size": vocab_size}
+    options = request_of({n: v for n, v in said.items() if v is not None})
     known = _names(checkpoint, options)
     for names, view in known.views.items():
         if (target := _resolve(view, name)) is not None:
@@ -91,7 +91,7 @@ def explain_in(checkpoint: Checkpoint, names: Sequence[str]) -> list[Explained]:
     return explain_plan(as_opened(checkpoint).plan, names, checkpoint.producer, rank_paths(checkpoint))
 
 
-def _names(checkpoint: Checkpoint, options: ConvertOptions) -> _Names:
+def _names(checkpoint: Checkpoint, options: Request) -> _Names:
     views = {checkpoint.producer: as_opened(checkpoint)}
     coded = quantised(checkpoint)
     if coded is not None and coded.members:

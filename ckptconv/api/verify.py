@@ -10,8 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ckptconv.api.again import assets_again, open_out, open_source, plan_again
-from ckptconv.api.convert import PathArg, plan
+from ckptconv.api.again import Sides, open_out, open_sides, plan_again
 from ckptconv.assets.find import CONFIG
 from ckptconv.dtypes import DType
 from ckptconv.engine.events import Listener
@@ -19,13 +18,17 @@ from ckptconv.engine.options import DEFAULT_MEMORY, Options
 from ckptconv.errors import UsageError
 from ckptconv.families import Family, find_family
 from ckptconv.places.files import SourceFiles
-from ckptconv.places.places import is_remote, place
+from ckptconv.places.places import PathArg, is_remote, place
 from ckptconv.planning.decode import quantised, values_of
 from ckptconv.planning.model import find_architecture
-from ckptconv.planning.names import cast_chains, cast_steps
-from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.planning.plan import plan_checkpoint
+from ckptconv.planning.request import ConvertOptions
+from ckptconv.plans.assemble import plan_of
+from ckptconv.plans.casting import cast_chains, cast_steps
+from ckptconv.plans.checkpoint import Checkpoint, settled
+from ckptconv.plans.options import made as made_options
 from ckptconv.plans.plan import AssetFile, Plan
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.plans.request import Request
 from ckptconv.relations import Relation
 from ckptconv.verify import certificate
 from ckptconv.verify.assets import check_assets
@@ -49,7 +52,7 @@ def verify_roundtrip(
     logits: bool = False,
     reference: PathArg | None = None,
     workers: int = 0,
-    max_memory: int = DEFAULT_MEMORY,
+    max_memory: int | str = DEFAULT_MEMORY,
     listen: Listener | None = None,
     **fields: Any,
 ) -> Result:
@@ -77,27 +80,27 @@ def verify_roundtrip(
         CkptconvError: if either cannot be read, or the source not be planned. What differs is in the result.
     """
     begin = perf_counter()
-    chosen = replace(options or ConvertOptions(), **fields)
-    how = Options(workers, max_memory)
+    given = {**(options.fields if options is not None else {}), **fields}
+    given.pop("to", None)
+    how = made_options(Options, {"workers": workers, "max_memory": max_memory})
     if out is None:
         if logits or reference is not None or certify:
             raise UsageError("--logits, --reference and a certificate need the folder that was written")
-        return replace(_source_alone(place(source), chosen, how, listen), seconds=perf_counter() - begin)
-    there = open_out(place(out), chosen)
-    coded = quantised(there)
-    if coded is None or coded.decoded:  # values were written, asked for or not
-        chosen = replace(chosen, dequantize=True)
-    made, way = plan_again(place(source), there, chosen)
-    assets, notes = assets_again(place(source), there, chosen)
+        sides = open_sides(place(source), None, given)
+        return replace(_source_alone(sides, how, listen), seconds=perf_counter() - begin)
+    sides = open_sides(place(source), place(out), given)
+    assert sides.there is not None
+    made, way, complete = plan_again(sides)
+    assets = made.assets if complete else None
     result = _compare(
-        replace(made, notes=(*made.notes, *notes)),
-        *(place(out), there, way, how, listen),
+        made,
+        *(place(out), sides.there, way, how, listen),
         certify=certify,
         sha256=sha256,
-        family=chosen,
+        family=sides.request.family,
         assets=assets,
     )
-    names = _compared(place(out), there, assets or ())
+    names = _compared(place(out), sides.there, assets or ())
     return _finish(
         result, place(out), begin, names, certify=certify, sha256=sha256, logits=logits, reference=reference
     )
@@ -107,7 +110,7 @@ def verify_plan(
     made: Plan,
     source: PathArg,
     out: PathArg,
-    options: ConvertOptions,
+    fields: Mapping[str, Any],
     how: Options,
     listen: Listener | None = None,
 ) -> Result:
@@ -119,18 +122,22 @@ def verify_plan(
         made: The plan.
         source: The checkpoint.
         out: The folder it was written to.
-        options: The options of the conversion.
+        fields: The options of the conversion, as they were given.
         how: Threads and memory.
         listen: Called with every event, from any thread.
     """
     begin = perf_counter()
     names = [*(f.name for f in made.files), *(a.name for a in made.assets)]
     written = made.assets
-    there = open_out(place(out), options)
+    given = {n: v for n, v in fields.items() if n != "to"}
+    strategy = given.get("strategy") if fields.get("to") == "mindformers" else None
+    there = open_out(place(out), {"strategy": strategy} if strategy is not None else {})
     way = way_of(made, there)
     if planned(made).keys() - way.right.keys():
-        made, way = plan_again(place(source), there, options)
-    result = _compare(made, place(out), there, way, how, listen, certify=True, family=options, assets=written)
+        sides = open_sides(place(source), place(out), given)
+        made, way, _ = plan_again(replace(sides, there=there))
+    family = given.get("family")
+    result = _compare(made, place(out), there, way, how, listen, certify=True, family=family, assets=written)
     return _finish(result, place(out), begin, names, certify=True)
 
 
@@ -144,7 +151,7 @@ def _compare(
     *,
     certify: bool,
     sha256: bool = False,
-    family: ConvertOptions,
+    family: str | None,
     assets: Sequence[AssetFile] | None,
 ) -> Result:
     proof, wrong = prove(
@@ -170,8 +177,8 @@ def _compare(
         outputs.check()
     folder = out if out.is_dir() else out.parent
     if there.producer == "huggingface":
-        named = ConvertOptions(family=family.family)
-        given = find_architecture(there, named, needed=False).family if family.family is not None else None
+        named = Request(family=family)
+        given = find_architecture(there, named, needed=False).family if family is not None else None
         held_as = values_of(quantised(there), there.relation.right) or there.relation.right
         more, said = check_assets(folder, held_as, aliases=there.aliases, family=given)
         wrong += more
@@ -203,31 +210,18 @@ def _family(assets: Sequence[AssetFile]) -> Family | None:
     return find_family(config.get("model_type"))
 
 
-def _source_alone(source: Path, options: ConvertOptions, how: Options, listen: Listener | None) -> Result:
+def _source_alone(sides: Sides, how: Options, listen: Listener | None) -> Result:
     """Prove the round trip from metadata, then read everything and compare the copies."""
-    checkpoint = open_source(source, options)
+    checkpoint, request = settled(sides.source), sides.request
     notes: list[tuple[str, str]] = []
-    options = replace(options, to="hf", assets=False)
-    if checkpoint.table is None or find_architecture(checkpoint, options, needed=False).config is not None:
-        made = plan(source, options)
+    if checkpoint.table is None or find_architecture(checkpoint, request, needed=False).config is not None:
+        made = plan_checkpoint(checkpoint, request)
     else:
-        notes.append(
-            (
-                "info",
-                "no config.json: what is proved is the way to whole tensors, not to Hugging Face's names",
-            )
-        )
+        text = "no config.json: what is proved is the way to whole tensors, not to Hugging Face's names"
+        notes.append(("info", text))
         relation = checkpoint.relation
-        made = Plan(
-            source=str(checkpoint.root),
-            producer=checkpoint.producer,
-            relation=relation,
-            stored=checkpoint.stored,
-            casts=cast_chains(checkpoint, relation, checkpoint.via),
-            files=(),
-            inputs=checkpoint.files,
-            notes=tuple((n.level, n.text) for n in checkpoint.notes),
-        )
+        said = [(n.level, n.text) for n in checkpoint.notes]
+        made = plan_of(checkpoint, relation, cast_chains(checkpoint, relation, checkpoint.via), notes=said)
     proof, wrong = prove([made.relation], made.casts, made.terms)
     reading = wholly_read(made)
     with SourceFiles(made.inputs) as sources:

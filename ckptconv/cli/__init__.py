@@ -56,7 +56,10 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
     as_json = "--json" in arguments
     try:
         with heard.hold():
-            from ckptconv.cli.app import app
+            from ckptconv.cli.app import build
+
+            wanted = next((a for a in arguments if not a.startswith("-")), None)
+            app = build(wanted)
         code = app(arguments, prog_name="ckptconv", standalone_mode=True)
         return int(code or 0), False
     except SystemExit as e:

@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from ckptconv.cli import compare
-from ckptconv.cli.layout import READ, SOURCE, STATED, TARGET
-from ckptconv.cli.mindformers import MINDFORMERS_SOURCE, MINDFORMERS_TARGET, MINDSPORE
-from ckptconv.cli.options import EngineChoice, Flags, Source, Target, WeightsChoice, converting
+from ckptconv.cli.compare import COMPARING, write_page
+from ckptconv.cli.flags import Command, Flags, Source, Target, of_readers, of_writers, owned, sourced
 from ckptconv.cli.printing import print_json
-from ckptconv.cli.verify import after, register
+from ckptconv.cli.verify import VERIFYING, after
+from ckptconv.engine.options import Options
+from ckptconv.plans.options import Option, Switch
+from ckptconv.plans.request import Request
 
-__all__ = ["app"]
+__all__ = ["build"]
 
-app = typer.Typer(
-    name="ckptconv",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="Turn training checkpoints into Hugging Face models: no framework, no GPU, bit for bit.",
-    epilog="Example: [bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]",
-)
-
-
-class To(str, Enum):
-    """Targets of ``convert``."""
-
-    hf = "hf"
-    megatron = "megatron"
-    torch_dist = "torch_dist"
-    dcp = "dcp"
-    mindformers = "mindformers"
+_HOW = "How it runs"
+_PRINT = {
+    "dry_run": Option(Switch(), "Print the plan; write nothing.", panel=_HOW, common=True),
+    "json": Option(Switch(), "Print the plan or the result as JSON.", panel=_HOW),
+    "quiet": Option(Switch(), "Print nothing but errors.", ("--quiet", "-q"), panel=_HOW),
+    "verify": Option(
+        Switch(), "Compare the result with the source, and certify it.", panel=_HOW, common=True
+    ),
+}
 
 
-@app.callback(invoke_without_command=True)
+def build(wanted: str | None) -> typer.Typer:
+    """Return the command line, complete for the command that is wanted: flags take their owners' modules."""
+    app = typer.Typer(
+        name="ckptconv",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        help="Turn training checkpoints into Hugging Face models: no framework, no GPU, bit for bit.",
+        epilog="Example: [bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]",
+    )
+    app.callback(invoke_without_command=True)(_main)
+    for command in (*_COMMANDS, *VERIFYING, *COMPARING):
+        command.add_to(app, complete=command.name == wanted)
+    return app
+
+
+def _fields(*readers: str, to: str | None = "hf") -> Callable[[], dict[str, Flags]]:
+    """Return the flags of a conversion from these readers' checkpoints, of all with ``to`` None."""
+
+    def groups() -> dict[str, Flags]:
+        own = of_writers(*([to] if to else []))
+        about = of_readers(*readers) if readers else {}
+        about = sourced(of_readers(), own) if to is None else about
+        return {"fields": {**own, **about, **owned(Request)}, "run": owned(Options), "shown": _PRINT}
+
+    return groups
+
+
 def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
@@ -49,118 +68,72 @@ def _main(
         raise typer.Exit
 
 
-@app.command(
-    "deepspeed-to-hf",
-    epilog="[bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]  fp32 masters\n\n"
-    "[bold]ckptconv deepspeed-to-hf run/ model/ --dtype bfloat16 --config meta-llama/Llama-3.1-8B[/bold]\n\n"
-    "[bold]ckptconv deepspeed-to-hf run/global_step9 model/ --weights model[/bold]\n\n"
-    "[bold]ckptconv deepspeed-to-hf run/ model/ --dry-run[/bold]  what would be written, and why",
-)
-@converting()
-def deepspeed_to_hf(source: Source, out: Target, flags: Flags, fields: dict[str, Any]) -> None:
+def deepspeed_to_hf(
+    source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
+) -> None:
     """Convert a DeepSpeed checkpoint of any kind into a Hugging Face model.
 
     ZeRO stages 0 to 3, mixture of experts, pipelines, AutoTP, universal checkpoints.
     """
-    _convert(source, out, "hf", flags, fields)
+    _convert(source, out, "hf", fields, run, **shown)
 
 
-@app.command(
-    "megatron-merge",
-    epilog="[bold]ckptconv megatron-merge run/ model/[/bold]  config.json from the arguments\n\n"
-    "[bold]ckptconv megatron-merge run/ model/ --tp 4 --pp 2 --config org/model[/bold]  sizes are checked\n\n"
-    "[bold]ckptconv megatron-merge run/iter_0001000 model/ --vocab-size 32000 --tokenizer org/model[/bold]",
-)
-@converting(SOURCE, READ)
-def megatron_merge(source: Source, out: Target, flags: Flags, fields: dict[str, Any]) -> None:
+def megatron_merge(
+    source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
+) -> None:
     """Merge the ranks of a Megatron, ModelLink or MindSpeed run into a Hugging Face model."""
-    _convert(source, out, "hf", flags, fields)
+    _convert(source, out, "hf", fields, run, **shown)
 
 
-@app.command(
-    "megatron-split",
-    epilog="[bold]ckptconv megatron-split model/ run/ --tp 4 --pp 2[/bold]\n\n"
-    "[bold]ckptconv megatron-split model/ run/ --tp 8 --ep 4 --dialect mindspeed[/bold]\n\n"
-    "[bold]ckptconv megatron-split model/ run/ --like old-run/[/bold]  layout, names and arguments of a run",
-)
-@converting(TARGET)
+_Model = Annotated[Path, typer.Argument(metavar="HF", help="A Hugging Face model.", show_default=False)]
+
+
 def megatron_split(
-    source: Annotated[Path, typer.Argument(metavar="HF", help="A Hugging Face model.", show_default=False)],
-    out: Target,
-    flags: Flags,
-    fields: dict[str, Any],
+    source: _Model, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
 ) -> None:
     """Split a model into the ranks of a Megatron, ModelLink or MindSpeed run."""
-    _convert(source, out, "megatron", flags, fields)
+    _convert(source, out, "megatron", fields, run, **shown)
 
 
-@app.command(
-    "mindformers-to-hf",
-    epilog="[bold]ckptconv mindformers-to-hf llama.ckpt model/ --config org/model[/bold]\n\n"
-    "[bold]ckptconv mindformers-to-hf output/ model/ --yaml run.yaml[/bold]  config.json from the run\n\n"
-    "[bold]ckptconv mindformers-to-hf output/checkpoint model/ --strategy output/strategy --check[/bold]",
-)
-@converting(MINDFORMERS_SOURCE, READ)
-def mindformers_to_hf(source: Source, out: Target, flags: Flags, fields: dict[str, Any]) -> None:
+def mindformers_to_hf(
+    source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
+) -> None:
     """Convert a MindSpore or MindFormers checkpoint, one file or many ranks, into a Hugging Face model."""
-    _convert(source, out, "hf", flags, fields)
+    _convert(source, out, "hf", fields, run, **shown)
 
 
-@app.command(
-    "hf-to-mindformers",
-    epilog="[bold]ckptconv hf-to-mindformers model/ out/[/bold]  out/checkpoint.ckpt\n\n"
-    "[bold]ckptconv hf-to-mindformers model/ out/ --like old.ckpt[/bold]  names and packing of another\n\n"
-    "[bold]ckptconv hf-to-mindformers model/ out/ --strategy output/strategy[/bold]  a folder a rank",
-)
-@converting(MINDFORMERS_TARGET)
 def hf_to_mindformers(
-    source: Annotated[Path, typer.Argument(metavar="HF", help="A Hugging Face model.", show_default=False)],
-    out: Target,
-    flags: Flags,
-    fields: dict[str, Any],
+    source: _Model, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
 ) -> None:
     """Write a model as MindFormers names and packs it: one .ckpt, or one a rank."""
-    _convert(source, out, "mindformers", flags, fields)
+    _convert(source, out, "mindformers", fields, run, **shown)
 
 
-@app.command(
-    epilog="[bold]ckptconv convert run/ model/ --to hf[/bold]\n\n"
-    "[bold]ckptconv convert model.pt model/ --to hf --config org/model[/bold]  a plain state dict\n\n"
-    "[bold]ckptconv convert model/ smaller/ --to hf --dtype bfloat16[/bold]  rounded\n\n"
-    "[bold]ckptconv convert run/ other/ --to megatron --tp 2 --pp 4[/bold]  from any layout to any other",
-)
-@converting(STATED, READ, TARGET, MINDSPORE)
 def convert(
     source: Source,
     out: Target,
-    to: Annotated[To, typer.Option(help="What to write.", show_default=False)],
-    flags: Flags,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="What to write: hf, megatron, torch_dist, dcp, mindformers, or a plug-in's.",
+            show_default=False,
+        ),
+    ],
     fields: dict[str, Any],
+    run: dict[str, Any],
+    shown: dict[str, Any],
 ) -> None:
     """Convert any checkpoint ckptconv reads; what it is is found out."""
-    _convert(source, out, to.value, flags, fields)
+    _convert(source, out, to, fields, run, **shown)
 
 
-@app.command(
-    epilog="[bold]ckptconv inspect run/[/bold]\n\n"
-    "[bold]ckptconv inspect run/ --tensors '*norm*'[/bold]\n\n"
-    "[bold]ckptconv inspect run/ --json | jq .dtypes[/bold]",
-)
 def inspect(
     source: Annotated[Path, typer.Argument(metavar="CKPT", help="Any checkpoint.", show_default=False)],
+    fields: dict[str, Any],
     tensors: Annotated[
-        Optional[str],  # noqa: UP045
+        Optional[str],  # noqa: UP045  (typer reads it on Python 3.10 too)
         typer.Option(metavar="GLOB", help="List the tensors whose name matches.", show_default=False),
-    ] = None,
-    weights: Annotated[
-        Optional[WeightsChoice],  # noqa: UP045
-        typer.Option(help="Look at the fp32 masters or the 16-bit weights.", show_default=False),
-    ] = None,
-    tag: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="NAME", help="The DeepSpeed tag instead of the one in 'latest'.", show_default=False
-        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     report: Annotated[
@@ -172,77 +145,128 @@ def inspect(
     import ckptconv
     from ckptconv.cli import render
 
-    model = ckptconv.open(source, weights=weights.value if weights else None, tag=tag)
+    model = ckptconv.open(source, **fields)
     if report is not None:
-        compare.report(report, render.describe(model, None))
+        write_page(report, render.describe(model, None))
     if json:
         print_json(render.describe(model, tensors))
     else:
         render.inspect(model, tensors)
 
 
-def _convert(source: Path, out: Path, to: str, flags: Flags, fields: dict[str, Any]) -> None:
+def _convert(
+    source: Path,
+    out: Path,
+    to: str,
+    fields: dict[str, Any],
+    run: dict[str, Any],
+    *,
+    dry_run: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+    verify: bool = False,
+) -> None:
     from ckptconv.api.convert import plan
     from ckptconv.cli import render
-    from ckptconv.engine.options import Options
-    from ckptconv.engine.run import forget, run
-    from ckptconv.errors import UsageError
-    from ckptconv.numbers.sizes import parse_size
-    from ckptconv.plans.request import ConvertOptions
+    from ckptconv.engine import run as engine
+    from ckptconv.plans.options import made as made_options
 
-    if flags.resume and flags.overwrite:
-        raise UsageError("--resume and --overwrite exclude each other")
-    options = ConvertOptions(
-        to=to,
-        dtype=flags.dtype.value,
-        format=flags.format.value if flags.format else None,
-        max_shard_size=flags.max_shard_size,
-        weights=flags.weights.value if flags.weights else None,
-        tag=flags.tag,
-        config=flags.config,
-        tokenizer=flags.tokenizer,
-        family=flags.family,
-        assets=not flags.no_assets,
-        drop=flags.drop,
-        rename=flags.rename,
-        lora=flags.lora.value if flags.lora else None,
-        lora_alpha=flags.lora_alpha,
-        lora_r=flags.lora_r,
-        adapter=flags.adapter,
-        copy_code=flags.copy_code,
-        dequantize=flags.dequantize,
-        **fields,
-    )
-    how = Options(
-        flags.workers,
-        parse_size(flags.max_memory),
-        flags.resume,
-        flags.overwrite,
-        flags.engine.value,
-        flags.address,
-    )
-    made = plan(source, options)
-    if flags.dry_run:
-        print_json(made.to_dict()) if flags.json else render.plan(made, how)
+    how = made_options(Options, run)
+    plan_made = plan(source, to=to, **fields)
+    if dry_run:
+        print_json(plan_made.to_dict()) if json else render.plan(plan_made, how)
         return
-    with render.watch(made, quiet=flags.quiet or flags.json) as watch:
-        report = run(made, out, how, watch.listen, keep_journal=flags.verify)
-    if not flags.json and not flags.quiet:
-        render.done(made, report, watch.seconds)
+    with render.watch(plan_made, quiet=quiet or json) as watch:
+        report = engine.run(plan_made, out, how, watch.listen, keep_journal=verify)
+    if not json and not quiet:
+        render.done(plan_made, report, watch.seconds)
     more = {}
-    if flags.verify:
-        here = how if flags.engine is EngineChoice.local else Options(0, how.max_memory)
+    if verify:
+        here = how if how.engine == "local" else Options(workers=0, max_memory=how.max_memory)
         try:
-            more["verify"] = after(made, source, out, options, here, json=flags.json, quiet=flags.quiet)
+            given = {**fields, "to": to}
+            more["verify"] = after(plan_made, source, out, given, here, json=json, quiet=quiet)
         except KeyboardInterrupt:
             raise  # --resume verifies what is written
         except BaseException:
-            forget(out)
+            engine.forget(out)
             raise
-        forget(out)
-    if flags.json:
-        print_json({**render.result(made, report, watch.seconds), **more})
+        engine.forget(out)
+    if json:
+        print_json({**render.result(plan_made, report, watch.seconds), **more})
 
 
-register(app)
-compare.register(app)
+_COMMANDS = (
+    Command(
+        "deepspeed-to-hf",
+        deepspeed_to_hf,
+        (
+            "ckptconv deepspeed-to-hf runs/checkpoint-500 model/  # fp32 masters",
+            "ckptconv deepspeed-to-hf run/ model/ --dtype bfloat16 --config meta-llama/Llama-3.1-8B",
+            "ckptconv deepspeed-to-hf run/global_step9 model/ --weights model",
+            "ckptconv deepspeed-to-hf run/ model/ --dry-run  # what would be written, and why",
+        ),
+        _fields("deepspeed"),
+    ),
+    Command(
+        "megatron-merge",
+        megatron_merge,
+        (
+            "ckptconv megatron-merge run/ model/  # config.json from the arguments",
+            "ckptconv megatron-merge run/ model/ --tp 4 --pp 2 --config org/model  # sizes are checked",
+            "ckptconv megatron-merge run/iter_0001000 model/ --vocab-size 32000 --tokenizer org/model",
+        ),
+        _fields("megatron", "torch_dist"),
+    ),
+    Command(
+        "megatron-split",
+        megatron_split,
+        (
+            "ckptconv megatron-split model/ run/ --tp 4 --pp 2",
+            "ckptconv megatron-split model/ run/ --tp 8 --ep 4 --dialect mindspeed",
+            "ckptconv megatron-split model/ run/ --like old-run/  # layout, names and arguments of a run",
+        ),
+        _fields(to="megatron"),
+    ),
+    Command(
+        "mindformers-to-hf",
+        mindformers_to_hf,
+        (
+            "ckptconv mindformers-to-hf llama.ckpt model/ --config org/model",
+            "ckptconv mindformers-to-hf output/ model/ --yaml run.yaml  # config.json from the run",
+            "ckptconv mindformers-to-hf output/checkpoint model/ --strategy output/strategy --check",
+        ),
+        _fields("mindspore"),
+    ),
+    Command(
+        "hf-to-mindformers",
+        hf_to_mindformers,
+        (
+            "ckptconv hf-to-mindformers model/ out/  # out/checkpoint.ckpt",
+            "ckptconv hf-to-mindformers model/ out/ --like old.ckpt  # names and packing of another",
+            "ckptconv hf-to-mindformers model/ out/ --strategy output/strategy  # a folder a rank",
+        ),
+        _fields(to="mindformers"),
+    ),
+    Command(
+        "convert",
+        convert,
+        (
+            "ckptconv convert run/ model/ --to hf",
+            "ckptconv convert model.pt model/ --to hf --config org/model  # a plain state dict",
+            "ckptconv convert model/ smaller/ --to hf --dtype bfloat16  # rounded",
+            "ckptconv convert run/ other/ --to megatron --tp 2 --pp 4  # from any layout to any other",
+        ),
+        _fields(to=None),
+    ),
+    Command(
+        "inspect",
+        inspect,
+        (
+            "ckptconv inspect run/",
+            "ckptconv inspect run/ --tensors '*norm*'",
+            "ckptconv inspect run/ --json | jq .dtypes",
+        ),
+        lambda: {"fields": of_readers()},
+    ),
+)

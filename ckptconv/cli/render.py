@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ckptconv.api.convert import Model
+from ckptconv.api.model import Model
 from ckptconv.cli.clean import escape
 from ckptconv.cli.streams import own
 from ckptconv.dtypes import dtype

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ckptconv.cli.layout import READ, SOURCE
-from ckptconv.cli.mindformers import MINDSPORE_VERIFIED
-from ckptconv.cli.options import Source, _flags, _parameters
+from ckptconv.cli.flags import Command, Flags, Source, of_readers, of_writers, owned, pick, sourced
 from ckptconv.cli.printing import print_json
+from ckptconv.engine.options import Options
+from ckptconv.plans.request import Request
 
 if TYPE_CHECKING:
-    from ckptconv.engine.options import Options
     from ckptconv.plans.plan import Plan
-    from ckptconv.plans.request import ConvertOptions
 
-__all__ = ["after", "register"]
+__all__ = ["VERIFYING", "after"]
 
 # The flags of a conversion that decide which values it writes.
 _DECIDE = (
     "dtype",
-    "weights",
     "drop",
     "rename",
     "lora",
@@ -34,56 +27,28 @@ _DECIDE = (
     "lora_r",
     "adapter",
     "config",
-    "tokenizer",
-    "copy_code",
+    "assets",
     "family",
-    "tag",
+    "vocab_size",
+    "replicas",
 )
-_HOW = ("workers", "max_memory", "json", "quiet")
+# What is about the output where it is MindSpore's, else about the source.
+_EITHER = ("strategy", "qkv_layout", "mlp_layout")
 
 
-@dataclass(frozen=True, slots=True)
-class _Ran:
-    """Hold how a verification is to run."""
-
-    workers: int
-    max_memory: str
-    json: bool
-    quiet: bool
-
-
-def _verifying(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of the conversion: ``fields`` for ``ConvertOptions``, and ``how`` it runs."""
-    own = [
-        p
-        for n, p in inspect.signature(command, eval_str=True).parameters.items()
-        if n not in ("fields", "how")
-    ]
-    common = [p for p in _parameters(_flags) if p.name in _DECIDE or p.name in _HOW]
-    groups = {g: _parameters(g.signature) for g in (SOURCE, READ, MINDSPORE_VERIFIED)}
-
-    @wraps(command)
-    def wrapper(**values: Any) -> None:
-        fields = {n: values.pop(n) for n in _DECIDE}
-        how = _Ran(**{n: values.pop(n) for n in _HOW})
-        fields["drop"] = tuple(fields["drop"] or ())
-        for name in ("dtype", "weights", "lora"):
-            fields[name] = fields[name].value if fields[name] is not None else None
-        for group, parameters in groups.items():
-            fields |= group.read({p.name: values.pop(p.name) for p in parameters})
-        command(**values, fields=fields, how=how)
-
-    every = own + [p for parameters in groups.values() for p in parameters] + common
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in every]
-    wrapper.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in keyword}
-    return wrapper
+def _groups() -> dict[str, Flags]:
+    sources = of_readers()
+    outputs = sourced(sources, pick(of_writers("mindformers"), _EITHER))
+    beside = pick(of_writers("hf"), ("tokenizer", "copy_code", "dequantize"))
+    fields = {**sources, **beside, **{n: o for n, o in outputs.items() if n not in sources}}
+    run = pick(owned(Options), ("workers", "max_memory"))
+    return {"fields": {**fields, **pick(owned(Request), _DECIDE)}, "run": run}
 
 
 def _verify_roundtrip(
     source: Source,
     fields: dict[str, Any],
-    how: _Ran,
+    run: dict[str, Any],
     out: Annotated[
         Optional[Path],  # noqa: UP045  (typer reads these annotations on Python 3.10 too)
         typer.Argument(metavar="[HF]", help="What SRC was converted to, in any format.", show_default=False),
@@ -106,6 +71,8 @@ def _verify_roundtrip(
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE", help="Write an HTML page with the outcome.", show_default=False),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Compare a converted model with its source, bit for bit, and certify it.
 
@@ -115,14 +82,13 @@ def _verify_roundtrip(
     from ckptconv.api.verify import verify_roundtrip
     from ckptconv.cli import render_verify
     from ckptconv.errors import UsageError
-    from ckptconv.numbers.sizes import parse_size
 
     if reference is not None and not logits:
         raise UsageError("--reference compares logits: give --logits with it")
     certify = out is not None and not no_certificate
     if sha256 and not certify:
         raise UsageError("--sha256 is of the certificate: name what was written, without --no-certificate")
-    with render_verify.follow("comparing" if out else "reading", quiet=how.quiet or how.json) as listen:
+    with render_verify.follow("comparing" if out else "reading", quiet=quiet or json) as listen:
         found = verify_roundtrip(
             source,
             out,
@@ -130,25 +96,24 @@ def _verify_roundtrip(
             sha256=sha256,
             logits=logits,
             reference=reference,
-            workers=how.workers,
-            max_memory=parse_size(how.max_memory),
             listen=listen,
+            **run,
             **fields,
         )
     if report is not None:
         from ckptconv.report.report import verify_report, write_report
 
         there = render_verify.describe(out) if out is not None else None
-        here = render_verify.describe(source, weights=fields["weights"], tag=fields["tag"])
+        here = render_verify.describe(source, **{n: v for n, v in fields.items() if n in of_readers()})
         write_report(report, verify_report(found.to_dict(), found.names, here, there))
-    if how.json:
+    if json:
         print_json(found.to_dict())
-    elif not (how.quiet and found.ok):
+    elif not (quiet and found.ok):
         render_verify.result(found, certified=certify and found.ok)
     if not found.ok:
         raise typer.Exit(3)
     if found.logits is not None and found.logits.error is not None:
-        if how.json:
+        if json:
             raise typer.Exit(found.logits.error.exit_code)
         raise found.logits.error  # the bytes are as they must be, but what was asked for was not done
 
@@ -175,22 +140,8 @@ def _check(
         raise typer.Exit(3)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command(
-        "verify-roundtrip",
-        epilog="[bold]ckptconv verify-roundtrip run/ model/[/bold]  every element against its source\n\n"
-        "[bold]ckptconv verify-roundtrip run/ model/ --weights model --logits[/bold]\n\n"
-        "[bold]ckptconv verify-roundtrip model/ megatron-run/[/bold]  the other way\n\n"
-        "[bold]ckptconv verify-roundtrip run/[/bold]  before converting: proof, and the copies compared",
-    )(_verifying(_verify_roundtrip))
-    app.command(
-        "check", epilog="[bold]ckptconv check model/[/bold]  are its files those that were verified?"
-    )(_check)
-
-
 def after(
-    made: Plan, source: Path, out: Path, options: ConvertOptions, how: Options, *, json: bool, quiet: bool
+    made: Plan, source: Path, out: Path, fields: dict[str, Any], how: Options, *, json: bool, quiet: bool
 ) -> Any:
     """Verify what a conversion has just written; return what ``--json`` adds to its result.
 
@@ -202,7 +153,7 @@ def after(
     from ckptconv.errors import MismatchError
 
     with render_verify.follow("comparing", quiet=quiet or json) as listen:
-        found = verify_plan(made, source, out, options, how, listen)
+        found = verify_plan(made, source, out, fields, how, listen)
     if not json and not (quiet and found.ok):
         render_verify.result(found, certified=found.ok)
     if not found.ok:
@@ -214,3 +165,19 @@ def after(
             hint="a disk or memory that fails, or a file changed meanwhile: convert again",
         )
     return found.to_dict()
+
+
+VERIFYING = (
+    Command(
+        "verify-roundtrip",
+        _verify_roundtrip,
+        (
+            "ckptconv verify-roundtrip run/ model/  # every element against its source",
+            "ckptconv verify-roundtrip run/ model/ --weights model --logits",
+            "ckptconv verify-roundtrip model/ megatron-run/  # the other way",
+            "ckptconv verify-roundtrip run/  # before converting: proof, and the copies compared",
+        ),
+        _groups,
+    ),
+    Command("check", _check, ("ckptconv check model/  # are its files those that were verified?",)),
+)

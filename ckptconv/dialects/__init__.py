@@ -7,11 +7,12 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from ckptconv.dialects.base import Dialect, Line
+from ckptconv.errors import UsageError
 from ckptconv.relations import Spec
 from ckptconv.slots import Words
 from ckptconv.slots.entry import form, numbers
 
-__all__ = ["Dialect", "Line", "dialects", "find_dialect", "with_ranks"]
+__all__ = ["Dialect", "Line", "dialects", "find_dialect", "find_dialect_named", "with_ranks"]
 
 
 def dialects() -> list[Dialect]:
@@ -54,3 +55,15 @@ def find_dialect(
         return len(wanted & forms), dialect.arguments == arguments
 
     return max(with_ranks() if among is None else among, key=known)
+
+
+def find_dialect_named(name: str) -> Dialect:
+    """Return the dialect of a framework with ranks.
+
+    Raises:
+        UsageError: if there is none of this name.
+    """
+    found = {d.name: d for d in with_ranks()}
+    if name not in found:
+        raise UsageError(f"no dialect {name!r}", hint=f"dialects: {', '.join(found)}")
+    return found[name]

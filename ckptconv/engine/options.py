@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ckptconv.errors import UsageError
+from ckptconv.plans.options import Choice, Count, Size, Switch, Text, option
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -29,6 +30,8 @@ DEFAULT_MEMORY = 64 << 20
 
 Engine = Literal["local", "ray"]
 
+_HOW = "How it runs"
+
 # A thread's tile, its source before a cast, and the scratch of a strided read and of a cast.
 _BUFFERS = 6
 
@@ -48,47 +51,55 @@ def threads(workers: int) -> int:
     Raises:
         UsageError: if they are far too many.
     """
-    return Options(workers).workers or default_workers()
+    return Options(workers=workers).workers or default_workers()
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Say how to run a plan.
+    """Say how to run a plan; every field is a flag."""
 
-    Attributes:
-        workers: Threads that read, cast and write: 0 is two a core, at most 8. On a cluster tasks
-            at a time: 0 is two a core of all.
-        max_memory: Bytes all buffers together may take; on a cluster, those of each task.
-        resume: Go on with what an interrupted run of the same plan finished.
-        overwrite: Replace a model that is in the output folder.
-        engine: Who carries out the tasks: threads of this process, or a Ray cluster.
-        address: Of the cluster: ``auto`` (the default) for the one this machine belongs to, ``HOST:PORT``,
-            ``ray://HOST:PORT``, or ``local`` to start one for the run.
-    """
-
-    workers: int = 0
-    max_memory: int = DEFAULT_MEMORY
-    resume: bool = False
-    overwrite: bool = False
-    engine: Engine = "local"
-    address: str | None = None
+    workers: int = option(
+        Count(),
+        "Threads; 0 is two a core, at most 8. On a cluster tasks at a time.",
+        default=0,
+        panel=_HOW,
+    )
+    max_memory: int = option(
+        Size(),
+        "Most memory all buffers together take, 64MiB by default; on a cluster, those of one task.",
+        default=DEFAULT_MEMORY,
+        panel=_HOW,
+    )
+    resume: bool = option(Switch(), "Go on with an interrupted run.", default=False, panel=_HOW, common=True)
+    overwrite: bool = option(Switch(), "Replace the model in OUT.", default=False, panel=_HOW, common=True)
+    engine: Engine = option(
+        Choice(get_args(Engine)),
+        "Who does the work: threads of this process, or a Ray cluster.",
+        default="local",
+        panel=_HOW,
+    )
+    address: str | None = option(
+        Text("ADDRESS"),
+        "The Ray cluster: auto (the default), HOST:PORT, ray://HOST:PORT, or local to start one.",
+        panel=_HOW,
+    )
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
 
         Raises:
-            UsageError: if the engine is unknown, an address is given without a cluster, or there are far too
-                many workers.
+            UsageError: if an address is given without a cluster, both flags about what is there, or there are
+                far too many workers.
         """
         most = _MOST_TASKS if self.engine == "ray" else MOST_THREADS
         if not 0 <= self.workers <= most:
             raise UsageError(
                 f"--workers {self.workers}: from 0 to {most:,}", hint="0 is two a core, at most 8"
             )
-        if self.engine not in get_args(Engine):
-            raise UsageError(f"there is no engine {self.engine!r}", hint="engines: local, ray")
         if self.address is not None and self.engine != "ray":
             raise UsageError("--address is that of a Ray cluster", hint="give --engine ray as well")
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite exclude each other", hint="give one of the two")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from ckptconv.errors import PlanError
 from ckptconv.facts.value import Fact, Facts
 from ckptconv.families import Config, Family, is_sparse
 from ckptconv.families.derived import DERIVED, known
-from ckptconv.families.template import Template
+from ckptconv.families.template import Template, usual
 
 __all__ = ["config_from", "contradictions", "facts_of", "flat", "same", "template_of", "unspoken"]
 
@@ -128,10 +128,9 @@ def _stated(facts: Facts, words: str, key: str) -> Fact | None:
 def facts_of(config: Config, family: Family) -> dict[str, Fact]:
     """Return the facts a config.json states, in its keys or by its architecture.
 
-    Raises:
-        PlanError: if the family has no template.
+    What a family without a template states is taken from the keys most decoders have, and from its slots.
     """
-    template = template_of(family)
+    template = family.template or usual({s for e in family.entries if not e.optional for s in e.slots})
     plain = flat(config)
     found = {k: Fact(v, f"family {family.name}") for k, v in template.fixed.items()}
     if family.zero_centered:

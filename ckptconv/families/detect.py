@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from ckptconv.errors import PlanError
+from ckptconv.facts import read_facts
 from ckptconv.facts.value import Fact, Facts
 from ckptconv.families import Family, families, find_family
 from ckptconv.families.config import same, unspoken
@@ -12,7 +14,7 @@ from ckptconv.families.derived import known
 from ckptconv.families.template import Template
 from ckptconv.slots.words import block
 
-__all__ = ["fitting", "observed"]
+__all__ = ["fitting", "is_zero_centered", "lacks_one", "observed"]
 
 _SEEN = "the checkpoint's tensors"
 # What only few models do, so that there must be a word of it.
@@ -136,3 +138,17 @@ def _slots(family: Family, flags: dict[str, object], here: Collection[str]) -> I
         may = entry.optional or entry.copy or entry.slots[0].startswith("mtp.")
         for slot in entry.slots:
             yield slot, not may and block(slot.partition("*.")[2]) not in some
+
+
+def is_zero_centered(arguments: Mapping[str, Any], family: Family) -> bool:
+    """Whether training arguments say that norms are stored without the 1 they multiply by."""
+    return lacks_one(read_facts(arguments) if arguments else {}, family)
+
+
+def lacks_one(facts: Mapping[str, Fact], family: Family | None) -> bool:
+    """Whether a framework stores all norms without their 1: if it says so, or the family does.
+
+    That it does not is no word to rely on: converters leave the flag as it was, whatever they write.
+    """
+    fact = facts.get("zero_centered")
+    return (fact is not None and bool(fact.value)) or (family is not None and family.zero_centered)

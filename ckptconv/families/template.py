@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Template", "decoder"]
+__all__ = ["Template", "decoder", "usual"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +102,33 @@ def decoder(
         {"tie_word_embeddings": False, "hidden_act": "silu", "rope_theta": 10000.0, **(assumed or {})},
         like,
     )
+
+
+_USUAL = {
+    "layer_norm_eps": "norm_eps?",
+    "layer_norm_epsilon": "norm_eps?",
+    "norm_epsilon": "norm_eps?",
+    "norm_eps": "norm_eps?",
+    "activation_function": "activation?",
+    "partial_rotary_factor": "partial_rotary?",
+    "sliding_window": "window?",
+    "attention_bias": "qkv_bias o_bias?",
+    "use_bias": "qkv_bias o_bias linear_bias?",
+    "mlp_bias": "linear_bias?",
+}
+
+
+def usual(here: Collection[str]) -> Template:
+    """Return a template of the keys most decoders have, for a family that has none of its own.
+
+    Args:
+        here: The slots every model of the family has.
+    """
+    fixed = {
+        "gated": bool({"layers.*.mlp.gate", "layers.*.moe.experts.{e}.gate"} & set(here)),
+        "qk_norm": "layers.*.attn.q_norm" in here,
+        "norm_kind": "LayerNorm" if "final_norm.bias" in here else "RMSNorm",
+        "post_norm": "layers.*.attn_post_norm" in here,
+        "embed_norm": "embed_norm" in here,
+    }
+    return decoder("", _USUAL, fixed=fixed)

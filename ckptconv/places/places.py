@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
-__all__ = ["ZEROS", "advice", "forget", "is_remote", "local_advice", "place"]
+__all__ = ["ZEROS", "PathArg", "advice", "forget", "is_remote", "local_advice", "place"]
 
 # A path object has lost one slash of its URL. One letter alone would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//?)(?!/)")
@@ -25,7 +25,11 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
-def place(path: str | os.PathLike[str]) -> Path:
+PathArg = str | os.PathLike[str]
+"""What the API takes for a path: text, a URL among it, or a path object."""
+
+
+def place(path: PathArg) -> Path:
     """Return the path a text or a path object stands for.
 
     A URL that `pathlib.Path` took a slash from (``s3:/bucket``) is known again, unless a folder is called so.

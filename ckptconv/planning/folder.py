@@ -16,10 +16,11 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.families import Family
 from ckptconv.places.jsonfile import parse_json
-from ckptconv.planning.model import ConfigFound, beside_of
-from ckptconv.planning.names import Named, some
-from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.planning.model import ConfigFound
+from ckptconv.planning.names import Named
+from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.plans.plan import AssetFile, Step
+from ckptconv.slots.translate import some
 
 __all__ = ["compare", "gather_assets"]
 

@@ -15,13 +15,13 @@ from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
 from ckptconv.families import Family, families, find_family
 from ckptconv.families.config import config_from, contradictions
-from ckptconv.families.detect import fitting, observed
-from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.families.detect import fitting, lacks_one, observed
+from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.plans.plan import Step
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.plans.request import Request
 from ckptconv.slots import template
 
-__all__ = ["Architecture", "ConfigFound", "beside_of", "find_architecture", "is_zero_centered"]
+__all__ = ["Architecture", "ConfigFound", "find_architecture"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +93,16 @@ class Architecture:
         return any(re.fullmatch(p, name) for p in (*_PINNED, *self.pinned))
 
 
-def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed: bool) -> Architecture:
+def find_architecture(
+    checkpoint: Checkpoint, options: Request, *, needed: bool, lent: ConfigFound | None = None
+) -> Architecture:
     """Find config and family by the flags, beside the checkpoint, or in its training arguments.
 
     Args:
         checkpoint: What was opened.
         options: The flags.
         needed: Whether there must be a config.
+        lent: The config of another checkpoint of the same model, to be taken.
 
     Raises:
         PlanError: if a config is needed and cannot be found or built, or several families fit.
@@ -108,7 +111,7 @@ def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed
     family = _named(options.family) if options.family is not None else None
     args = checkpoint.arguments
     built = checkpoint.table is not None and bool(args)
-    config = find_config(checkpoint, options.config, needed=needed and not built)
+    config = lent or find_config(checkpoint, options.config, needed=needed and not built)
     if config is not None and options.vocab_size is not None:
         config = replace(config, values={**config.values, "vocab_size": options.vocab_size})
     facts = _facts(checkpoint.producer, args) if built else {}
@@ -118,7 +121,7 @@ def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed
         known = facts and family is not None and family.template is not None
         against = contradictions(facts, config.values, family) if known and family is not None else []
         notes = tuple(Note("warning", text) for text in against)
-        return Architecture(config, family, (), notes, _zero(facts, family), tokenizer)
+        return Architecture(config, family, (), notes, lacks_one(facts, family), tokenizer)
     if not built:
         return Architecture(None, family)
     slots = _slots(checkpoint)
@@ -130,7 +133,7 @@ def find_architecture(checkpoint: Checkpoint, options: ConvertOptions, *, needed
     steps = tuple(Step("config", f"{k}: {json.dumps(v)}", origins[k]) for k, v in values.items())
     origin = "the YAML of the run" if checkpoint.producer == "mindspore" else "the training arguments"
     found = ConfigFound(values, None, origin)
-    return Architecture(found, family, steps, (), _zero(facts, family), tokenizer)
+    return Architecture(found, family, steps, (), lacks_one(facts, family), tokenizer)
 
 
 def _facts(producer: str, args: Mapping[str, Any]) -> dict[str, Fact]:
@@ -155,20 +158,6 @@ def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str])
         where=checkpoint.data,
         hint=f"give --family with one of {names}, or the model's config.json with --config",
     )
-
-
-def is_zero_centered(arguments: Mapping[str, Any], family: Family) -> bool:
-    """Whether training arguments say that norms are stored without the 1 they multiply by."""
-    return _zero(read_facts(arguments) if arguments else {}, family)
-
-
-def _zero(facts: Mapping[str, Fact], family: Family | None) -> bool:
-    """Whether a framework stores all norms without their 1: if it says so, or the family does.
-
-    That it does not is no word to rely on: converters leave the flag as it was, whatever they write.
-    """
-    fact = facts.get("zero_centered")
-    return (fact is not None and bool(fact.value)) or (family is not None and family.zero_centered)
 
 
 def _tokenizer(facts: Mapping[str, Fact]) -> str | None:
@@ -212,9 +201,3 @@ def _own(path: Path) -> Family:
     if not isinstance(found, Family):
         raise UsageError(f"--family: {path} defines no FAMILY", hint="see CONTRIBUTING.md for an example")
     return found
-
-
-def beside_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
-    """Return the folders where files beside the weights are looked for, nearest first."""
-    data = checkpoint.data if checkpoint.data.is_dir() else checkpoint.data.parent
-    return tuple(dict.fromkeys((checkpoint.root, data)))

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -15,21 +14,21 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
 from ckptconv.families import Family
 from ckptconv.families.saved import saved
-from ckptconv.numbers.casts import is_exact
 from ckptconv.places.places import place
 from ckptconv.places.regular import read_text
 from ckptconv.planning.adapters.carry import carried, ones
 from ckptconv.planning.adapters.lora import alone, follow, refuse_tied, term_steps
 from ckptconv.planning.model import Architecture
+from ckptconv.plans.casting import cast_chains, cast_steps
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import AssetFile, Step
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.plans.request import Request
 from ckptconv.relations import Relation, Spec
 from ckptconv.relations.rename import names_relation, parse_renames
 from ckptconv.relations.terms import Terms, operands
-from ckptconv.slots.translate import from_slots, some, to_slots
+from ckptconv.slots.translate import as_copy, from_slots, some, to_slots
 
-__all__ = ["Named", "cast_chains", "cast_steps", "name_tensors", "some"]
+__all__ = ["Named", "name_tensors"]
 
 Config = Mapping[str, Any]
 
@@ -46,6 +45,7 @@ class Named:
         steps: All that is not a plain copy.
         terms: What is added to tensors; operands are among the relation's tensors, but not written.
         adapter: adapter_config.json, where a checkpoint of ranks gives its adapter alone.
+        via: Dtypes tensors are rounded to on the way, by these names.
     """
 
     relation: Relation
@@ -55,6 +55,7 @@ class Named:
     steps: tuple[Step, ...]
     terms: Terms = field(default_factory=dict)
     adapter: AssetFile | None = None
+    via: Mapping[str, DType] = field(default_factory=dict)
 
     @property
     def written(self) -> dict[str, Spec]:
@@ -65,7 +66,7 @@ class Named:
 
 def name_tensors(
     checkpoint: Checkpoint,
-    options: ConvertOptions,
+    options: Request,
     model: Architecture,
     terms: Terms = MappingProxyType({}),
 ) -> Named:
@@ -109,7 +110,7 @@ def name_tensors(
         inner = to_slots(relation.right, checkpoint.table, dims, what="config.json", passing=passing)
         relation = relation.compose(inner)
         if family.tied(config) and {"head", "embed"} <= relation.right.keys():
-            relation = _as_copy(relation, "head", "embed")
+            relation = as_copy(relation, "head", "embed")
         outer = from_slots(relation.right, family.table(config), dims, who=family.name, passing=passing)
         relation = relation.compose(outer)
         if terms:
@@ -133,14 +134,14 @@ def name_tensors(
     refuse_tied(terms, aliases)
     steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
     if options.dtype != "keep":
-        kept = {n for n in relation.right if model.is_pinned(n)} | operands(terms).keys()
-        relation = _with_dtype(relation, dtype_named(options.dtype), kept)
+        kept = {n for n in relation.right if model.is_pinned(n) or n in checkpoint.pinned}
+        relation = _with_dtype(relation, dtype_named(options.dtype), kept | operands(terms).keys())
     casts = cast_chains(checkpoint, relation, via)
     steps += term_steps(terms, relation.right)
     steps += cast_steps({n: c for n, c in casts.items() if n not in operands(terms)})
     copies = Counter(p.right.tensor for p in relation.pairs if p.left_copy)
     steps += [Step("compare", name, f"{n} other copies must agree") for name, n in copies.items()]
-    return Named(relation, casts, aliases, tied, tuple(steps), terms, adapter)
+    return Named(relation, casts, aliases, tied, tuple(steps), terms, adapter, via)
 
 
 def _with_dtype(relation: Relation, target: DType, kept: Collection[str]) -> Relation:
@@ -205,7 +206,7 @@ def _tie(
             aliases[head] = embed
             unresolved = unresolved - {head}
         elif head in relation.right and relation.right[head].shape == relation.right[embed].shape:
-            relation = _as_copy(relation, head, embed)
+            relation = as_copy(relation, head, embed)
             aliases[head] = embed
     if unresolved:
         raise PlanError(
@@ -220,64 +221,3 @@ def _tie(
     if aliases.get(head) == embed:
         return relation, aliases, True
     return relation, aliases, False if head in relation.right else says
-
-
-def _as_copy(relation: Relation, name: str, kept: str) -> Relation:
-    """Turn a tensor into a replica of another: it is compared with it instead of written."""
-    pairs = tuple(
-        replace(p, right=replace(p.right, tensor=kept), left_copy=True) if p.right.tensor == name else p
-        for p in relation.pairs
-    )
-    return replace(relation, pairs=pairs, right={n: s for n, s in relation.right.items() if n != name})
-
-
-def cast_chains(
-    checkpoint: Checkpoint, relation: Relation, via: Mapping[str, DType]
-) -> dict[str, tuple[DType, ...]]:
-    """Return the dtypes each tensor passes through, stored one first, for those that are cast.
-
-    Raises:
-        PlanError: if parts of one tensor are stored in different dtypes, or a cast is not between floats.
-    """
-    stored: dict[str, str] = {}
-    for pair in relation.pairs:
-        if pair.left_copy:
-            continue
-        name, found = pair.right.tensor, relation.left[pair.left.tensor].dtype
-        if stored.setdefault(name, found) != found:
-            raise PlanError(
-                f"parts of {name} are stored as {stored[name]} and {found}", where=checkpoint.data
-            )
-    casts = {}
-    for name, spec in relation.right.items():
-        chain = [dtype_named(stored.get(name, spec.dtype))]
-        for step in (via.get(name), dtype_named(spec.dtype)):
-            if step is not None and step != chain[-1]:
-                chain.append(step)
-        if len(chain) > 1:
-            if chain[0].name.startswith("float8"):
-                raise PlanError(
-                    f"{name} is quantised to {chain[0]}; without its scales a cast would be wrong",
-                    where=checkpoint.data,
-                    hint="dequantise the model first; --dtype keep copies it as it is",
-                )
-            if any(d.kind != "float" for d in chain) and not all(is_exact(a, b) for a, b in pairwise(chain)):
-                raise PlanError(f"{name} is stored as {chain[0]} and cannot become {chain[-1]}")
-            casts[name] = tuple(chain)
-    return casts
-
-
-def cast_steps(casts: Mapping[str, tuple[DType, ...]]) -> list[Step]:
-    """Say which tensors are cast from what to what."""
-    steps = []
-    for chain, count in Counter(casts.values()).items():
-        exact = all(is_exact(a, b) for a, b in pairwise(chain))
-        how = "exact" if exact else "rounded to nearest, ties to even"
-        steps.append(
-            Step(
-                "cast",
-                f"{count} tensor{'' if count == 1 else 's'} " + " -> ".join(d.name for d in chain),
-                how,
-            )
-        )
-    return steps

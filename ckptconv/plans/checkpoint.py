@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,33 +14,9 @@ from ckptconv.plans.plan import AssetFile
 from ckptconv.relations import Relation, Spec
 from ckptconv.slots import ANY, Table, Words
 
-__all__ = ["Checkpoint", "Note", "Quantised", "ReadOptions", "Weights"]
+__all__ = ["Checkpoint", "Note", "Quantised", "Weights", "beside_of", "settled"]
 
 Weights = Literal["master", "model"]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """Say which of a checkpoint's weights are wanted.
-
-    Attributes:
-        weights: fp32 masters or the 16-bit weights the model ran with; ``None`` is the producer's default.
-        tag: The DeepSpeed tag to read instead of the one in ``latest``.
-        strategy: MindSpore's strategy file, or a folder of them, instead of those beside the checkpoint.
-        iteration: Megatron's iteration instead of the newest.
-        sizes: Parallel sizes (``tp``, ``pp``, ``vpp``, ``ep``, ``etp``) to check, or to fill in where the
-            checkpoint does not say them.
-        words: What the model is like (`Checkpoint.words`), where the names of an adapter alone do not tell.
-        states: Whether MindSpore's optimizer and training states are read as tensors too.
-    """
-
-    weights: Weights | None = None
-    tag: str | None = None
-    strategy: Path | None = None
-    iteration: int | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    words: Words | None = None
-    states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +86,10 @@ class Checkpoint:
         stages: The layers of each pipeline stage by its number, by ``stage.chunk`` where it has chunks.
         config: What config.json is to say where there is none beside, or it does not say it.
         quantised: How its weights are quantised, or that they were; None if nobody speaks of that.
+        pinned: Names that keep their dtype whatever the others are rounded to: training states.
+        complete: Whether such a source always holds all of a model, so that what is missing was lost.
+        settle: Gives the tensors the meaning that names and shapes leave open (how they are packed, which are
+            no weights), where a producer leaves any; see `settled`.
     """
 
     root: Path
@@ -137,8 +117,26 @@ class Checkpoint:
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     quantised: Quantised | None = None
+    pinned: frozenset[str] = frozenset()
+    complete: bool = False
+    settle: Callable[[Checkpoint], Checkpoint] | None = None
 
     @property
     def tensors(self) -> Mapping[str, Spec]:
         """The named tensors with shape and dtype, in the producer's order."""
         return self.relation.right
+
+
+def settled(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose tensors mean what they mean to a model; as it is where nothing is open.
+
+    Raises:
+        CkptconvError: as the producer's reader does.
+    """
+    return checkpoint if checkpoint.settle is None else checkpoint.settle(checkpoint)
+
+
+def beside_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """Return the folders where files beside the weights are looked for, nearest first."""
+    data = checkpoint.data if checkpoint.data.is_dir() else checkpoint.data.parent
+    return tuple(dict.fromkeys((checkpoint.root, data)))

@@ -12,9 +12,9 @@ from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.regular import read_head
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.chunks import place
-from ckptconv.readers.reader import Reader
+from ckptconv.readers.reader import Reader, Weighed
 
 __all__ = ["READER", "check_masters", "numbered", "tracked"]
 
@@ -207,7 +207,7 @@ def check_masters(graph: GraphBuilder, folder: Path) -> Note:
     return Note("info", "FSDP keeps no masters beside the weights; the fp32 weights are what it trained")
 
 
-def _open(path: Path, options: ReadOptions) -> Checkpoint:
+def _open(path: Path, options: Weighed) -> Checkpoint:
     found = _find(path)
     if found is None:
         raise FormatError("no distributed checkpoint found", where=path)
@@ -262,4 +262,4 @@ def _check_names(weights: Mapping[str, str], folder: Path) -> None:
         raise PlanError(f"two tensors would be named {double[0]}", where=folder)
 
 
-READER = Reader("dcp", _recognise, _open)
+READER = Reader("dcp", _recognise, _open, Weighed)

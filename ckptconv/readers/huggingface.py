@@ -11,7 +11,8 @@ from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.options import NoOptions
 from ckptconv.readers.reader import Reader
 from ckptconv.readers.tensorflow.read import open_tensorflow
 from ckptconv.readers.torch_file import named_tensors
@@ -48,7 +49,7 @@ def _is_tensorflow(names: Iterable[str]) -> bool:
     return any(n.endswith(":0") for n in names)
 
 
-def _open(path: Path, options: ReadOptions) -> Checkpoint:
+def _open(path: Path, options: NoOptions) -> Checkpoint:
     root = path if path.is_dir() else path.parent
     names = (
         (path.name,)

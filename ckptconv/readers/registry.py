@@ -1,46 +1,43 @@
-"""Find the reader for a path."""
+"""Find the reader for a path, and open checkpoints with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from ckptconv.errors import FormatError
+from ckptconv.errors import FormatError, UsageError
 from ckptconv.places.places import forget
 from ckptconv.places.unfinished import refuse_unfinished
-from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.options import declared, flag_of, made, near
+from ckptconv.plugins import Registry
 from ckptconv.readers.reader import Reader
 from ckptconv.readers.wrappers import unwrap
 
-__all__ = ["open_checkpoint", "readers"]
+__all__ = ["READERS", "find_reader", "open_checkpoint", "owners"]
 
 # In the order they are asked; the first that recognises a path reads it.
 _OWN = (
-    "ckptconv.readers.verl",
-    "ckptconv.readers.mindspore",
-    "ckptconv.readers.torch_dist",
-    "ckptconv.readers.megatron",
-    "ckptconv.readers.deepspeed",
-    "ckptconv.readers.dcp",
-    "ckptconv.readers.huggingface",
-    "ckptconv.readers.tensorflow",
-    "ckptconv.readers.torch_file",
+    *("verl", "mindspore", "torch_dist", "megatron", "deepspeed", "dcp"),
+    *("huggingface", "tensorflow", "torch_file"),
 )
 
 
-def readers() -> Iterator[Reader]:
-    """Yield ckptconv's readers, then those of installed plug-ins (entry point ``ckptconv.readers``)."""
-    for module in _OWN:
-        yield import_module(module).READER
-    from importlib.metadata import entry_points  # 25 ms, and seldom needed
-
-    for point in entry_points(group="ckptconv.readers"):
-        yield point.load()
+def _own() -> Iterator[Reader]:
+    for name in _OWN:
+        yield import_module(f"ckptconv.readers.{name}").READER
 
 
-def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
-    """Open a checkpoint of any known producer; reads metadata only.
+READERS: Registry[Reader] = Registry("readers", _own, lambda: Reader)
+"""ckptconv's readers, then those of installed plug-ins (entry point ``ckptconv.readers``)."""
+
+
+def find_reader(path: Path) -> Reader:
+    """Return the reader that recognises a path.
 
     Raises:
         FormatError: if nothing is there, or no reader recognises it.
@@ -49,9 +46,9 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     if not path.exists():
         raise FormatError("no such file or folder", where=path, hint="check the path")
     refuse_unfinished(path)
-    for reader in readers():
+    for reader in READERS:
         if reader.recognise(path):
-            return unwrap(_open(reader, path, options))
+            return reader
     found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
     raise FormatError(
         f"not a checkpoint ckptconv knows (found {', '.join(found) or 'nothing'})",
@@ -60,7 +57,53 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     )
 
 
-def _open(reader: Reader, path: Path, options: ReadOptions) -> Checkpoint:
+def open_checkpoint(
+    path: Path, given: Mapping[str, object] = MappingProxyType({}), **internal: Any
+) -> Checkpoint:
+    """Open a checkpoint of any known producer; reads metadata only.
+
+    Args:
+        path: The checkpoint.
+        given: What a user says about it, by the names of its reader's options.
+        **internal: What the program itself knows; what the reader has no field for is left out.
+
+    Raises:
+        FormatError: if nothing is there, or no reader recognises it.
+        UsageError: if something is said that this reader does not understand.
+    """
+    reader = find_reader(path)
+    return unwrap(_open(reader, path, _options(reader, path, given, internal)))
+
+
+def owners(name: str) -> list[str]:
+    """Return the readers that understand an option."""
+    return [r.name for r in READERS if name in declared(r.options)]
+
+
+def _options(
+    reader: Reader, path: Path, given: Mapping[str, object], internal: Mapping[str, object]
+) -> object:
+    """Make the reader's options, and refuse what it does not own."""
+    owned = declared(reader.options)
+    for name, value in given.items():
+        if value is None or name in owned:
+            continue
+        others = owners(name)
+        flag = next(
+            (flag_of(name, o) for r in READERS for n, o in declared(r.options).items() if n == name), name
+        )
+        close = near(name, list(owned))
+        more = f"; of this one: {', '.join(flag_of(n, owned[n]) for n in close or owned)}" if owned else ""
+        raise UsageError(
+            f"{flag} says nothing about a {reader.name} checkpoint",
+            where=path,
+            hint=f"leave it out: it is for checkpoints of {', '.join(others) or 'no reader'}{more}",
+        )
+    known = {f.name for f in fields(reader.options)}
+    return made(reader.options, {**given, **{n: v for n, v in internal.items() if n in known}})
+
+
+def _open(reader: Reader, path: Path, options: object) -> Checkpoint:
     """Open a checkpoint; a structure no one expected is an error of the file, not of the program."""
     try:
         return reader.open(path, options)

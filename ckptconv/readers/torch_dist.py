@@ -16,27 +16,23 @@ from typing import Any, Final
 
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.containers.torch.namespaces import plain
-from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
+from ckptconv.dialects.saved import COMMON, COMMON_OBJECT, FORMAT, OPTIMIZER, common_state, weights_of
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.regular import read_bytes, read_head
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.plans.options import Count
 from ckptconv.readers.chunks import place
 from ckptconv.readers.megatron.find import TRACKER, iteration_folder
-from ckptconv.readers.reader import Reader
+from ckptconv.readers.reader import Parallel, Reader, Weighed, step_option
 from ckptconv.slots import Table
 
-__all__ = ["FORMAT", "READER", "common_state", "weights_of"]
+__all__ = ["READER"]
 
-FORMAT: Final = "torch_dist format"
 MARKER: Final = "metadata.json"
-COMMON: Final = "common.pt"
-_COMMON_OBJECT: Final = "common_state/shard_0_1"
 _MASTER: Final = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.fp32_param\.(.+)")
-_OPTIMIZER: Final = re.compile(r"(?:chained_\d+\.)?optimizer\..+")
-_PREFIXES: Final = ("model.", "module.")
 _COPY: Final = "copy the whole iteration again, from one save"
 
 
@@ -94,57 +90,23 @@ def _recognise(path: Path) -> bool:
         return False
 
 
-# What there is
-
-
-def common_state(dcp: DcpFolder) -> Mapping[str, Any]:
-    """Return what all ranks share: arguments, iteration; from ``common.pt`` or, since core 0.19, a record.
-
-    Raises:
-        FormatError: if there is neither.
-    """
-    path = dcp.folder / COMMON
-    root: object = None
-    if path.is_file():
-        root = open_torch(path).root
-    elif _COMMON_OBJECT in dcp.objects:
-        root = dcp.read_object(_COMMON_OBJECT)
-        root = root[0] if isinstance(root, list) and root else root
-    else:
-        raise FormatError(f"there is no {COMMON} and no common state", where=dcp.folder, hint=_COPY)
-    if not isinstance(root, dict):
-        raise FormatError("the common state is no dict", where=dcp.folder, hint=_COPY)
-    return root
-
-
 def _plain_state(dcp: DcpFolder) -> Mapping[str, Any]:
     """Return what a plain DCP checkpoint of Megatron says beside its tensors."""
     return {k: dcp.read_object(k) for k in ("args", "iteration", "checkpoint_version") if k in dcp.objects}
 
 
-def weights_of(dcp: DcpFolder, *, nested: bool = False) -> dict[str, str]:
-    """Return the model's tensors: name in the files to name in the model.
+@dataclass(frozen=True)
+class TorchDistOptions(Parallel, Weighed):
+    """Own the parallel sizes of the run that saved, to be checked, ``--step`` and ``--weights``."""
 
-    Args:
-        dcp: What the metadata says.
-        nested: Whether they lie under ``model`` in a state dict.
-    """
-    found = {}
-    for key in dcp.tensors:
-        if _OPTIMIZER.fullmatch(key) or (nested and not key.startswith("model.")):
-            continue
-        name = key
-        while name.startswith(_PREFIXES):
-            name = name.partition(".")[2]
-        found[key] = name
-    return found
+    step: int | None = step_option(Count())
 
 
 # Opening
 
 
-def _open(path: Path, options: ReadOptions) -> Checkpoint:
-    found = _find(path, options.iteration)
+def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
+    found = _find(path, options.step)
     if found is None:
         raise FormatError("no checkpoint of Megatron's torch_dist format found", where=path)
     if found.backend == _DAMAGED:
@@ -160,6 +122,7 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     common = _plain_state(dcp) if nested else common_state(dcp)
     arguments = plain(common["args"]) if "args" in common else {}
     arguments = arguments if isinstance(arguments, dict) else {}
+    _check_sizes(options.sizes, arguments, found.data)
     weights = weights_of(dcp, nested=nested)
     if not weights:
         raise PlanError("there are no weights in this checkpoint", where=found.data)
@@ -274,14 +237,31 @@ def _check_layers(arguments: Mapping[str, Any], names: Collection[str], folder: 
         )
 
 
+_SIZES: Final = {
+    "tp": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "vpp": "virtual_pipeline_model_parallel_size",
+    "ep": "expert_model_parallel_size",
+    "etp": "expert_tensor_parallel_size",
+}
+
+
 def _layout(arguments: Mapping[str, Any]) -> dict[str, int]:
     """Return the parallel sizes of the run that saved; they do not matter for reading."""
-    sizes = {
-        "tp": "tensor_model_parallel_size",
-        "pp": "pipeline_model_parallel_size",
-        "ep": "expert_model_parallel_size",
-    }
-    return {k: v for k, n in sizes.items() if isinstance(v := arguments.get(n), int)}
+    shown = ("tp", "pp", "ep")
+    return {k: v for k in shown if isinstance(v := arguments.get(_SIZES[k]), int)}
+
+
+def _check_sizes(stated: Mapping[str, int], arguments: Mapping[str, Any], data: Path) -> None:
+    """Refuse sizes that are not those the run had: it is another run than was meant."""
+    for name, size in stated.items():
+        found = arguments.get(_SIZES[name])
+        if isinstance(found, int) and found != size:
+            raise UsageError(
+                f"--{name} {size} is not what the run had: {_SIZES[name]} is {found}",
+                where=data,
+                hint="leave it out: torch_dist holds whole tensors, whatever the sizes were",
+            )
 
 
 def _left_out(dcp: DcpFolder, weights: Mapping[str, str]) -> dict[str, int]:
@@ -290,20 +270,20 @@ def _left_out(dcp: DcpFolder, weights: Mapping[str, str]) -> dict[str, int]:
     for key, tensor in dcp.tensors.items():
         if key not in weights:
             master = _MASTER.fullmatch(key) is not None
-            optimizer = _OPTIMIZER.fullmatch(key) is not None or key.startswith("optimizer")
+            optimizer = OPTIMIZER.fullmatch(key) is not None or key.startswith("optimizer")
             kind = "fp32 masters" if master else "optimizer states" if optimizer else "other tensors"
             count[kind] += tensor.nbytes
     for key, entry in dcp.objects.items():
         name = key.partition("/")[0]
         if name.endswith("_extra_state"):
             count["extra states of modules"] += entry.length
-        elif _OPTIMIZER.fullmatch(name):
+        elif OPTIMIZER.fullmatch(name):
             count["optimizer states"] += entry.length
         elif name.startswith("rng_state"):
             count["random states"] += entry.length
-        elif key not in (_COMMON_OBJECT, "args", "iteration", "checkpoint_version"):
+        elif key not in (COMMON_OBJECT, "args", "iteration", "checkpoint_version"):
             count["other objects"] += entry.length
     return dict(count)
 
 
-READER = Reader("torch_dist", _recognise, _open)
+READER = Reader("torch_dist", _recognise, _open, TorchDistOptions)

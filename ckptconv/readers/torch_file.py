@@ -8,7 +8,8 @@ from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.plans.options import NoOptions
 from ckptconv.readers.reader import Reader
 
 __all__ = ["READER", "named_tensors"]
@@ -37,7 +38,7 @@ def _recognise(path: Path) -> bool:
     return path.is_file() and path.suffix in _SUFFIXES
 
 
-def _open(path: Path, options: ReadOptions) -> Checkpoint:
+def _open(path: Path, options: NoOptions) -> Checkpoint:
     file = open_torch(path)
     tensors, beside = state_dict_of(file.root, file.path)
     graph = GraphBuilder()

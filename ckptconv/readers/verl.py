@@ -16,11 +16,11 @@ from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.chunks import place
 from ckptconv.readers.dcp import check_masters, numbered, tracked
 from ckptconv.readers.dtensor import Part, Sizes, read_part
-from ckptconv.readers.reader import Reader
+from ckptconv.readers.reader import Reader, Weighed
 from ckptconv.relations import chunk_sizes
 
 __all__ = ["READER"]
@@ -188,7 +188,7 @@ def _states(files: Mapping[int, Path], notes: list[Note]) -> Iterator[tuple[int,
         yield rank, parts
 
 
-def _open(path: Path, options: ReadOptions) -> Checkpoint:
+def _open(path: Path, options: Weighed) -> Checkpoint:
     found = _find(path)
     if found is None:
         raise FormatError("no files of ranks found", where=path)
@@ -232,4 +232,4 @@ def _open(path: Path, options: ReadOptions) -> Checkpoint:
     )
 
 
-READER = Reader("verl", lambda path: _find(path) is not None, _open)
+READER = Reader("verl", lambda path: _find(path) is not None, _open, Weighed)

@@ -88,7 +88,7 @@ class Comparer:
         self._digests, self._sha256 = digests, sha256
         self._names = names or {}
         self._pairs = pairs_by_tensor(plan.relation)
-        self._tile = tile_bytes(Options(options.workers, options.max_memory * 6 // 7))
+        self._tile = tile_bytes(Options(workers=options.workers, max_memory=options.max_memory * 6 // 7))
         self._workers = options.workers or default_workers()
         self._stop = threading.Event()
         self._turn = threading.Condition()

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ckptconv.containers.base import FileLayout
 from ckptconv.containers.dcp.dcp import METADATA
 from ckptconv.containers.dcp.dcp_out import DcpLayout, OutChunk, layout
-from ckptconv.dtypes import DType
+from ckptconv.dtypes import dtype as dtype_named
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.options import Size, Text, option
 from ckptconv.plans.plan import OutFile
+from ckptconv.plans.request import Request
+from ckptconv.plans.target import Laid, Target
+from ckptconv.writers.writer import Writer
 
-__all__ = ["as_files", "layout_dcp"]
+__all__ = ["WRITER", "DcpOptions", "as_files"]
 
 
-def layout_dcp(tensors: Sequence[tuple[str, DType, tuple[int, ...]]], limit: int) -> tuple[OutFile, ...]:
-    """Lay out a flat state dict for ``torch.distributed.checkpoint.load``; each tensor is one record.
+@dataclass(frozen=True, slots=True)
+class DcpOptions:
+    """Own what a plain distributed checkpoint is written with."""
 
-    Args:
-        tensors: Name, element type and shape of each.
-        limit: The most bytes of a file, unless one tensor has more.
-    """
-    chunks = [OutChunk(n, n, dtype, shape, (0,) * len(shape), shape) for n, dtype, shape in tensors]
-    return as_files(layout(chunks, limit=limit))
+    max_shard_size: int = option(
+        Size(), "Most bytes of weights per file; 5GB by default.", default=5 * 10**9, panel="What is written"
+    )
+    tokenizer: str | None = option(
+        Text("DIR_OR_HUB_ID"),
+        "Where the tokenizer is, if not beside the checkpoint.",
+        panel="Config and tokenizer",
+        common=True,
+    )
+
+
+def _lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
+    """Lay out a flat state dict for ``torch.distributed.checkpoint.load``; each tensor is one record."""
+    how: DcpOptions = request.writing
+    chunks = [
+        OutChunk(n, n, dtype_named(s.dtype), s.shape, (0,) * len(s.shape), s.shape)
+        for n, s in model.tensors.items()
+    ]
+    files = as_files(layout(chunks, limit=how.max_shard_size))
+    return Target(lambda written: files)
 
 
 def as_files(made: DcpLayout, prefix: str = "") -> tuple[OutFile, ...]:
@@ -29,3 +49,6 @@ def as_files(made: DcpLayout, prefix: str = "") -> tuple[OutFile, ...]:
     content = FileLayout(len(made.metadata), ((0, made.metadata),), ())
     files = [OutFile(prefix + name, "bin", laid) for name, laid in made.files.items()]
     return (*files, OutFile(prefix + METADATA, "bin", content))
+
+
+WRITER = Writer("dcp", _lay_out, DcpOptions, takes="names", folder=True, lora=("merge",), producer="dcp")

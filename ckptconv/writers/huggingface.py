@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from ckptconv.containers import safetensors
 from ckptconv.containers.torch import torchbin
 from ckptconv.dtypes import DType
+from ckptconv.dtypes import dtype as dtype_named
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.options import Choice, Size, Switch, Text, option
 from ckptconv.plans.plan import AssetFile, OutFile
+from ckptconv.plans.request import Request
+from ckptconv.plans.target import Laid, Target
+from ckptconv.writers.writer import Writer
 
-__all__ = ["Container", "layout_weights"]
+__all__ = ["WRITER", "HuggingFaceOptions", "layout_weights"]
 
-Container = Literal["safetensors", "bin"]
+_Container = Literal["safetensors", "bin"]
+_WHAT, _ASSETS = "What is written", "Config and tokenizer"
+
 Tensor = tuple[str, DType, tuple[int, ...]]
 
 # transformers 5.23, utils/__init__.py (SAFE_WEIGHTS_NAME, WEIGHTS_NAME and the names of their indexes).
@@ -22,7 +31,7 @@ _STEM = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin"
 
 
 def layout_weights(
-    tensors: Sequence[Tensor], container: Container, max_shard_size: int
+    tensors: Sequence[Tensor], container: _Container, max_shard_size: int
 ) -> tuple[tuple[OutFile, ...], AssetFile | None]:
     """Divide tensors over files, each at most ``max_shard_size`` bytes of data unless one tensor is larger.
 
@@ -72,3 +81,66 @@ def _divide(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
     if current or not shards:
         shards.append(current)
     return shards
+
+
+def _layout_adapter(tensors: Sequence[Tensor], container: _Container) -> OutFile:
+    """Lay out the one file PEFT keeps an adapter in (peft 0.21, ``utils/constants.py``)."""
+    lay = safetensors.layout if container == "safetensors" else torchbin.layout
+    return OutFile(f"adapter_model.{container}", container, lay(tensors))
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceOptions:
+    """Own what a Hugging Face model is written with."""
+
+    format: Literal["safetensors", "bin"] = option(
+        Choice(("safetensors", "bin")),
+        "Container of the weights.",
+        default="safetensors",
+        panel=_WHAT,
+        common=True,
+    )
+    max_shard_size: int = option(
+        Size(), "Most bytes of weights per file; 5GB by default.", default=5 * 10**9, panel=_WHAT
+    )
+    dequantize: bool = option(
+        Switch(),
+        "Write the values of quantised weights, not their codes and scales.",
+        default=False,
+        panel=_WHAT,
+        common=True,
+    )
+    tokenizer: str | None = option(
+        Text("DIR_OR_HUB_ID"),
+        "Where the tokenizer is, if not beside the checkpoint.",
+        panel=_ASSETS,
+        common=True,
+    )
+    copy_code: bool = option(
+        Switch(),
+        "Copy the model's own *.py files from beside its config; they are never run.",
+        default=False,
+        panel=_ASSETS,
+    )
+
+
+def _lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
+    """Lay out the files of a model, or the one of an adapter."""
+    how: HuggingFaceOptions = request.writing
+    tensors = [(n, dtype_named(s.dtype), s.shape) for n, s in model.tensors.items()]
+    if model.adapter is not None:
+        file = _layout_adapter(tensors, how.format)
+        return Target(lambda written: (file,), assets=(model.adapter,))
+    files, index = layout_weights(tensors, how.format, how.max_shard_size)
+    return Target(lambda written: files, assets=() if index is None else (index,))
+
+
+WRITER = Writer(
+    "hf",
+    _lay_out,
+    HuggingFaceOptions,
+    takes="names",
+    folder=True,
+    lora=("merge", "adapter"),
+    producer="huggingface",
+)

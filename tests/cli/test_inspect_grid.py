@@ -12,7 +12,6 @@ import pytest
 from ckptconv.cli import render_grid
 from ckptconv.containers.torch.rankfile import tensor_key
 from ckptconv.parallel import Grid
-from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Spec
 from ckptconv.verify.overview import holders_of_keys, kind_of, layers_text, pipeline
@@ -34,9 +33,9 @@ def shown(function: object, *arguments: object, **options: object) -> str:
 
 
 def test_the_reader_says_which_layers_a_stage_has() -> None:
-    stages = open_checkpoint(VIRTUAL.run, ReadOptions()).stages
+    stages = open_checkpoint(VIRTUAL.run).stages
     assert {k: list(v) for k, v in stages.items()} == {"0.0": [0], "1.0": [1], "0.1": [2], "1.1": [3]}
-    uneven = open_checkpoint(UNEVEN.run, ReadOptions()).stages
+    uneven = open_checkpoint(UNEVEN.run).stages
     assert [len(v) for v in uneven.values()] in ([1, 3], [3, 1])
 
 

@@ -32,7 +32,6 @@ from ckptconv.containers.dcp import dcprecord
 from ckptconv.containers.dcp.dcp import open_dcp
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import CkptconvError, FormatError, PlanError
-from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -240,7 +239,7 @@ def test_chunks_that_overlap_and_leave_as_large_a_gap(tmp_path: Path) -> None:
     meta.state_dict_metadata["w"].chunks = [first, second]
     (tmp_path / ".metadata").write_bytes(pickle.dumps(meta))
     with pytest.raises(PlanError, match=r"w\[4, 4\]: element .* is covered"):
-        open_checkpoint(tmp_path, ReadOptions())
+        open_checkpoint(tmp_path)
 
 
 def test_truncated_file(tmp_path: Path) -> None:
@@ -371,7 +370,7 @@ def test_rows_become_one_stored_tensor(tmp_path: Path, seed: int) -> None:
     rows = [((a, 0), (b - a, 3)) for a, b in itertools.pairwise(points)]
     random.shuffle(rows)
     _cut_by_hand(tmp_path, {"w": (torch.randn(40, 3), rows)})
-    found = open_checkpoint(tmp_path, ReadOptions())
+    found = open_checkpoint(tmp_path)
     assert len(found.relation.pairs) == 1 and len(found.stored["w"].extents) == len(rows)
 
 

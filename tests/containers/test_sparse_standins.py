@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import save_file
 
 import ckptconv
-from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Spec
 
@@ -48,7 +47,7 @@ def model(folder: Path) -> Path:
 
 
 def held(run: Path) -> dict[str, Spec]:
-    return dict(open_checkpoint(run, ReadOptions()).relation.left)
+    return dict(open_checkpoint(run).relation.left)
 
 
 def test_ranks_of_megatron(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_ranks_of_megatron(tmp_path: Path) -> None:
 def test_torch_dist(tmp_path: Path) -> None:
     sparse.write_torch_dist(tmp_path / "made", CONFIG, PARALLEL)
     ckptconv.convert(model(tmp_path / "hf"), tmp_path / "real", to="torch_dist", sizes={"tp": 2})
-    made, real = (open_checkpoint(tmp_path / n, ReadOptions()).relation for n in ("made", "real"))
+    made, real = (open_checkpoint(tmp_path / n).relation for n in ("made", "real"))
     assert made.right == real.right
     assert len(list((tmp_path / "made").glob("iter_*/*.distcp"))) > 16
     back = ckptconv.plan(tmp_path / "made")

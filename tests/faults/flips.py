@@ -10,7 +10,7 @@ at a time is flipped in the weights of either side, and ``verify-roundtrip`` has
 - rounded: the cast, or the sum, that stands between the sides gives the same value;
 - lost: everything else.
 
-A file given with ``--fields`` holds, as JSON, fields of ``ConvertOptions`` by glob pattern of a path.
+A file given with ``--fields`` holds, as JSON, options by glob pattern of a path.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import ckptconv as api
-from ckptconv.api.again import open_out, plan_again
+from ckptconv.api.again import open_sides, plan_again
 from ckptconv.api.verify import verify_roundtrip
 from ckptconv.errors import CkptconvError
-from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
-from ckptconv.plans.request import ConvertOptions
-from ckptconv.readers.registry import open_checkpoint, readers
+from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.readers.registry import READERS, open_checkpoint
 from ckptconv.verify.result import Result
 from faults.places import excuse, flipped, payload, spans_of
 from running import contents
@@ -63,9 +62,9 @@ _VERIFIED = (
 
 def checkpoints(root: Path) -> Iterator[Path]:
     """Yield the checkpoints below a folder: what a reader takes, or each file of a folder of several."""
-    if any(reader.recognise(root) for reader in readers()):
+    if any(reader.recognise(root) for reader in READERS):
         try:
-            open_checkpoint(root, ReadOptions())
+            open_checkpoint(root)
         except CkptconvError:
             files = sorted(p for p in root.iterdir() if p.suffix in (".ckpt", ".safetensors"))
             if len(files) > 1:
@@ -128,7 +127,7 @@ class Flips:
         else:
             self.passed.append(f"{name}: {errors[0].message}")
             return
-        opened = open_checkpoint(source, ReadOptions())
+        opened = open_checkpoint(source)
         kind = f"{_kind(opened)} -> {chosen.get('to', 'hf')}"
         self.pair(name, kind, source, scratch / "out", chosen)
         if config is None or config.name != "hf" or opened.producer in ("deepspeed", "huggingface"):
@@ -151,8 +150,10 @@ class Flips:
         tally["pairs"] += 1
         try:
             assert (result := verify_roundtrip(source, out, replicas="all", **how)).ok, result.mismatches[0]
-            there = open_out(out, options := ConvertOptions(replicas="all", **how))
-            made, way = plan_again(source, there, options)
+            sides = open_sides(source, out, {"replicas": "all", **how})
+            there = sides.there
+            assert there is not None
+            made, way, _ = plan_again(sides)
         except (CkptconvError, AssertionError) as e:
             tally["lost"] += 1
             self.lost.append(f"{name}: sound, but not verified: {e}")
@@ -230,7 +231,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="checkpoints, at any depth")
     parser.add_argument("--times", type=int, default=4, help="flips of each side of a pair")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--fields", type=Path, help="JSON: fields of ConvertOptions by pattern of the path")
+    parser.add_argument("--fields", type=Path, help="JSON: options by pattern of the path")
     options = parser.parse_args()
     known = {**_FIELDS, **(json.loads(options.fields.read_text()) if options.fields is not None else {})}
     flips = Flips(options.times, options.seed)

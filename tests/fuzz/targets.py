@@ -25,7 +25,6 @@ from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.mindformers.strategy import read_strategies
 from ckptconv.errors import CkptconvError
-from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from fuzz.seeds import distributed
 from tensorflow_models import sealed, table
@@ -178,7 +177,7 @@ def hdf5(data: bytes) -> None:
             _inside([(tensor.offset, tensor.nbytes)], len(data))
 
     if _outcome(datasets) is None:
-        _outcome(lambda: open_checkpoint(path, ReadOptions()))
+        _outcome(lambda: open_checkpoint(path))
 
 
 def tf1(data: bytes) -> None:
@@ -193,7 +192,7 @@ def tf1(data: bytes) -> None:
                 _inside([(tensor.offset, tensor.nbytes)], 64)
 
         if _outcome(variables) is None:
-            _outcome(partial(open_checkpoint, path, ReadOptions()))
+            _outcome(partial(open_checkpoint, path))
 
 
 TARGETS: dict[str, Target] = {

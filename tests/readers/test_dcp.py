@@ -14,8 +14,9 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.readers.dcp import READER
+from ckptconv.readers.reader import Weighed
 from ckptconv.readers.registry import open_checkpoint
 from running import assert_equal, ckptconv, fails, loaded, succeeds
 
@@ -45,7 +46,7 @@ def _save(folder: Path, state: dict[str, Any]) -> Path:
 
 
 def _open(path: Path, **options: Any) -> Checkpoint:
-    return open_checkpoint(path, ReadOptions(**options))
+    return open_checkpoint(path, options)
 
 
 CASES = (
@@ -130,7 +131,7 @@ def test_the_newest_of_a_run(tmp_path: Path) -> None:
     assert found.root == tmp_path / "checkpoint-10"
     assert any("the newest of 3" in n.text for n in found.notes)
     (tmp_path / "latest").write_text("checkpoint-9")
-    assert READER.open(tmp_path, ReadOptions()).data.parent.name == "checkpoint-9"
+    assert READER.open(tmp_path, Weighed()).data.parent.name == "checkpoint-9"
     save_file(MODEL, tmp_path / "model.safetensors")
     assert not READER.recognise(tmp_path)
 
@@ -172,7 +173,7 @@ def test_megatron_is_not_taken_for_it(tmp_path: Path) -> None:
     assert not READER.recognise(tmp_path / "dist")
     _save(tmp_path / "dcp", {"model": MODEL, "args": argparse.Namespace(tp=2), "checkpoint_version": 3.0})
     with pytest.raises(FormatError, match="Megatron"):
-        READER.open(tmp_path / "dcp", ReadOptions())
+        READER.open(tmp_path / "dcp", Weighed())
 
 
 def test_a_missing_file(archive: Path, tmp_path: Path) -> None:

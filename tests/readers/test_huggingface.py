@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.huggingface import READER
 from ckptconv.readers.registry import open_checkpoint
 
@@ -29,7 +28,7 @@ def _shards(folder: Path, weight_map: dict[str, str] | None = None) -> Path:
 @pytest.mark.parametrize("inside", ["", "model.safetensors.index.json"])
 def test_shards(tmp_path: Path, inside: str) -> None:
     _shards(tmp_path)
-    found = open_checkpoint(tmp_path / inside, ReadOptions())
+    found = open_checkpoint(tmp_path / inside)
     assert found.producer == "huggingface" and "2 files" in found.format and found.root == tmp_path
     assert {n: (s.shape, s.dtype) for n, s in found.tensors.items()} == {
         "w": ((2, 3), "float32"),
@@ -40,20 +39,18 @@ def test_shards(tmp_path: Path, inside: str) -> None:
 
 def test_one_shard_is_a_model_of_its_own(tmp_path: Path) -> None:
     _shards(tmp_path)
-    assert list(open_checkpoint(tmp_path / "model-00002-of-00002.safetensors", ReadOptions()).tensors) == [
-        "v"
-    ]
+    assert list(open_checkpoint(tmp_path / "model-00002-of-00002.safetensors").tensors) == ["v"]
 
 
 def test_safetensors_win_over_bin(tmp_path: Path) -> None:
     save_file({"w": W}, tmp_path / "model.safetensors")
     torch.save({"old": V}, tmp_path / "pytorch_model.bin")
-    assert list(open_checkpoint(tmp_path, ReadOptions()).tensors) == ["w"]
+    assert list(open_checkpoint(tmp_path).tensors) == ["w"]
 
 
 def test_a_bin_with_tied_weights(tmp_path: Path) -> None:
     torch.save({"embed": W, "head": W, "copy": W.clone()}, tmp_path / "pytorch_model.bin")
-    found = open_checkpoint(tmp_path, ReadOptions())
+    found = open_checkpoint(tmp_path)
     assert list(found.tensors) == ["embed", "copy"] and found.aliases == {"head": "embed"}
 
 
@@ -75,7 +72,7 @@ def test_a_bin_with_tied_weights(tmp_path: Path) -> None:
 def test_an_index_that_is_wrong(tmp_path: Path, content: str, error: type[Exception]) -> None:
     _shards(tmp_path).write_text(content)
     with pytest.raises(error):
-        open_checkpoint(tmp_path, ReadOptions())
+        open_checkpoint(tmp_path)
 
 
 def test_what_it_recognises(tmp_path: Path) -> None:

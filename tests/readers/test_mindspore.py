@@ -20,7 +20,7 @@ import ckptconv
 from ckptconv.dialects.mindformers.entries import beside_weights
 from ckptconv.dialects.mindformers.strategy import read_strategies
 from ckptconv.errors import CkptconvError, FormatError, MismatchError, PlanError, UsageError
-from ckptconv.plans.checkpoint import Checkpoint, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.readers.registry import open_checkpoint
 from mindspore_runs import Layout, cut, layout_item, message, save, strategy
 
@@ -34,7 +34,7 @@ def cases(fixtures: Path) -> Path:
 
 
 def _open(path: Path, **options: Any) -> Checkpoint:
-    return open_checkpoint(path, ReadOptions(**options))
+    return open_checkpoint(path, options)
 
 
 def _raw(tensor: torch.Tensor) -> Any:
@@ -203,9 +203,9 @@ def test_ranks_and_steps_by_number(tmp_path: Path) -> None:
     model = ckptconv.open(tmp_path / "checkpoint")
     assert np.array_equal(model.read("w"), w) and model.checkpoint.layout["step"] == 100
     assert any("1_100 is the newest" in n.text for n in model.checkpoint.notes)
-    assert np.array_equal(ckptconv.open(tmp_path, tag="1_20").read("w"), -w)
+    assert np.array_equal(ckptconv.open(tmp_path, step="1_20").read("w"), -w)
     with pytest.raises(UsageError, match="no save"):
-        _open(tmp_path, tag="1_21")
+        _open(tmp_path, step="1_21")
 
 
 def test_both_axes_cut_and_an_optimizer_shard(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_an_unfinished_save(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="2_20 lacks rank 1, 2, 3") as error:
         _open(run)
     assert "--tag" in str(error.value)
-    assert np.array_equal(ckptconv.open(run, tag="2_10").read("w"), W)
+    assert np.array_equal(ckptconv.open(run, step="2_10").read("w"), W)
 
 
 def test_without_a_strategy(tmp_path: Path) -> None:
@@ -472,9 +472,9 @@ def test_shards_without_a_map(tmp_path: Path) -> None:
 def test_iterations(cases: Path, tmp_path: Path) -> None:
     run = shutil.copytree(cases / "mcore_metadata_4rank", tmp_path / "run")
     shutil.copytree(run / "iteration_00000010", run / "iteration_00000009")
-    assert [_open(run, **k).iteration for k in ({}, {"tag": "9"}, {"iteration": 9})] == [10, 9, 9]
+    assert [_open(run, step=s).iteration for s in (None, "9", "iteration_00000009")] == [10, 9, 9]
     (run / "iteration_00000009/common.json").write_text('{"global_step": 1009}')
-    assert _open(run, tag="iteration_00000009").iteration == 1009
+    assert _open(run, step="iteration_00000009").iteration == 1009
     (run / "latest_checkpointed_iteration.txt").unlink()
     assert any("10 is the newest" in n.text for n in _open(run).notes)
     (run / "latest_checkpointed_iteration.txt").write_text("11")

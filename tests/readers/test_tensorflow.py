@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from running import assert_equal, ckptconv, fails, loaded, succeeds
 from tensorflow_models import CASES, unpack
@@ -87,7 +86,7 @@ def test_a_flip_is_found(models: Path, tmp_path: Path) -> None:
 
 
 def test_copies_of_a_variable_must_agree(copy: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(copy, ReadOptions())
+    checkpoint = open_checkpoint(copy)
     twice = next(p for p in checkpoint.relation.pairs if p.left_copy)
     at = checkpoint.stored[twice.left.tensor].extents[0].offset
     raw = bytearray((copy / "tf_model.h5").read_bytes())
@@ -99,19 +98,19 @@ def test_copies_of_a_variable_must_agree(copy: Path, tmp_path: Path) -> None:
 def test_without_a_config_the_scope_tells_the_class(copy: Path, models: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(models / "bert-base" / "source", tmp_path / "base"))
     (base / "config.json").unlink()
-    found = open_checkpoint(base, ReadOptions())
+    found = open_checkpoint(base)
     assert set(found.tensors) == set(loaded(models / "bert-base" / "hf"))
 
 
 def test_tf_safetensors_without_a_class_are_a_stated_guess(models: Path, tmp_path: Path) -> None:
     shutil.copyfile(models / "mistral-st" / "source" / "model.safetensors", tmp_path / "model.safetensors")
-    notes = open_checkpoint(tmp_path, ReadOptions()).notes
+    notes = open_checkpoint(tmp_path).notes
     assert any(n.level == "guess" and "which class" in n.text for n in notes)
 
 
 def test_torch_files_beside_are_read_first(copy: Path, models: Path) -> None:
     shutil.copyfile(models / "bert-mlm" / "hf" / "model.safetensors", copy / "model.safetensors")
-    assert open_checkpoint(copy, ReadOptions()).producer == "huggingface"
+    assert open_checkpoint(copy).producer == "huggingface"
 
 
 def test_flax_is_refused_by_name(tmp_path: Path) -> None:
@@ -167,6 +166,6 @@ def test_one_of_several_savers_checkpoints(models: Path, tmp_path: Path) -> None
             shutil.copyfile(path, tmp_path / path.name.replace("model.ckpt", f"model.ckpt-{step}"))
     fails(4, "inspect", tmp_path, naming=("2 checkpoints", "bert_model.ckpt-10.index"))
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/gs/run/bert_model.ckpt-20"\n')
-    found = open_checkpoint(tmp_path, ReadOptions())
+    found = open_checkpoint(tmp_path)
     assert found.iteration == 20 and found.data.name == "bert_model.ckpt-20.index"
-    assert open_checkpoint(tmp_path / "bert_model.ckpt-10.index", ReadOptions()).iteration == 10
+    assert open_checkpoint(tmp_path / "bert_model.ckpt-10.index").iteration == 10

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from ckptconv.errors import CkptconvError, FormatError, PlanError, UsageError
-from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from npu import save_as_npu
 from running import assert_equal, fails, loaded, succeeds
@@ -41,7 +40,7 @@ def _file(rank: int, world: int = 4) -> str:
 
 def _refused(path: Path, kind: type[CkptconvError], message: str) -> None:
     with pytest.raises(kind, match=message) as caught:
-        open_checkpoint(path, ReadOptions())
+        open_checkpoint(path)
     assert type(caught.value) is kind
 
 
@@ -59,10 +58,10 @@ def test_a_run(case: Path, tmp_path: Path) -> None:
         shutil.copytree(case / "ckpt", actor)
         shutil.copytree(case / "hf", actor / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
         (actor / "optim_world_size_2_rank_0.pt").write_bytes(b"x" * 100)
-    found = open_checkpoint(tmp_path, ReadOptions())
+    found = open_checkpoint(tmp_path)
     assert (found.iteration, found.producer, found.left_out["optimizer states"]) == (10, "verl", 100)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("9")
-    assert open_checkpoint(tmp_path, ReadOptions()).iteration == 9
+    assert open_checkpoint(tmp_path).iteration == 9
     succeeds("convert", tmp_path, tmp_path / "out", "--to", "hf")
     assert_equal(loaded(tmp_path / "out"), load_file(case / "hf" / "model.safetensors"))
     assert (tmp_path / "out" / "config.json").is_file()
@@ -76,7 +75,7 @@ def test_meshes(fixtures: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_replicas_are_compared(ranks: Path, tmp_path: Path) -> None:
-    found = open_checkpoint(ranks, ReadOptions())
+    found = open_checkpoint(ranks)
     copied = {p.right.tensor for p in found.relation.pairs if p.left_copy}
     assert copied == {"hybrid", "scalar"}
     with (ranks / _file(3)).open("r+b") as file:
@@ -117,8 +116,8 @@ def test_ranks_of_another_world_size(ranks: Path, case: Path) -> None:
     for file in (case / "ckpt").iterdir():
         shutil.copy(file, ranks)
     _refused(ranks, UsageError, "2 world sizes are here: 2, 4")
-    assert "tiles" in open_checkpoint(ranks / _file(0), ReadOptions()).tensors
-    assert "lm_head.weight" in open_checkpoint(ranks / _file(0, 2), ReadOptions()).tensors
+    assert "tiles" in open_checkpoint(ranks / _file(0)).tensors
+    assert "lm_head.weight" in open_checkpoint(ranks / _file(0, 2)).tensors
 
 
 def test_files_changed_places(ranks: Path) -> None:
@@ -143,9 +142,9 @@ def _plain(folder: Path, *states: dict[str, Any]) -> Path:
 def test_plain_tensors(tmp_path: Path) -> None:
     """What was not sharded is the same on every rank."""
     state = {"w": torch.arange(6.0).reshape(2, 3), "module._extra_state": None}
-    found = open_checkpoint(_plain(tmp_path / "one", state), ReadOptions())
+    found = open_checkpoint(_plain(tmp_path / "one", state))
     assert set(found.tensors) == {"w"} and not any(p.left_copy for p in found.relation.pairs)
-    found = open_checkpoint(_plain(tmp_path / "two", state, state), ReadOptions())
+    found = open_checkpoint(_plain(tmp_path / "two", state, state))
     assert sum(p.left_copy for p in found.relation.pairs) == 1
     assert any("module._extra_state" in n.text for n in found.notes)
 
@@ -182,7 +181,7 @@ def test_placements_that_cannot_be_merged(tmp_path: Path) -> None:
     _refused(_dtensors(tmp_path / "twice", [Shard(0), Shard(0)]), PlanError, "w: one axis is cut by several")
     strided = [_StridedShard(0, split_factor=1), Shard(0)]
     _refused(_dtensors(tmp_path / "strided", strided), PlanError, "w: the placement _StridedShard")
-    found = open_checkpoint(_dtensors(tmp_path / "fine", [Shard(0), Shard(1)]), ReadOptions())
+    found = open_checkpoint(_dtensors(tmp_path / "fine", [Shard(0), Shard(1)]))
     assert found.tensors["w"].shape == (4, 2)
 
 
@@ -191,9 +190,9 @@ def test_tensors_of_an_npu(tmp_path: Path) -> None:
 
     folder = _dtensors(tmp_path / "npu", [Shard(0)], save_as_npu)
     assert b"torch_npu.utils.storage" in (folder / _file(0, 1)).read_bytes()
-    assert open_checkpoint(folder, ReadOptions()).tensors["w"].shape == (4, 2)
+    assert open_checkpoint(folder).tensors["w"].shape == (4, 2)
 
 
 def test_masters(case: Path) -> None:
     with pytest.raises(UsageError, match="no fp32 masters"):
-        open_checkpoint(case / "ckpt", ReadOptions(weights="master"))
+        open_checkpoint(case / "ckpt", {"weights": "master"})

@@ -39,7 +39,7 @@ def test_it_says_what_was_verified(certified: Path) -> None:
             "sha256": hashlib.sha256(data).hexdigest(),
             "xxh3": xxhash.xxh3_128_hexdigest(data),
         }
-    plan = ckptconv.plan(DEMO, dtype="bfloat16", assets=False)
+    plan = ckptconv.plan(DEMO, dtype="bfloat16")
     assert said["plan"] == plan.digest() and said["source"] == str(DEMO)
     assert said["tool"] == f"ckptconv {ckptconv.__version__}"
     assert said["result"]["ok"] and said["result"]["tensors"] == 21 and said["result"]["mismatches"] == []

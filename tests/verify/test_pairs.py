@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptconv.api.again import open_out, plan_again
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.api.again import open_sides, plan_again
 from megatron_cases import Case
 from running import DEMO, ROOT, succeeds
 from running import ckptconv as run_command
@@ -101,9 +100,10 @@ def test_every_pair(pair: Pair, dcp: Path, tmp_path: Path) -> None:
         Path(v) if n in ("strategy", "source_strategy", "adapter") else v
         for n, v in zip(names, both[1::2], strict=True)
     ]
-    options = ConvertOptions(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
-    there = open_out(out, options)
-    _, way = plan_again(source, there, options)
+    sides = open_sides(source, out, dict(zip(names, values, strict=True)))
+    there = sides.there
+    assert there is not None
+    _, way, _ = plan_again(sides)
     files = {}
     for joined in way.pairs:
         if joined.left.numel:

@@ -20,7 +20,6 @@ from ckptconv.containers.stored import Stored
 from ckptconv.engine.events import Event, Progress, Started
 from ckptconv.errors import InputChangedError, UsageError
 from ckptconv.places.files import SourceFiles
-from ckptconv.plans.checkpoint import ReadOptions
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Relation
 from ckptconv.verify.result import Result
@@ -82,7 +81,7 @@ def test_ranks_are_the_model_they_were_split_from(hf: Path, ranks: Path) -> None
     result = verify_roundtrip(hf, ranks)
     is_ok(result)
     assert result.proof.invertible and result.proof.pairs > 39 and not result.casts
-    assert result.tensors == len(open_checkpoint(ranks, ReadOptions()).stored)
+    assert result.tensors == len(open_checkpoint(ranks).stored)
 
 
 def test_a_merged_model_is_its_ranks(ranks: Path, back: Path) -> None:
@@ -121,7 +120,7 @@ def assert_found(
 @settings(max_examples=30)
 @given(draw=st.data())
 def test_one_bit_of_an_output_is_found(ranks: Path, back: Path, draw: st.DataObject) -> None:
-    out = open_checkpoint(back, ReadOptions())
+    out = open_checkpoint(back)
     assert_found(draw, out.relation, out.stored, lambda: verify_roundtrip(ranks, back), kinds=("value",))
 
 

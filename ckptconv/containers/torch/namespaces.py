@@ -89,3 +89,16 @@ def _is_enum(value: Record) -> bool:
         and not (value.kwargs or value.items or value.entries or value.state)
         and value.callee.module.partition(".")[0] not in _NOT_ENUMS
     )
+
+
+def harmless(value: Any) -> Any:
+    """Keep simple values, element types and enums; others would be called on loading."""
+    if isinstance(value, Record) and value.cls == "argparse.Namespace" and isinstance(value.state, dict):
+        return namespace({k: harmless(v) for k, v in value.state.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(harmless(v) for v in value)
+    if isinstance(value, dict):
+        return {k: harmless(v) for k, v in value.items()}
+    if isinstance(value, (bool, int, float, str, type(None))) or isinstance(plain(value), (str, EnumValue)):
+        return value
+    return None

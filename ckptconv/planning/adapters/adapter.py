@@ -14,7 +14,7 @@ from typing import Any
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.jsonfile import read_json
 from ckptconv.plans.plan import AssetFile
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.plans.request import Request
 from ckptconv.relations import LowRank, Spec
 
 __all__ = [
@@ -136,7 +136,7 @@ class Scales:
     rank: int | None
 
     @classmethod
-    def of(cls, config: AdapterConfig | None, options: ConvertOptions) -> Scales:
+    def of(cls, config: AdapterConfig | None, options: Request) -> Scales:
         """Take them from the config and the flags."""
         return cls(config, options.lora_alpha, options.lora_r)
 

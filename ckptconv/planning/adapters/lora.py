@@ -6,19 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ckptconv.containers import safetensors
-from ckptconv.containers.torch import torchbin
 from ckptconv.errors import PlanError
 from ckptconv.planning.adapters.adapter import PREFIX, WITH_PEFT, AdapterConfig, config_file, saved_name
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.plans.plan import AssetFile, OutFile, Step
+from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.relations import Box, Constant, Drop, LowRank, Pair, Relation, Scaled, Spec
 from ckptconv.relations.terms import Term, Terms
-from ckptconv.writers.huggingface import Container, Tensor
 
 __all__ = [
     "Prepared",
-    "adapter_layout",
     "alone",
     "as_adapter",
     "follow",
@@ -127,13 +123,6 @@ def as_adapter(
     note = Note("info", f"the adapter alone is written; {count} tensors of the base model are left out")
     alone = renamed(alone, names, reason=_LEFT_OUT)
     return Prepared(replace(alone, notes=(*alone.notes, note)), config=asset)
-
-
-def adapter_layout(tensors: list[Tensor], container: Container) -> OutFile:
-    """Lay out the one file PEFT keeps an adapter in (peft 0.21, ``utils/constants.py``)."""
-    if container == "safetensors":
-        return OutFile("adapter_model.safetensors", container, safetensors.layout(tensors))
-    return OutFile("adapter_model.bin", container, torchbin.layout(tensors))
 
 
 def alone(relation: Relation, terms: Mapping[str, tuple[LowRank, ...]]) -> tuple[Relation, AssetFile, Step]:

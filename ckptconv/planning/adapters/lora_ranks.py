@@ -13,8 +13,10 @@ from ckptconv.errors import PlanError, UsageError
 from ckptconv.places.places import place
 from ckptconv.planning.adapters.adapter import WITH_PEFT, AdapterConfig, Scales, read_config
 from ckptconv.planning.adapters.lora import Prepared
-from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.plans.options import declared
+from ckptconv.plans.request import Request
+from ckptconv.readers.reader import Parallel
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Drop, LowRank, Pair, Relation, Spec
 from ckptconv.relations.box import Box
@@ -32,7 +34,7 @@ class _Factors:
     b: str = ""
 
 
-def prepare_ranks(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
+def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
     """Do with the adapters of a checkpoint whose names a table translates what the options say.
 
     The terms are products added to its tensors under its own names.
@@ -78,7 +80,7 @@ def prepare_ranks(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
     return Prepared(checkpoint, terms)
 
 
-def _find(checkpoint: Checkpoint, options: ConvertOptions) -> dict[str, _Factors]:
+def _find(checkpoint: Checkpoint, options: Request) -> dict[str, _Factors]:
     """Find the factors of each weight; dropped ones are not looked at.
 
     Raises:
@@ -138,7 +140,7 @@ def _config(checkpoint: Checkpoint) -> AdapterConfig | None:
     return AdapterConfig(numbers, checkpoint.data, "the training run") if numbers else None
 
 
-def _open(folder: Path, base: Checkpoint, options: ConvertOptions) -> Checkpoint:
+def _open(folder: Path, base: Checkpoint, options: Request) -> Checkpoint:
     """Open the ranks of an adapter; they may be laid out otherwise than those of the model.
 
     Raises:
@@ -147,7 +149,8 @@ def _open(folder: Path, base: Checkpoint, options: ConvertOptions) -> Checkpoint
     hint = "give the folder of the adapter's run; for a PEFT folder, convert the source first"
     if not folder.is_dir() or any(folder.glob("adapter_model.*")):
         raise UsageError(f"--adapter: {folder} holds no ranks, as the source does", hint=hint)
-    opened = open_checkpoint(folder, ReadOptions(sizes=options.source_sizes, words=base.words))
+    sizes = {n: v for n, v in options.reading.items() if n in declared(Parallel)}
+    opened = open_checkpoint(folder, sizes, words=base.words)
     if opened.table is None or not any(factor_of(n) for n in opened.relation.right):
         raise UsageError(f"--adapter: there are no LoRA adapters in {folder}", hint=hint)
     return opened

@@ -26,7 +26,7 @@ from ckptconv.planning.adapters.lora import Prepared, as_adapter, low_rank, refu
 from ckptconv.planning.adapters.lora_ranks import prepare_ranks
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.plans.request import Request
 from ckptconv.readers.torch_file import named_tensors
 from ckptconv.relations import LowRank, Relation, Scaled, Spec
 
@@ -70,7 +70,7 @@ class _Found:
     saved: frozenset[str]
 
 
-def prepare(checkpoint: Checkpoint, options: ConvertOptions) -> Prepared:
+def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
     """Do with a checkpoint's LoRA adapters what the options say.
 
     Without ``lora`` and ``adapter`` they stay what they are, tensors like others, where names are Hugging

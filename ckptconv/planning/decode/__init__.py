@@ -17,11 +17,10 @@ from ckptconv.places.regular import read_bytes
 from ckptconv.planning.decode.find import IDLE, find_parts, is_quantised, refuse_rest
 from ckptconv.planning.decode.part import Given, Part
 from ckptconv.planning.decode.says import Says, read_says
-from ckptconv.planning.model import beside_of
 from ckptconv.planning.names import Named
-from ckptconv.plans.checkpoint import Checkpoint, Note, Quantised
+from ckptconv.plans.checkpoint import Checkpoint, Note, Quantised, beside_of
 from ckptconv.plans.plan import AssetFile, Step
-from ckptconv.plans.request import ConvertOptions
+from ckptconv.plans.request import Request
 from ckptconv.relations import Box, Drop, Pair, Relation, Spec
 from ckptconv.relations.pair import sorted_axes
 
@@ -42,18 +41,18 @@ _IDLE = "a scale of activations or caches: values of weights need none"
 _READ = "says how a weight is quantised, or what its shape is"
 
 
-def decoded(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
+def decoded(checkpoint: Checkpoint, options: Request) -> Checkpoint:
     """Return a checkpoint whose quantised weights are values, where the target is to have values.
 
-    To Hugging Face a quantised model goes as it is, unless a dtype or values are asked for, or something is
-    added to it; every other target holds values.
+    Where a target's writer owns ``dequantize`` a quantised model goes as it is, unless a dtype or values are
+    asked for, or something is added to it; every other target holds values.
 
     Raises:
         PlanError: if values are needed and the layout is not known, or codes or scales are missing.
         FormatError: if what stands beside it is damaged.
     """
-    values = options.to != "hf" or options.dequantize or options.dtype != "keep"
-    values = values or options.adapter is not None or options.lora == "merge"
+    dequantize = getattr(options.writing, "dequantize", True)
+    values = dequantize or options.dtype != "keep" or options.adapter is not None or options.lora == "merge"
     says = _says(checkpoint, options.config)
     if values:
         return with_values(checkpoint, says)

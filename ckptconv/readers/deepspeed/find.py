@@ -187,6 +187,8 @@ def find_run(path: Path, tag: str | None = None) -> Run:
 
 def _tag_folder(root: Path, tag: str, source: str) -> Path:
     folder = root / tag
+    if tag.isdigit() and not folder.is_dir():  # DeepSpeed's own name for a step
+        folder = root / f"global_step{int(tag)}"
     there = ", ".join(t.name for t in _tags(root)) or "none"
     # Lexically: a tag folder may well be a link to another disk, but its name must not lead out.
     if not tag or not is_inside(normpath(tag)):

@@ -9,7 +9,7 @@ from typing import Any
 from ckptconv.containers.base import FileTensor
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.plans.checkpoint import Checkpoint, ReadOptions, Weights
+from ckptconv.plans.checkpoint import Checkpoint, Weights
 from ckptconv.readers.deepspeed.assemble import Reading, aliases_of, assemble, tied_layers, training_dtype
 from ckptconv.readers.deepspeed.find import TagFiles, find_run, sort_files
 from ckptconv.readers.deepspeed.locate import (
@@ -21,6 +21,7 @@ from ckptconv.readers.deepspeed.locate import (
     tensors_of,
 )
 from ckptconv.readers.deepspeed.masters import Master
+from ckptconv.readers.deepspeed.options import DeepSpeedOptions
 from ckptconv.readers.deepspeed.parallel import join_tensor_parallel
 from ckptconv.readers.deepspeed.releases import buffers_of, saved_no_masters
 from ckptconv.readers.deepspeed.stage0 import has_masters
@@ -32,14 +33,14 @@ from ckptconv.relations import Relation
 __all__ = ["open_deepspeed"]
 
 
-def open_deepspeed(path: Path, options: ReadOptions) -> Checkpoint:
+def open_deepspeed(path: Path, options: DeepSpeedOptions) -> Checkpoint:
     """Read a run, a tag folder or a file inside one.
 
     Raises:
         FormatError: if a file is damaged or of a form that is not supported.
         PlanError: if ranks are missing, disagree, or hold fewer elements than the parameters need.
     """
-    run = find_run(path, options.tag)
+    run = find_run(path, options.step)
     files = sort_files(run.tag)
     reading = Reading(run, files, options.weights or "master", notes=list(run.notes))
     ranks = open_ranks(files, optimizer=reading.weights == "master")

@@ -16,8 +16,9 @@ from ckptconv.dialects.factors import own_name, with_implied, without_weights
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.parallel import Grid, Rank
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.megatron.find import Run, find_run, has_ranks, iteration_folder
+from ckptconv.readers.megatron.options import MegatronOptions
 from ckptconv.readers.reader import Reader
 from ckptconv.relations import Box, Pair, Relation, Spec
 
@@ -41,14 +42,14 @@ def _recognise(path: Path) -> bool:
     return folder is not None and has_ranks(folder)
 
 
-def _open(path: Path, options: ReadOptions) -> Checkpoint:
+def _open(path: Path, options: MegatronOptions) -> Checkpoint:
     if options.weights == "master":
         raise PlanError(
             "the fp32 masters of this format have no names, so they cannot be converted",
             where=path,
             hint="leave --weights out; Megatron's torch_dist format stores named masters",
         )
-    run = find_run(path, options.iteration)
+    run = find_run(path, options.step)
     reader = RankReader()
     files = {name: reader.read(file) for name, file in run.files.items()}
     first = next(iter(files.values()))
@@ -331,4 +332,4 @@ def _left_out(run: Run, files: Mapping[str, RankFile]) -> dict[str, int]:
     return {k: v for k, v in {"optimizer states": count, "optimizer files": beside}.items() if v}
 
 
-READER = Reader("megatron", _recognise, _open)
+READER = Reader("megatron", _recognise, _open, MegatronOptions)

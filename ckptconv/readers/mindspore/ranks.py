@@ -12,15 +12,16 @@ from ckptconv.dialects.mindformers.entries import beside_weights, weight_of
 from ckptconv.dialects.mindformers.strategy import Strategy, find_strategies, read_strategies
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.parallel.devices import Cut, cut
-from ckptconv.plans.checkpoint import Note, ReadOptions
+from ckptconv.plans.checkpoint import Note
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
 from ckptconv.readers.mindspore.content import Content, add_whole
 from ckptconv.readers.mindspore.find import Found
+from ckptconv.readers.mindspore.options import MindSporeOptions
 
 __all__ = ["no_strategy", "read_ranks"]
 
 
-def read_ranks(found: Found, options: ReadOptions, content: Content) -> None:
+def read_ranks(found: Found, options: MindSporeOptions, content: Content) -> None:
     """Add the tensors of all ranks.
 
     Raises:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ckptconv.containers.mindspore.mindspore import open_mindspore
 from ckptconv.containers.stored import Stored
 from ckptconv.dialects.mindformers import dialect_of
-from ckptconv.dialects.mindformers.entries import STEP
+from ckptconv.dialects.mindformers.entries import STEP, beside_weights
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.inside import is_plain_name
 from ckptconv.places.jsonfile import read_json
-from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
 from ckptconv.readers.mindspore.content import Content, add_whole
 from ckptconv.readers.mindspore.find import NAME_MAP, Found, find
 from ckptconv.readers.mindspore.metadata import read_metadata
+from ckptconv.readers.mindspore.options import MindSporeOptions
 from ckptconv.readers.mindspore.ranks import no_strategy, read_ranks
+from ckptconv.readers.mindspore.settle import check_sums, settle
 from ckptconv.readers.sample import Sampler
 
 __all__ = ["open_checkpoint"]
 
 
-def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
+def open_checkpoint(path: Path, options: MindSporeOptions) -> Checkpoint:
     """Read the metadata of a checkpoint.
 
     Raises:
@@ -35,15 +39,14 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         raise UsageError(
             "a MindSpore checkpoint has one set of weights", where=path, hint="leave --weights out"
         )
-    tag = options.tag if options.iteration is None else str(options.iteration)
-    found = find(path, tag, strategy=options.strategy is not None)
+    found = find(path, options.step, strategy=options.strategy is not None)
     if options.strategy is not None and found.kind != "ranks":
         raise UsageError(
             "a strategy says how the files of ranks are cut; these are none of that kind",
             where=found.data,
             hint="leave --strategy out, or name the folder that holds rank_0, rank_1, ...",
         )
-    content = Content(states=options.states)
+    content = Content(states=options.as_stored)
     _READ[found.kind](found, options, content)
     if not content.graph.right:
         raise FormatError(
@@ -57,7 +60,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     count = content.containers.total()
     texts = [Note("info", f"text beside the weights: {k} = {v[:200]!r}") for k, v in content.texts.items()]
     ranks = f", {len(found.ranks)} ranks" if found.kind == "ranks" else ""
-    return Checkpoint(
+    checkpoint = Checkpoint(
         root=found.root,
         data=found.data,
         producer="mindspore",
@@ -71,7 +74,14 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         left_out=dict(content.left_out),
         table=None if dialect is None else dialect.table(dialect.usual(content.graph.right)),
         notes=(*found.notes, *content.notes, *texts),
+        pinned=frozenset(n for n in content.graph.right if beside_weights(n) is not None),
+        # A .ckpt says nothing of its length: one cut between two records is a file like any other.
+        complete=True,
+        settle=partial(settle, options=options),
     )
+    if options.check:
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, check_sums(checkpoint)))
+    return checkpoint
 
 
 def _step_layout(found: Found) -> dict[str, int]:
@@ -99,7 +109,7 @@ def _iteration(found: Found, content: Content) -> int | None:
 # One file, or several with whole tensors
 
 
-def _read_file(found: Found, options: ReadOptions, content: Content) -> None:
+def _read_file(found: Found, options: MindSporeOptions, content: Content) -> None:
     path = found.files[0]
     weights = content.weights(open_mindspore(path))
     if content.deduplicated and found.ranks not in ((), (0,)):
@@ -107,7 +117,7 @@ def _read_file(found: Found, options: ReadOptions, content: Content) -> None:
     add_whole(content, path, weights)
 
 
-def _read_named(found: Found, options: ReadOptions, content: Content) -> None:
+def _read_named(found: Found, options: MindSporeOptions, content: Content) -> None:
     entry = found.files[0]
     places: dict[str, str] | None = None
     files: Sequence[Path] = found.files
@@ -159,7 +169,7 @@ def _name_map(path: Path) -> dict[str, str]:
 # An iteration with metadata.json
 
 
-def _read_iteration(found: Found, options: ReadOptions, content: Content) -> None:
+def _read_iteration(found: Found, options: MindSporeOptions, content: Content) -> None:
     entry = found.files[0]
     content.graph.touch(entry)
     metadata = read_metadata(entry)

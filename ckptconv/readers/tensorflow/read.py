@@ -8,7 +8,8 @@ from typing import Any
 
 from ckptconv.dialects.tensorflow import Model, class_of, settle, torch_variable
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.plans.checkpoint import Checkpoint, Note, ReadOptions
+from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.plans.options import NoOptions
 from ckptconv.readers.tensorflow.find import Found, bundle_of, config_of, variables
 from ckptconv.readers.tensorflow.relate import relate
 from ckptconv.readers.tensorflow.saver import open_saver
@@ -16,7 +17,7 @@ from ckptconv.readers.tensorflow.saver import open_saver
 __all__ = ["open_tensorflow"]
 
 
-def open_tensorflow(path: Path, options: ReadOptions) -> Checkpoint:
+def open_tensorflow(path: Path, options: NoOptions) -> Checkpoint:
     """Open a model saved by transformers' TF classes or by TensorFlow 1's saver; reads metadata only.
 
     Raises:

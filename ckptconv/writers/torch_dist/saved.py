@@ -21,11 +21,13 @@ from ckptconv.dialects.stacked import are_alike, stacked_axes, stacks, unstacked
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.parallel import Rank
 from ckptconv.plans.plan import AssetFile, OutFile
+from ckptconv.plans.target import Target
 from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.relations.packing import tiled
 from ckptconv.slots import Dims
+from ckptconv.slots.translate import pad_vocabulary
 from ckptconv.writers.dcp import as_files
-from ckptconv.writers.megatron import TRACKER, Target, pad_vocabulary
+from ckptconv.writers.megatron.files import TRACKER
 
 __all__ = ["CONTENT", "Saved", "as_saved", "as_target"]
 
@@ -118,7 +120,7 @@ def as_target(
     iteration: int | None,
     limit: int,
     dtypes: Mapping[str, str] | None = None,
-) -> tuple[Target, dict[str, Spec]]:
+) -> Target:
     """Lay out the files.
 
     Args:
@@ -129,7 +131,7 @@ def as_target(
         dtypes: Element types by key that may be written in place of the slots'.
 
     Returns:
-        The target, and the specs of the right side of its relation with these element types.
+        The target.
     """
     boxes: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {}
     parts: list[Relation] = []
@@ -167,4 +169,4 @@ def as_target(
             TRACKER, "the iteration written", ("release" if iteration is None else str(iteration)).encode()
         ),
     )
-    return Target(relation, files, assets), wanted
+    return Target(files, relation, assets, dtypes={n: s.dtype for n, s in wanted.items()} if dtypes else {})

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.facts import Fact, read_facts
+from ckptconv.facts import Fact, Form, arguments_from, read_facts
+from ckptconv.facts.reverse import ArgumentsDialect
 from ckptconv.families import Family, find_family
-from ckptconv.families.arguments import ArgumentsDialect, arguments_from
 from ckptconv.families.config import config_from, facts_of, same
 from training_args import NAMES, trained
 
@@ -32,7 +32,9 @@ def family_of(config: dict[str, Any]) -> Family:
 def again(config: dict[str, Any], dialect: ArgumentsDialect, **options: Any) -> dict[str, tuple[Any, Any]]:
     """Return the facts that differ between a config and the one made from its arguments."""
     family = family_of(config)
-    made, _ = config_from(read_facts(arguments_from(config, family, dialect=dialect, **options)), family)
+    made, _ = config_from(
+        read_facts(arguments_from(facts_of(config, family), Form(dialect, **options))), family
+    )
     one, other = facts_of(made, family), facts_of(config, family)
     none = Fact("not said", "")
     both = {n: (one.get(n, none).value, other.get(n, none).value) for n in {*one, *other}}
@@ -45,7 +47,7 @@ def test_config_to_arguments_and_back(model_type: str, dialect: ArgumentsDialect
     config = CONFIGS[model_type]
     if dialect == "megatron" and model_type in GEMMAS:
         with pytest.raises(PlanError, match="no word for"):
-            arguments_from(config, family_of(config), dialect=dialect)
+            arguments_from(facts_of(config, family_of(config)), Form(dialect))
     else:
         assert again(config, dialect, tp=2, pp=2) == {}
 
@@ -54,7 +56,7 @@ def test_config_to_arguments_and_back(model_type: str, dialect: ArgumentsDialect
 @pytest.mark.parametrize("model_type", sorted(set(CONFIGS) - GEMMAS))
 def test_arguments_say_every_fact_they_have_a_word_for(model_type: str, dialect: ArgumentsDialect) -> None:
     config = CONFIGS[model_type]
-    read = read_facts(arguments_from(config, family_of(config), dialect=dialect))
+    read = read_facts(arguments_from(facts_of(config, family_of(config)), Form(dialect)))
     wrong = {
         n: (read[n], fact)
         for n, fact in facts_of(config, family_of(config)).items()
@@ -92,10 +94,8 @@ def test_any_llama(
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_layout(dialect: ArgumentsDialect) -> None:
     config = CONFIGS["qwen3_moe"] | {"num_hidden_layers": 8, "vocab_size": 300}
-    args = arguments_from(
-        config, family_of(config), dialect=dialect, tp=2, pp=2, vpp=2, ep=4, etp=1, dtype="bfloat16",
-        experts_form="grouped",
-    )  # fmt: skip
+    form = Form(dialect, tp=2, pp=2, vpp=2, ep=4, etp=1, dtype="bfloat16", experts_form="grouped")
+    args = arguments_from(facts_of(config, family_of(config)), form)
     facts = {n: f.value for n, f in read_facts(args).items()}
     expected = {"tp": 2, "pp": 2, "vpp": 2, "ep": 4, "etp": 1, "dtype": "bfloat16", "experts_form": "grouped"}
     assert {n: facts[n] for n in expected} == expected
@@ -107,12 +107,14 @@ def test_layout(dialect: ArgumentsDialect) -> None:
 
 def test_mindspeeds_own_layouts() -> None:
     family = family_of(LLAMA)
-    args = arguments_from(LLAMA, family, dialect="mindspeed", pp=2, noop_layers=[0, 5], schedule="dualpipev")
+    args = arguments_from(
+        facts_of(LLAMA, family), Form("mindspeed", pp=2, noop_layers=[0, 5], schedule="dualpipev")
+    )
     facts = {n: f.value for n, f in read_facts(args).items()}
     assert (args["num_layers"], facts["layers"], facts["noop_layers"]) == (6, 4, [0, 5])
     assert (facts["schedule"], facts["vpp"]) == ("dualpipev", 2)
     with pytest.raises(UsageError, match="MindSpeed"):
-        arguments_from(LLAMA, family, dialect="megatron", pp=2, noop_layers=[0, 5])
+        arguments_from(facts_of(LLAMA, family), Form("megatron", pp=2, noop_layers=[0, 5]))
 
 
 @pytest.mark.parametrize(
@@ -133,22 +135,21 @@ def test_mindspeeds_own_layouts() -> None:
 )  # fmt: skip
 def test_what_megatron_has_no_word_for_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="no word for") as error:
-        arguments_from({**LLAMA, **change}, family_of(LLAMA), dialect="megatron")
+        arguments_from(facts_of({**LLAMA, **change}, family_of(LLAMA)), Form("megatron"))
     assert "--no-assets" in str(error.value.hint)
 
 
 def test_a_window_on_some_layers() -> None:
     qwen = CONFIGS["qwen2"] | {"use_sliding_window": True, "sliding_window": 16, "layer_types": None}
     family = family_of(qwen)
-    every = arguments_from(qwen | {"max_window_layers": 0}, family, dialect="megatron")
+    every = arguments_from(facts_of(qwen | {"max_window_layers": 0}, family), Form("megatron"))
     assert every["window_size"] == [15, 0]
     assert again(qwen | {"max_window_layers": 0}, "megatron") == {}
     with pytest.raises(PlanError, match="window on only some layers"):
-        arguments_from(qwen | {"max_window_layers": 2}, family, dialect="megatron")
+        arguments_from(facts_of(qwen | {"max_window_layers": 2}, family), Form("megatron"))
 
 
 def test_an_incomplete_config_is_refused() -> None:
     with pytest.raises(PlanError, match="hidden"):
-        arguments_from(
-            {k: v for k, v in LLAMA.items() if k != "hidden_size"}, family_of(LLAMA), dialect="megatron"
-        )
+        config = {k: v for k, v in LLAMA.items() if k != "hidden_size"}
+        arguments_from(facts_of(config, family_of(LLAMA)), Form("megatron"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ckptconv.containers.base import FileTensor
-from ckptconv.containers.torch.namespaces import EnumValue, namespace, plain
-from ckptconv.containers.torch.picklevm import Record
+from ckptconv.containers.torch.namespaces import harmless, namespace
 from ckptconv.containers.torch.rankfile import RankFile, read_rank, tensor_key
 from ckptconv.containers.torch.torchbin import layout_tree
 from ckptconv.containers.torch.torchpickle import TensorRef
@@ -18,33 +16,17 @@ from ckptconv.dialects import Dialect
 from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.plans.checkpoint import Note
 from ckptconv.plans.plan import AssetFile, OutFile
-from ckptconv.relations import Box, Pair, Relation, Spec
+from ckptconv.plans.target import Target
+from ckptconv.relations import Relation, Spec
 from ckptconv.slots import Dims
 from ckptconv.slots.entry import fill_in, numbers
+from ckptconv.slots.translate import pad_vocabulary
 
-__all__ = ["Target", "as_laid_out", "like", "pad_vocabulary"]
+__all__ = ["TRACKER", "as_laid_out", "like_ranks"]
 
 TRACKER = "latest_checkpointed_iteration.txt"
 NAME = "model_optim_rng.pt"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Hold what is to be written.
-
-    Attributes:
-        relation: Slots (left) to the tensors of the files (right).
-        files: Makes the files once the dtypes are known: takes the tensors of the right side.
-        assets: Small files beside them.
-        notes: What a user should know.
-    """
-
-    relation: Relation
-    files: Callable[[Mapping[str, Spec]], tuple[OutFile, ...]]
-    assets: tuple[AssetFile, ...]
-    notes: tuple[Note, ...] = ()
 
 
 def as_laid_out(
@@ -95,10 +77,10 @@ def as_laid_out(
             out.append(OutFile(f"{step}/{grid.folder(rank)}/{NAME}", "bin", layout_tree(root)))
         return tuple(out)
 
-    return Target(relation, files, (_tracker(str(iteration)),))
+    return Target(files, relation, (_tracker(str(iteration)),))
 
 
-def like(joined: Relation, inner: Relation, ranks: Mapping[str, Path], data: Path) -> Target:
+def like_ranks(joined: Relation, inner: Relation, ranks: Mapping[str, Path], data: Path) -> Target:
     """Lay a model out as an existing checkpoint is, with its arguments.
 
     Args:
@@ -120,7 +102,7 @@ def like(joined: Relation, inner: Relation, ranks: Mapping[str, Path], data: Pat
 
     step = data.name.removeprefix("iter_")
     relation = pad_vocabulary(inner.invert()).compose(joined.invert())
-    return Target(relation, files, (_tracker(str(int(step)) if step.isdigit() else step),))
+    return Target(files, relation, (_tracker(str(int(step)) if step.isdigit() else step),))
 
 
 # The state of training, which the weights of another model do not continue.
@@ -146,23 +128,10 @@ def _root(file: RankFile, folder: str, tensors: Mapping[str, Spec]) -> dict[str,
 
     chunks = {"model": 0} if "model" in file.root else {f"model{v}": v for v in file.chunks}
     return {
-        k: replaced(v, chunks[k]) if k in chunks else _harmless(v)
+        k: replaced(v, chunks[k]) if k in chunks else harmless(v)
         for k, v in file.root.items()
         if k not in _LEFT
     }
-
-
-def _harmless(value: Any) -> Any:
-    """Keep simple values, element types and enums; others would be called on loading."""
-    if isinstance(value, Record) and value.cls == "argparse.Namespace" and isinstance(value.state, dict):
-        return namespace({k: _harmless(v) for k, v in value.state.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(_harmless(v) for v in value)
-    if isinstance(value, dict):
-        return {k: _harmless(v) for k, v in value.items()}
-    if isinstance(value, (bool, int, float, str, type(None))) or isinstance(plain(value), (str, EnumValue)):
-        return value
-    return None
 
 
 def _ref(key: str, tensors: Mapping[str, Spec]) -> TensorRef:
@@ -213,27 +182,3 @@ def _has_extra_state(dialect: Dialect, module: str) -> bool:
 
 def _form(module: str) -> str:
     return numbers(fill_in(module, (0, 0)))[0]
-
-
-def pad_vocabulary(relation: Relation) -> Relation:
-    """Fill the padding of a vocabulary (rows of the right side no slot holds) with its last true row.
-
-    So do Megatron's and ModelLink's own converters (Megatron-LM core_v0.16.1,
-    ``tools/checkpoint/saver_base.py``; ModelLink d4feda79, ``modellink/tasks/checkpoint/saver.py``).
-    """
-    pairs = list(relation.pairs)
-    kept = []
-    for drop in relation.right_only:
-        name = drop.box.tensor
-        source = next((p.left.tensor for p in relation.pairs if p.right.tensor == name), None)
-        if source is None or drop.reason != "vocabulary padding":
-            kept.append(drop)
-            continue
-        shape = relation.right[name].shape
-        rows, width = relation.left[source].shape[0], max(1, relation.right[name].numel // shape[0])
-        last = Box.interval(source, (rows - 1) * width, rows * width)
-        pairs += [
-            Pair(last, Box.interval(name, r * width, (r + 1) * width), right_copy=True)
-            for r in range(rows, shape[0])
-        ]
-    return Relation(relation.left, relation.right, tuple(pairs), relation.left_only, tuple(kept))

@@ -1,0 +1,11 @@
+"""Write the ranks of Megatron's ``torch`` format, also as ModelLink and MindSpeed-LLM have them."""
+
+from __future__ import annotations
+
+from ckptconv.writers.megatron.options import MegatronTarget
+from ckptconv.writers.megatron.target import lay_out
+from ckptconv.writers.writer import Writer
+
+__all__ = ["WRITER"]
+
+WRITER = Writer("megatron", lay_out, MegatronTarget, producer="megatron")

@@ -1,0 +1,13 @@
+"""Write MindFormers checkpoints: one file, or one a rank."""
+
+from __future__ import annotations
+
+from ckptconv.writers.mindformers.options import MindFormersTarget
+from ckptconv.writers.mindformers.target import lay_out
+from ckptconv.writers.writer import Writer
+
+__all__ = ["WRITER"]
+
+WRITER = Writer(
+    "mindformers", lay_out, MindFormersTarget, producer="mindspore", keeps=lambda how: how.may_keep
+)
