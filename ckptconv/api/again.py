@@ -116,7 +116,9 @@ def plan_again(sides: Sides) -> tuple[Plan, Relation, bool]:
     there, source = sides.there, sides.source
     assert there is not None
     asked = sides.request
-    ours = _to("hf", asked)
+    coded = quantised(there)
+    values = coded is None or coded.decoded  # values were written, asked for or not
+    ours = _to("hf", asked, dequantize=values)
     if there.data.name in _ADAPTERS:
         ours = replace(ours, lora="adapter")
     if _keeps_names(source, there):
@@ -124,8 +126,6 @@ def plan_again(sides: Sides) -> tuple[Plan, Relation, bool]:
         return _typed(plan, there.relation, ours), there.relation, False
     source = settled(source)
     if there.table is None and there.settle is None:
-        coded = quantised(there)
-        values = coded is None or coded.decoded  # values were written, asked for or not
         how = replace(asked.writing, dequantize=values or asked.writing.dequantize)
         plan, complete = _as_model(source, replace(ours, writing=how, assets=asked.assets), there)
         return plan, there.relation, complete

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ckptconv.cli.app import app
+from ckptconv.cli.app import build
 from ckptconv.errors import PlanError
 from golden import VARIANTS, Case, Variant, check
 
@@ -32,7 +32,7 @@ def saves(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
 
 def convert(source: Path, out: Path, *flags: str) -> BaseException | None:
     result = CliRunner().invoke(
-        app, ["deepspeed-to-hf", str(source), str(out), "--quiet", "--no-assets", *flags]
+        build("deepspeed-to-hf"), ["deepspeed-to-hf", str(source), str(out), "--quiet", "--no-assets", *flags]
     )
     return result.exception
 
