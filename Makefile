@@ -59,6 +59,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(READY)  ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .

@@ -8,72 +8,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptconv.api.model import Model
 from ckptconv.cli.clean import escape
-from ckptconv.cli.streams import own
+from ckptconv.cli.console import new_table, notes, plural, remarks, results, size
 from ckptconv.dtypes import dtype
 from ckptconv.engine.events import Event, Progress, Started
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
 from ckptconv.plans.plan import Plan
 
-# rich is imported where something is shown: 50 ms that a quiet run does not pay.
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+__all__ = ["describe", "done", "inspect", "plan", "result", "watch"]
 
-__all__ = ["describe", "done", "inspect", "notes", "plan", "result", "watch"]
-
-_LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
 _EXPLAINED = 6  # tensors whose holders are printed
 _BASE_MEMORY = 60_000_000  # the interpreter and its libraries, measured
-
-
-def _out() -> Console:
-    from rich.console import Console
-
-    return Console(file=own(sys.stdout), highlight=False, soft_wrap=not sys.stdout.isatty())
-
-
-def _err() -> Console:
-    from rich.console import Console
-
-    return Console(file=own(sys.stderr), highlight=False, soft_wrap=not sys.stderr.isatty())
-
-
-def size(count: float) -> str:
-    """Write a number of bytes as the hub does: decimal units."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def plural(count: int, noun: str) -> str:
-    """Write a count with its noun."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-def _table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
-    from rich.table import Table
-
-    table = Table(
-        box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", header_style="dim"
-    )
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
-
-
-def notes(found: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
-    """Print notes to stderr."""
-    if not found:
-        return
-    console = _err()
-    for level, text in found:
-        console.print(f"[{_LEVEL[level]}]{level}:[/] {escape(text)}")
 
 
 def describe(model: Model, pattern: str | None) -> dict[str, Any]:
@@ -130,9 +78,9 @@ def inspect(model: Model, pattern: str | None) -> None:
     from ckptconv.api.explain import explain_in
     from ckptconv.cli import render_grid
 
-    c, console = model.checkpoint, _out()
+    c, console = model.checkpoint, results()
     data = describe(model, None)
-    head = _table("", "")
+    head = new_table("", "")
     head.show_header = False
     layout = "  ".join(f"{k} {v}" for k, v in c.layout.items() if k != "zero_stage")
     rows = {
@@ -162,7 +110,7 @@ def inspect(model: Model, pattern: str | None) -> None:
     else:
         chosen = [(n, s) for n, s in model.relation.right.items() if fnmatchcase(n, pattern)]
         title = f"{plural(len(chosen), 'tensor')} matching {pattern}"
-    table = _table("name", "shape", "dtype", "size", right=("size",), title=title)
+    table = new_table("name", "shape", "dtype", "size", right=("size",), title=title)
     for name, s in chosen:
         table.add_row(
             escape(name), "x".join(map(str, s.shape)) or "scalar", s.dtype, size(_nbytes(s.shape, s.dtype))
@@ -181,8 +129,8 @@ def plan(made: Plan, options: Options) -> None:
     from ckptconv.cli import render_grid
     from ckptconv.verify.overview import holders_of_keys
 
-    console = _out()
-    files = _table("file", "tensors", "size", "from", right=("tensors", "size"))
+    console = results()
+    files = new_table("file", "tensors", "size", "from", right=("tensors", "size"))
     for f in made.files[:20]:
         files.add_row(f.name, str(len(f.layout.tensors)), size(f.layout.size), "the weights")
     if len(made.files) > 20:
@@ -192,7 +140,7 @@ def plan(made: Plan, options: Options) -> None:
     console.print(files)
     if made.steps:
         console.print()
-        steps = _table("step", "what", "why")
+        steps = new_table("step", "what", "why")
         kinds = Counter[str]()
         for s in made.steps:
             kinds[s.kind] += 1
@@ -255,7 +203,7 @@ def watch(made: Plan, *, quiet: bool) -> Iterator[Watch]:
     from rich.progress import Progress as Bar
 
     columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=_err(), transient=True, expand=True) as bar:
+    with Bar(*columns, console=remarks(), transient=True, expand=True) as bar:
         follower = Watch(bar)
         yield follower
         follower.stop()
@@ -281,7 +229,7 @@ def result(made: Plan, report: Report, seconds: float) -> dict[str, Any]:
 
 def done(made: Plan, report: Report, seconds: float) -> None:
     """Print what was written."""
-    console = _out()
+    console = results()
     tensors = sum(len(f.layout.tensors) for f in made.files)
     kinds = Counter(s.kind for s in made.steps)
     for s in made.steps:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptconv.api.explain import Match
 from ckptconv.cli.clean import escape
-from ckptconv.cli.render import _out, _table, notes, plural, size
+from ckptconv.cli.console import new_table, notes, plural, results, size
 from ckptconv.places.places import place
 from ckptconv.verify.explain import Explained, FileRange, Piece
 from ckptconv.verify.outcome import Diff, TensorDiff
@@ -20,10 +20,10 @@ _SHOWN = 20
 
 def diff(found: Diff, *, everything: bool) -> None:
     """Print what differs, the most first; with ``everything`` equal tensors as well."""
-    console = _out()
+    console = results()
     for what, side in (("only in A", found.only_a), ("only in B", found.only_b)):
         if side:
-            table = _table(what, "shape", "dtype")
+            table = table(what, "shape", "dtype")
             for name, spec in list(side.items())[: None if everything else _SHOWN]:
                 table.add_row(escape(name), "x".join(map(str, spec.shape)) or "scalar", spec.dtype)
             console.print(table)
@@ -32,7 +32,7 @@ def diff(found: Diff, *, everything: bool) -> None:
             console.print()
     chosen = [t for t in found.tensors if everything or t.verdict != "equal"]
     if chosen:
-        table = _table(
+        table = new_table(
             "tensor",
             "relative",
             "largest",
@@ -95,15 +95,17 @@ def _verdict(found: Diff) -> None:
     rate = found.bytes / max(found.seconds, 1e-9)
     head = "[bold green]equal:[/]" if found.ok else "[bold red]different:[/]"
     compared = f"{size(found.bytes)} in {found.seconds:.1f} s, {size(rate)}/s"
-    _out().print(f"{head} {said or 'no tensors'} ({compared})")
+    results().print(f"{head} {said or 'no tensors'} ({compared})")
 
 
 def matches(found: Sequence[Match]) -> None:
     """Print the tensors a pattern matches."""
-    table = _table("name", "of", "shape", "dtype", title=f"{plural(len(found), 'tensor')}; name one of them")
+    table = new_table(
+        "name", "of", "shape", "dtype", title=f"{plural(len(found), 'tensor')}; name one of them"
+    )
     for m in found:
         table.add_row(escape(m.name), m.names, "x".join(map(str, m.spec.shape)) or "scalar", m.spec.dtype)
-    _out().print(table)
+    results().print(table)
 
 
 def explain(found: Explained) -> None:
@@ -126,7 +128,7 @@ def explain(found: Explained) -> None:
     copies = [p for p in found.pieces if p.copy]
     if copies:
         tree.append((f"{plural(len(copies), 'replica')}, to be equal", _branches(copies, folder)))
-    console = _out()
+    console = results()
     head = f"[bold]{escape(found.name)}[/] {shape} {found.dtype} [dim]({escape(found.names)})[/]"
     console.print(head, soft_wrap=True)
     for line in _drawn(tree):

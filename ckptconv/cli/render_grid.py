@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptconv.cli.clean import escape
-from ckptconv.cli.render import _out, _table, size
+from ckptconv.cli.console import new_table, results, size
 from ckptconv.verify.explain import Explained
 from ckptconv.verify.overview import layers_text, pipeline
 
@@ -36,7 +36,7 @@ def stages(
     rows = pipeline(holders, texts)
     sizes = {n: len({h[n] for h in holders}) for n in ("tp", "pp", "ep")}
     cut = " x ".join(f"{n} {count}" for n, count in sizes.items() if count > 1) or "one rank"
-    table = _table("stage", "layers", "ranks", "tensors a rank", "bytes a rank", right=("stage", "ranks"))
+    table = new_table("stage", "layers", "ranks", "tensors a rank", "bytes a rank", right=("stage", "ranks"))
     for row in _folded(rows):
         table.add_row(
             escape(row["name"]),
@@ -45,7 +45,7 @@ def stages(
             _range(row["tensors"], str),
             _range(row["bytes"], size),
         )
-    console = _out()
+    console = results()
     console.print()
     console.print(f"[bold]{title}[/]: {len(holders)} ({cut})")
     console.print(table)
@@ -81,13 +81,13 @@ def _range(ends: tuple[int, int], text: Any) -> str:
 
 def slices(found: Sequence[Explained]) -> None:
     """Print for each tensor which rank (or file) holds which part, and who has copies."""
-    console = _out()
+    console = results()
     for one in found:
         console.print()
         console.print(
             f"[bold]{escape(one.name)}[/] [dim]{list(one.shape)} {one.dtype}[/]".replace("[]", "scalar")
         )
-        table = _table("part", "held by", "copies")
+        table = new_table("part", "held by", "copies")
         parts: dict[str, tuple[list[str], list[str]]] = {}
         for piece in one.pieces:
             who = list(piece.ranks) or [r.path.rpartition("/")[2] for r in piece.ranges]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptconv.cli import render
 from ckptconv.cli.clean import escape
-from ckptconv.cli.render import _err, _out, _table, notes, plural, size
+from ckptconv.cli.console import new_table, notes, plural, remarks, results, size
 from ckptconv.engine.events import Event, Listener, Progress, Started
 from ckptconv.errors import CkptconvError
 from ckptconv.verify.certificate import NAME, Checked
@@ -41,7 +41,7 @@ def follow(what: str, *, quiet: bool) -> Iterator[Listener]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=_err(), transient=True, expand=True) as bar:
+    with Bar(*columns, console=remarks(), transient=True, expand=True) as bar:
         task: Any = None
 
         def listen(event: Event) -> None:
@@ -66,8 +66,8 @@ def describe(path: Path, **choice: Any) -> dict[str, Any] | None:
 
 def result(found: Result, *, certified: bool) -> None:
     """Print a verification: what was compared and how, and the first of what differs."""
-    console = _out()
-    head = _table("", "")
+    console = results()
+    head = new_table("", "")
     head.show_header = False
     for key, value in _rows(found, certified).items():
         head.add_row(f"[dim]{key}[/]", escape(value))
@@ -112,7 +112,7 @@ def _rows(found: Result, certified: bool) -> dict[str, str]:
 
 
 def _mismatches(found: tuple[Mismatch, ...]) -> Any:
-    table = _table("tensor", "what", "first", "largest", right=("largest",))
+    table = new_table("tensor", "what", "first", "largest", right=("largest",))
     for m in found[:_SHOWN]:
         first = "" if m.index is None else "[" + ", ".join(map(str, m.index)) + "]"
         largest = "" if m.largest is None else f"{m.largest:.3g}"
@@ -132,7 +132,7 @@ def _places(console: Console, found: tuple[Mismatch, ...]) -> None:
 
 def checked(found: Checked) -> None:
     """Print how files compare with their certificate."""
-    console = _out()
+    console = results()
     for name, text in found.wrong.items():
         console.print(f"[bold red]{escape(name)}[/] {escape(text)}")
     notes(tuple(("warning", f"{name} is not in the certificate") for name in found.extra))

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptconv.containers.nesting import check_nesting
 from ckptconv.containers.stored import from_file_tensor
 from ckptconv.containers.torch.inert import load
+from ckptconv.containers.torch.nesting import check_nesting
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import CkptconvError, FormatError
 from running import ROOT, fails, final_names

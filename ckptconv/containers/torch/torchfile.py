@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Final, Literal
 
-from ckptconv.containers.nesting import check_nesting
 from ckptconv.containers.torch import inert
+from ckptconv.containers.torch.nesting import check_nesting
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchtensors import FileStorage, TensorHooks, storage_dtype

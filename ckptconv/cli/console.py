@@ -1,0 +1,68 @@
+"""Print to people: results to stdout, notes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ckptconv.cli.clean import escape
+from ckptconv.cli.streams import own
+
+# rich is imported where something is shown: 50 ms that a quiet run does not pay.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["new_table", "notes", "plural", "remarks", "results", "size"]
+
+_LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
+
+
+def results() -> Console:
+    """Return the console of results: stdout."""
+    from rich.console import Console
+
+    return Console(file=own(sys.stdout), highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def remarks() -> Console:
+    """Return the console of notes: stderr."""
+    from rich.console import Console
+
+    return Console(file=own(sys.stderr), highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def size(count: float) -> str:
+    """Write a number of bytes as the hub does: decimal units."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def new_table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """Return a table without lines; ``right`` names the columns of numbers."""
+    from rich.table import Table
+
+    made = Table(
+        box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", header_style="dim"
+    )
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def notes(found: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
+    """Print notes to stderr."""
+    if not found:
+        return
+    console = remarks()
+    for level, text in found:
+        console.print(f"[{_LEVEL[level]}]{level}:[/] {escape(text)}")
