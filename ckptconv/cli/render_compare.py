@@ -23,7 +23,7 @@ def diff(found: Diff, *, everything: bool) -> None:
     console = results()
     for what, side in (("only in A", found.only_a), ("only in B", found.only_b)):
         if side:
-            table = table(what, "shape", "dtype")
+            table = new_table(what, "shape", "dtype")
             for name, spec in list(side.items())[: None if everything else _SHOWN]:
                 table.add_row(escape(name), "x".join(map(str, spec.shape)) or "scalar", spec.dtype)
             console.print(table)
