@@ -13,6 +13,7 @@ import pickletools
 import signal
 import struct
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -377,7 +378,7 @@ def test_copies_through_calls_are_charged() -> None:
     once = b"(c__builtin__\nlist\nq\x00](" + b"K\x01" * 10_000 + b"e\x85q\x01R"
     error = _quick(b"\x80\x02" + once + b"h\x00h\x01R" * 5_000 + b"t.")
     assert isinstance(error, FormatError)
-    assert "objects" in error.message
+    assert "weigh" in error.message
 
 
 def test_colliding_keys_cannot_stall() -> None:
@@ -386,10 +387,85 @@ def test_colliding_keys_cannot_stall() -> None:
     assert isinstance(_quick(b"\x80\x02}(" + keys + b"u."), FormatError)
 
 
-def test_the_number_of_objects_and_the_size_are_bounded() -> None:
-    for one in (b"]", b"}", b"\x8f", b"(", b")\x85"):
-        error = _quick(b"\x80\x04" + one * 2000 + b".", limits=Limits(objects=1000))
-        assert isinstance(error, FormatError)
+def _probing(bits: int) -> list[int]:
+    """Return keys of distinct hashes that meet in a dict: its probes end on one cycle, i -> 5i + 1."""
+    size = 1 << bits
+    filled, at = [], 0
+    for _ in range(size * 3 // 10):
+        filled.append(at)
+        at = (5 * at + 1) % size
+    place = np.full(size, -1, dtype=np.int32)
+    place[filled] = np.arange(len(filled))
+    keys = np.arange(size, 1 << 25, dtype=np.int32)
+    i, perturb = keys % size, keys.copy()
+    meets = place[i] >= 0
+    for _ in range(6):
+        perturb >>= 5
+        i = (i * 5 + perturb + 1) % size
+        meets &= place[i] >= 0
+    late = keys[meets & (place[i] < len(filled) // 3)]
+    return filled + late[: size // 3].tolist()
+
+
+def _long(key: int) -> bytes:
+    return b"J" + struct.pack("<i", key)
+
+
+@pytest.mark.parametrize("wrap", [b"", b"\x85"], ids=["number", "tuple"])
+def test_keys_that_meet_in_a_dict_s_table_cannot_stall(wrap: bytes) -> None:
+    keys = _probing(16)
+    assert len(keys) > 25_000
+    body = b"".join(_long(k) + wrap + b"N" for k in keys)
+    error = _quick(b"\x80\x02}(" + body + b"u.")
+    assert isinstance(error, FormatError) and "keys of a dict" in error.message
+    body = b"".join(_long(k) + wrap for k in keys)
+    assert isinstance(_quick(b"\x80\x04\x8f(" + body + b"\x90."), FormatError)
+
+
+def test_ordinary_numbers_are_keys() -> None:
+    vocabulary = {i: str(i) for i in range(150_000)}
+    assert _quick(pickle.dumps(vocabulary)) == vocabulary
+    addresses = [{140_000_000_000_000 + 64 * i: 1, -i: 2} for i in range(30_000)]
+    assert _quick(pickle.dumps(addresses)) == addresses
+    experts = {(layer, expert): 1 for layer in range(61) for expert in range(384)}
+    assert _quick(pickle.dumps(experts)) == experts
+
+
+FLOODS = {
+    "lists": b"]", "dicts": b"}", "sets": b"\x8f", "marks": b"(", "tuples": b"N\x85", "one entry": b"}NNs",
+    "one element": b"]Na", "records": b"h\x00)R", "records of one entry": b"h\x00)RNNs",
+    "frozensets": b"(K\x01\x91", "names": b"ca\nb\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_what_objects_weigh_is_bounded_by_the_pickle(flood: str) -> None:
+    body = FLOODS[flood]
+    data = b"\x80\x04ca\nb\nq\x00" + body * (400_000 // len(body)) + b"."
+    tracemalloc.start()
+    try:
+        error = _quick(data, limits=Limits(weight=1 << 20))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(error, FormatError) and "weigh more than 16 times" in error.message
+    assert peak < 24 * len(data)
+
+
+def test_the_weight_of_what_is_read_in_pieces_grows_with_it() -> None:
+    data = pickle.dumps([[i] for i in range(30_000)], 2)
+    for limits, fine in (
+        (Limits(weight=1 << 10, growth=24), True),
+        (Limits(weight=1 << 10, growth=2), False),
+    ):
+        try:
+            value, _ = inert.load_at(io.BytesIO(data), 0, limits=limits)
+            assert fine and value == pickle.loads(data)
+        except FormatError:
+            assert not fine
+
+
+def test_the_size_is_bounded() -> None:
     assert isinstance(_quick(b"N" * 100 + b".", limits=Limits(size=100)), FormatError)
 
 

@@ -30,8 +30,8 @@ __all__ = ["METADATA", "Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp"]
 
 METADATA: Final = ".metadata"
 
-# 300,000 entries are a pickle of 50 MB and 12 million objects, twice that with the plans that Megatron adds.
-_LIMITS: Final = inert.Limits(size=1 << 29, objects=150_000_000)
+# 300,000 entries are a pickle of 50 MB, twice that with the plans that Megatron adds.
+_LIMITS: Final = inert.Limits(size=1 << 29)
 _MAX_DIMS: Final = 64
 _MAX_SIZE: Final = 1 << 62
 _MAX_NAME: Final = 4096

@@ -134,6 +134,7 @@ def used_once(data: bytes, begin: int, end: int) -> bool:
 def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> int:
     """Step to STOP and return its end; ``base`` is the file position of ``m.data``."""
     pos = 0
+    read = m.size
     while True:
         try:
             pos = _step(m, pos)
@@ -147,6 +148,8 @@ def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> i
                     hint="copy the file again",
                 ) from None
             m.data = m.data[pos:] + chunk
+            m.budget += m.limits.allows(read + len(chunk)) - m.limits.allows(read)
+            read += len(chunk)
             m.size = len(m.data)
             base += pos
             pos = 0

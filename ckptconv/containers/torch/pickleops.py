@@ -11,9 +11,10 @@ import codecs
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from struct import Struct
+from types import MappingProxyType
 from typing import Final
 
-from ckptconv.containers.torch.picklevm import Global, Machine, Record, Truncated, short
+from ckptconv.containers.torch.picklevm import ENTRY, LIST, WORD, Global, Machine, Record, Truncated, short
 from ckptconv.errors import FormatError
 
 __all__ = ["NAMES", "TABLE", "Handler"]
@@ -21,7 +22,17 @@ __all__ = ["NAMES", "TABLE", "Handler"]
 Handler = Callable[[Machine, int], int]
 
 HIGHEST_PROTOCOL: Final = 5
-_SET_COST: Final = 3  # an empty one takes 216 bytes
+# What objects weigh, in bytes, see `picklevm`. A container's first element makes room for some more.
+_DICT: Final = 72
+_SET: Final = 232
+_FIRST_ITEMS: Final = 40
+_FIRST: Final = 5  # entries that come with the first
+_FIRST_ENTRIES: Final = 160
+_TUPLE: Final = 56
+_TEXT: Final = 56
+_NAME: Final = 192
+_DICTS: Final = (dict, OrderedDict, defaultdict, MappingProxyType)  # the last one of a record without entries
+_FOUND: Final = 256  # what a persistent id stands for
 NAMES: Final[dict[int, str]] = {}
 
 
@@ -89,7 +100,7 @@ def _stop(m: Machine, pos: int) -> int:
 
 @_op(b"(", "MARK")
 def _mark(m: Machine, pos: int) -> int:
-    m.charge(1)
+    m.charge(LIST)
     m.meta.append(m.stack)
     m.stack = []
     return pos
@@ -131,7 +142,6 @@ def _binput(m: Machine, pos: int) -> int:
 @_op(b"r", "LONG_BINPUT")
 def _long_binput(m: Machine, pos: int) -> int:
     index = _u32(m.data, pos)[0]
-    m.charge(1)
     if index == len(m.memo) and not m.far:
         m.memo.append(m.stack[-1])
     else:
@@ -141,7 +151,7 @@ def _long_binput(m: Machine, pos: int) -> int:
 
 @_op(b"\x94", "MEMOIZE")
 def _memoize(m: Machine, pos: int) -> int:
-    m.charge(1)
+    m.budget -= WORD  # checked where objects are made
     if m.far:
         m.store(len(m.memo) + len(m.far), m.stack[-1])
     else:
@@ -153,9 +163,9 @@ def _memoize(m: Machine, pos: int) -> int:
 def _put(m: Machine, pos: int) -> int:
     text, end = _line(m, pos)
     index = _int_of(m, text)
-    m.check_key(index)
+    m.check_keys((index,), len(m.far))
     m.store(index, m.stack[-1])
-    m.charge(1)
+    m.charge(WORD)
     return end
 
 
@@ -269,7 +279,9 @@ def _binfloat(m: Machine, pos: int) -> int:
 
 def _push_text(m: Machine, pos: int, length: int) -> int:
     end = _take(m, pos, length)
-    m.stack.append(m.data[pos:end].decode("utf-8", "surrogatepass"))
+    text = m.data[pos:end].decode("utf-8", "surrogatepass")
+    m.charge(_TEXT + (length if text.isascii() else 4 * len(text)))
+    m.stack.append(text)
     return end
 
 
@@ -291,12 +303,14 @@ def _binunicode8(m: Machine, pos: int) -> int:
 @_op(b"V", "UNICODE")
 def _unicode(m: Machine, pos: int) -> int:
     text, end = _line(m, pos)
+    m.charge(_TEXT + 4 * len(text))
     m.stack.append(text.decode("raw-unicode-escape"))
     return end
 
 
 def _push_bytes(m: Machine, pos: int, length: int) -> int:
     end = _take(m, pos, length)
+    m.charge(_TEXT + length)
     m.stack.append(m.data[pos:end])
     return end
 
@@ -319,13 +333,14 @@ def _binbytes8(m: Machine, pos: int) -> int:
 @_op(b"\x96", "BYTEARRAY8")
 def _bytearray8(m: Machine, pos: int) -> int:
     end = _take(m, pos + 8, _u64(m.data, pos)[0])
-    m.charge(1)
+    m.charge(_TEXT + end - pos)
     m.stack.append(bytearray(m.data[pos + 8 : end]))
     return end
 
 
-def _python2_str(raw: bytes) -> str | bytes:
+def _python2_str(m: Machine, raw: bytes) -> str | bytes:
     """Read a Python 2 ``str``: text where it is UTF-8, bytes where not."""
+    m.charge(_TEXT + 4 * len(raw))
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -339,7 +354,7 @@ def _string(m: Machine, pos: int) -> int:
     if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in (b'"', b"'"):
         raise FormatError("a string without quotes")
     raw, _ = codecs.escape_decode(text[1:-1])
-    m.stack.append(_python2_str(raw))
+    m.stack.append(_python2_str(m, raw))
     return end
 
 
@@ -349,14 +364,14 @@ def _binstring(m: Machine, pos: int) -> int:
     if length < 0:
         raise FormatError("a string of negative length")
     end = _take(m, pos + 4, length)
-    m.stack.append(_python2_str(m.data[pos + 4 : end]))
+    m.stack.append(_python2_str(m, m.data[pos + 4 : end]))
     return end
 
 
 @_op(b"U", "SHORT_BINSTRING")
 def _short_binstring(m: Machine, pos: int) -> int:
     end = _take(m, pos + 1, m.data[pos])
-    m.stack.append(_python2_str(m.data[pos + 1 : end]))
+    m.stack.append(_python2_str(m, m.data[pos + 1 : end]))
     return end
 
 
@@ -365,21 +380,21 @@ def _short_binstring(m: Machine, pos: int) -> int:
 
 @_op(b"]", "EMPTY_LIST")
 def _empty_list(m: Machine, pos: int) -> int:
-    m.charge(1)
+    m.charge(LIST)
     m.stack.append([])
     return pos
 
 
 @_op(b"}", "EMPTY_DICT")
 def _empty_dict(m: Machine, pos: int) -> int:
-    m.charge(1)
+    m.charge(_DICT)
     m.stack.append({})
     return pos
 
 
 @_op(b"\x8f", "EMPTY_SET")
 def _empty_set(m: Machine, pos: int) -> int:
-    m.charge(_SET_COST)
+    m.charge(_SET)
     m.stack.append(set())
     return pos
 
@@ -387,7 +402,7 @@ def _empty_set(m: Machine, pos: int) -> int:
 @_op(b"l", "LIST")
 def _list(m: Machine, pos: int) -> int:
     items = m.pop_mark()
-    m.charge(1)
+    m.charge(LIST + WORD * len(items))
     m.stack.append(items)
     return pos
 
@@ -395,7 +410,7 @@ def _list(m: Machine, pos: int) -> int:
 @_op(b"t", "TUPLE")
 def _tuple(m: Machine, pos: int) -> int:
     items = m.pop_mark()
-    m.charge(1)
+    m.charge(_TUPLE + WORD * len(items))
     m.stack.append(tuple(items))
     return pos
 
@@ -403,7 +418,7 @@ def _tuple(m: Machine, pos: int) -> int:
 @_op(b"\x85", "TUPLE1")
 def _tuple1(m: Machine, pos: int) -> int:
     m.stack[-1] = (m.stack[-1],)
-    m.charge(1)
+    m.charge(_TUPLE)
     return pos
 
 
@@ -411,7 +426,7 @@ def _tuple1(m: Machine, pos: int) -> int:
 def _tuple2(m: Machine, pos: int) -> int:
     last = m.stack.pop()
     m.stack[-1] = (m.stack[-1], last)
-    m.charge(1)
+    m.charge(_TUPLE)
     return pos
 
 
@@ -420,7 +435,7 @@ def _tuple3(m: Machine, pos: int) -> int:
     last = m.stack.pop()
     middle = m.stack.pop()
     m.stack[-1] = (m.stack[-1], middle, last)
-    m.charge(1)
+    m.charge(_TUPLE)
     return pos
 
 
@@ -428,7 +443,7 @@ def _tuple3(m: Machine, pos: int) -> int:
 def _dict(m: Machine, pos: int) -> int:
     items = m.pop_mark()
     made: dict[object, object] = {}
-    m.charge(1)
+    m.charge(_DICT)
     _set_pairs(m, made, items)
     m.stack.append(made)
     return pos
@@ -437,9 +452,9 @@ def _dict(m: Machine, pos: int) -> int:
 @_op(b"\x91", "FROZENSET")
 def _frozenset(m: Machine, pos: int) -> int:
     items = m.pop_mark()
-    m.charge(_SET_COST)
-    for item in items:
-        m.check_key(item)
+    m.charge(_SET)
+    m.charge(ENTRY * len(items))
+    m.check_keys(items, len(items))
     m.stack.append(frozenset(items))
     return pos
 
@@ -448,18 +463,21 @@ def _set_pairs(m: Machine, target: object, items: list[object]) -> None:
     if len(items) % 2:
         raise FormatError("a key without a value")
     keys, values = items[::2], items[1::2]
-    for key in keys:
-        if type(key) is not str:
-            m.check_key(key)
+    into = target.entries if type(target) is Record else target
+    if type(into) not in _DICTS:
+        raise FormatError(f"keys set on a {type(target).__name__}")
+    held = len(into)  # type: ignore[arg-type]
+    more = max(0, held + len(keys) - _FIRST) - max(0, held - _FIRST)
+    m.charge(ENTRY * more + (0 if held else _FIRST_ENTRIES))
+    m.check_keys(keys, held + len(keys))
     if type(target) is Record:
         target.set(zip(keys, values, strict=True))
-    elif type(target) in (dict, OrderedDict, defaultdict):
-        target.update(zip(keys, values, strict=True))  # type: ignore[attr-defined]
     else:
-        raise FormatError(f"keys set on a {type(target).__name__}")
+        into.update(zip(keys, values, strict=True))  # type: ignore[attr-defined]
 
 
-def _extend(target: object, items: list[object]) -> None:
+def _extend(m: Machine, target: object, items: list[object]) -> None:
+    m.charge(WORD * len(items) + _FIRST_ITEMS)
     if type(target) is list:
         target.extend(items)
     elif type(target) is Record:
@@ -486,14 +504,14 @@ def _setitems(m: Machine, pos: int) -> int:
 @_op(b"a", "APPEND")
 def _append(m: Machine, pos: int) -> int:
     item = m.stack.pop()
-    _extend(m.stack[-1], [item])
+    _extend(m, m.stack[-1], [item])
     return pos
 
 
 @_op(b"e", "APPENDS")
 def _appends(m: Machine, pos: int) -> int:
     items = m.pop_mark()
-    _extend(m.stack[-1], items)
+    _extend(m, m.stack[-1], items)
     return pos
 
 
@@ -501,11 +519,11 @@ def _appends(m: Machine, pos: int) -> int:
 def _additems(m: Machine, pos: int) -> int:
     items = m.pop_mark()
     target = m.stack[-1]
+    m.charge(ENTRY * len(items))
     if type(target) is Record and not m.exact:
         target.append(items)
     elif type(target) is set:
-        for item in items:
-            m.check_key(item)
+        m.check_keys(items, len(target) + len(items))
         target.update(items)
     else:
         raise FormatError(f"elements added to a {type(target).__name__}")
@@ -519,6 +537,7 @@ def _additems(m: Machine, pos: int) -> int:
 def _global(m: Machine, pos: int) -> int:
     module, middle = _line(m, pos)
     name, end = _line(m, middle)
+    m.charge(_NAME + len(module) + len(name))
     m.stack.append(Global(module.decode(), name.decode()))
     return end
 
@@ -529,7 +548,7 @@ def _stack_global(m: Machine, pos: int) -> int:
     module = m.stack.pop()
     if type(name) is not str or type(module) is not str:
         raise FormatError("a global whose name is not text")
-    m.charge(1)
+    m.charge(_TUPLE)
     m.stack.append(Global(module, name))
     return pos
 
@@ -568,6 +587,7 @@ def _inst(m: Machine, pos: int) -> int:
     module, middle = _line(m, pos)
     name, end = _line(m, middle)
     args = tuple(m.pop_mark())
+    m.charge(_NAME + len(module) + len(name))
     m.stack.append(m.call(Global(module.decode(), name.decode()), args, new=not args))
     return end
 
@@ -583,7 +603,7 @@ def _resolve(m: Machine, pid: object) -> None:
     if m.persistent is None:
         what = short(pid) if type(pid) is str else f"a {type(pid).__name__}"
         raise FormatError(f"a persistent id ({what}) outside a container that defines one")
-    m.charge(1)
+    m.charge(_FOUND)
     m.stack.append(m.persistent(pid))
 
 

@@ -14,15 +14,28 @@ from typing import Any, Final, Literal
 
 from ckptconv.errors import FormatError
 
-__all__ = ["FACTORIES", "Global", "Hook", "Limits", "Machine", "Record", "Truncated", "is_harmful", "short"]
+__all__ = [
+    "ENTRY", "FACTORIES", "LIST", "WORD", "Global", "Hook", "Limits", "Machine", "Record", "Truncated",
+    "is_harmful", "short",
+]  # fmt: skip
 
-# Numbers hash the same in every process. Keys with more bits than a hash has can be chosen to share one,
-# which makes a dict quadratic; so there may only be some thousands of them.
+# Numbers hash the same in every process, so keys that are numbers or tuples of numbers can be chosen to meet
+# in a dict: many in one place of its table, or with more bits than a hash has, in the hash itself. That makes
+# the dict quadratic; so of a large one only some thousands may be such keys. Numbers below _DENSE are too few
+# to do it well.
 _HASH_BITS: Final = 60
-_COLLISION_COST: Final = 2000
+_DENSE: Final = 1 << 18
+_TUPLE_BITS: Final = 20
+_SMALL_DICT: Final = 256
+_MAX_CHOSEN: Final = 20_000
+_SAME_HASH: Final = 4  # times as slow: such keys are compared as well
 
-# A record with containers of its own takes some 400 bytes, five times a list.
-_RECORD_COST: Final = 5
+# What objects weigh, in bytes (CPython 3.11, 64 bits, with what the collector adds and malloc rounds).
+WORD: Final = 8
+LIST: Final = 72
+ENTRY: Final = 48  # of a dict or set, at the margin
+_RECORD: Final = 128
+_CALL: Final = 256  # of a hook: a located tensor and its places
 _NONE: Final[Mapping[Any, object]] = MappingProxyType({})  # one for all records without
 _MAX_CALLEES: Final = 256  # kept of one pickle
 
@@ -59,18 +72,23 @@ class Limits:
 
     Attributes:
         size: Bytes of the pickle, and so of every string in it.
-        objects: Containers, marks and memo entries made, plus elements copied and elements of keys; a set
-            counts three times, a record five times. An empty set costs one input byte and 216 bytes of
-            memory, so the size alone would not bound memory well.
+        weight: Bytes that the objects it makes may weigh, whatever its size: an empty set costs one byte of a
+            pickle and 216 of memory, so the size alone would not bound memory well.
+        growth: How many times its size they may weigh, if that is more.
         key_nodes: Elements of a tuple or frozenset used as a key. Shared tuples can unfold exponentially
             when hashed.
         integer: Bytes of one integer.
     """
 
     size: int = 1 << 28
-    objects: int = 20_000_000
+    weight: int = 1 << 28
+    growth: int = 16
     key_nodes: int = 256
     integer: int = 1024
+
+    def allows(self, size: int) -> int:
+        """Return what the objects of so long a pickle may weigh."""
+        return max(self.weight, self.growth * size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +172,10 @@ class Truncated(Exception):
     """The data ends inside an instruction."""
 
 
+def _points(bits: int) -> int:
+    return _SAME_HASH if bits > _HASH_BITS else 1
+
+
 def short(text: str, limit: int = 80) -> str:
     """Quote ``text`` for a message, cut to a readable length."""
     return repr(text if len(text) <= limit else text[:limit] + "...")
@@ -163,8 +185,8 @@ class Machine:
     """Keep the stacks, the memo and the budget while a pickle is read."""
 
     __slots__ = (
-        "budget", "callees", "data", "end", "exact", "far", "hooks", "limits", "memo", "meta", "persistent",
-        "result", "size", "stack",
+        "budget", "callees", "chosen", "data", "end", "exact", "far", "hooks", "limits", "memo", "meta",
+        "persistent", "result", "size", "stack",
     )  # fmt: skip
 
     def __init__(
@@ -188,20 +210,25 @@ class Machine:
         self.persistent = persistent
         self.hooks = hooks or {}
         self.limits = limits
-        self.budget = limits.objects
+        self.budget = limits.allows(len(data))
+        self.chosen = 0
         self.result: object = None
         self.end = 0
 
-    def charge(self, count: int) -> None:
-        """Take ``count`` from the object budget."""
-        self.budget -= count
+    def charge(self, weight: int) -> None:
+        """Take the weight of an object, in bytes, from the budget."""
+        self.budget -= weight
         if self.budget < 0:
-            raise FormatError(f"the pickle makes more than {self.limits.objects:,} objects")
+            raise FormatError(
+                f"its objects weigh more than {self.limits.growth} times the pickle, and more than "
+                f"{self.limits.weight / 1e6:,.0f} MB"
+            )
 
     def pop_mark(self) -> list[object]:
         """Return what was pushed since the last MARK, and drop the mark."""
         items = self.stack
         self.stack = self.meta.pop()
+        self.budget += LIST
         return items
 
     def store(self, index: int, value: object) -> None:
@@ -214,6 +241,7 @@ class Machine:
         elif 0 <= index < len(memo):
             memo[index] = value
         else:
+            self.charge(12 * WORD)
             self.far[index] = value
 
     def recall(self, index: int) -> object:
@@ -224,23 +252,36 @@ class Machine:
         """
         return self.memo[index] if 0 <= index < len(self.memo) else self.far[index]
 
-    def check_key(self, key: object) -> None:
-        """Refuse what cannot be hashed, or only at a cost out of proportion to the input."""
-        kind = type(key)
-        if kind is str:
-            return
-        if kind is int:
-            self._check_int(key)  # type: ignore[arg-type]
-        elif kind is complex:
-            self.charge(_COLLISION_COST)
-        elif kind is tuple or kind is frozenset:
-            self._check_nested(key)  # type: ignore[arg-type]
+    def check_keys(self, keys: Iterable[object], size: int) -> None:
+        """Refuse keys that cannot be hashed, or only at a cost out of proportion to the input.
 
-    def _check_int(self, key: int) -> None:
-        if key.bit_length() > _HASH_BITS:
-            self.charge(_COLLISION_COST)
+        Args:
+            keys: New keys, or elements of a set.
+            size: How many the dict or set may have with them.
+        """
+        large = size > _SMALL_DICT
+        for key in keys:
+            kind = type(key)
+            if kind is str:
+                continue
+            chosen = 0
+            if kind is tuple or kind is frozenset:
+                chosen = self._check_nested(key)  # type: ignore[arg-type]
+            elif kind is int:
+                if not 0 <= key < _DENSE:  # type: ignore[operator]
+                    chosen = _points(key.bit_length())  # type: ignore[attr-defined]
+            elif kind is float or kind is complex:
+                chosen = _SAME_HASH
+            if chosen and large:
+                self.chosen += chosen
+                if self.chosen > _MAX_CHOSEN:
+                    raise FormatError(
+                        f"more than {_MAX_CHOSEN:,} keys of a dict are large numbers, which can be chosen to "
+                        "slow it down without end"
+                    )
 
-    def _check_nested(self, key: tuple[object, ...] | frozenset[object]) -> None:
+    def _check_nested(self, key: tuple[object, ...] | frozenset[object]) -> int:
+        """Return how bad it is if such a key was chosen to be slow."""
         todo: list[object] = [key]
         seen = 0
         bits = 0
@@ -256,18 +297,11 @@ class Machine:
                 salted = True
             else:
                 bits += node.bit_length() if isinstance(node, int) else 64
-        self.charge(seen)
-        if bits > _HASH_BITS and not salted:
-            self.charge(_COLLISION_COST)
-
-    def put(self, into: dict[object, object], key: object, value: object) -> None:
-        """Set a key after checking it."""
-        self.check_key(key)
-        into[key] = value
+        self.charge(WORD * seen)
+        return 0 if salted or bits <= _TUPLE_BITS else _points(bits)
 
     def call(self, func: object, args: object, kwargs: object = None, *, new: bool = False) -> object:
         """Return what calling ``func`` would make: a known value, else a record of the call."""
-        self.charge(_RECORD_COST)
         if type(args) is not tuple:
             raise FormatError(f"call arguments are a {type(args).__name__}, not a tuple")
         if kwargs is not None and type(kwargs) is not dict:
@@ -275,15 +309,19 @@ class Machine:
         form: Literal["call", "new"] = "new" if new else "call"
         known = self.callees.get(id(func)) or self._callee(func)
         if known is None:
+            self.charge(_RECORD)
             return Record("<call>", (func, args), kwargs or _NONE, form=form)
         callee, name, hook, constructor = known
         if not kwargs:
             if hook is not None:
+                self.charge(_CALL)
                 return hook(args)
             if constructor is not None:
+                self.charge(LIST)
                 made = constructor(self, args)
                 if made is not None:
                     return made
+        self.charge(_RECORD)
         return Record(name, args, kwargs or _NONE, form=form, module=callee.module)
 
     def _callee(self, func: object) -> tuple[Global, str, Hook | None, _Constructor | None] | None:
@@ -338,7 +376,7 @@ def _elements(m: Machine, args: tuple[object, ...]) -> list[object] | None:
         return []
     if len(args) == 1 and type(args[0]) in _Sequence:
         items: list[object] = list(args[0])  # type: ignore[call-overload]
-        m.charge(len(items))
+        m.charge(WORD * len(items))
         return items
     return None
 
@@ -351,8 +389,8 @@ def _sized(kind: type) -> _Constructor:
         if items is None:
             return None
         if hashed:
-            for item in items:
-                m.check_key(item)
+            m.charge(ENTRY * len(items))
+            m.check_keys(items, len(items))
         return kind(items)
 
     return make
@@ -373,17 +411,18 @@ def _dict(m: Machine, args: tuple[object, ...]) -> object:
         return None
     source = args[0]
     if type(source) in (dict, OrderedDict):
-        m.charge(len(source))  # type: ignore[arg-type]
-        for key in source:  # type: ignore[attr-defined]
-            m.check_key(key)
+        m.charge(ENTRY * len(source))  # type: ignore[arg-type]
+        m.check_keys(source, len(source))  # type: ignore[arg-type]
         return dict(source)  # type: ignore[call-overload]
     items = _elements(m, args)
     if items is None:
         return None
+    m.charge(ENTRY * len(items))
     for pair in items:
         if type(pair) not in (list, tuple) or len(pair) != 2:  # type: ignore[arg-type]
             raise FormatError("a dict is made of something that is not pairs")
-        m.put(made, *pair)  # type: ignore[misc]
+        m.check_keys(pair[:1], len(items))  # type: ignore[index]
+        made[pair[0]] = pair[1]  # type: ignore[index]
     return made
 
 
@@ -423,7 +462,7 @@ def _complex(m: Machine, args: tuple[object, ...]) -> object:
 def _encode(m: Machine, args: tuple[object, ...]) -> object:
     """Undo how protocol 2 spells bytes: ``_codecs.encode(text, "latin1")``."""
     if len(args) == 2 and type(args[0]) is str and args[1] in ("latin1", "latin-1"):
-        m.charge(len(args[0]) // 64)
+        m.charge(len(args[0]))
         return args[0].encode("latin-1")
     return None
 
@@ -436,7 +475,7 @@ def _bytearray(m: Machine, args: tuple[object, ...]) -> object:
     if not args:
         return bytearray()
     if len(args) == 1 and type(args[0]) is bytes:
-        m.charge(len(args[0]) // 64)
+        m.charge(len(args[0]))
         return bytearray(args[0])
     made = _encode(m, args)
     return bytearray(made) if type(made) is bytes else None
@@ -453,7 +492,7 @@ def _reconstructor(m: Machine, args: tuple[object, ...]) -> object:
 
 def _newobj(m: Machine, args: tuple[object, ...]) -> object:
     if args and type(args[0]) is Global:
-        m.charge(len(args))
+        m.charge(WORD * len(args))
         return Record(args[0].qualified, args[1:], form="new", module=args[0].module)
     return None
 
