@@ -21,13 +21,13 @@ __all__ = [
 
 # Numbers hash the same in every process, so keys that are numbers or tuples of numbers can be chosen to meet
 # in a dict: many in one place of its table, or with more bits than a hash has, in the hash itself. That makes
-# the dict quadratic; so of a large one only some thousands may be such keys. Numbers below _DENSE are too few
-# to do it well.
+# the dict quadratic. Each such key of a large dict is taken to meet all others, one probe each: some ten
+# thousand may be there. Numbers below _DENSE are too few to do it.
 _HASH_BITS: Final = 60
 _DENSE: Final = 1 << 18
 _TUPLE_BITS: Final = 20
 _SMALL_DICT: Final = 256
-_MAX_CHOSEN: Final = 20_000
+_MAX_PROBES: Final = 100_000_000
 _SAME_HASH: Final = 4  # times as slow: such keys are compared as well
 
 # What objects weigh, in bytes (CPython 3.11, 64 bits, with what the collector adds and malloc rounds).
@@ -185,8 +185,8 @@ class Machine:
     """Keep the stacks, the memo and the budget while a pickle is read."""
 
     __slots__ = (
-        "budget", "callees", "chosen", "data", "end", "exact", "far", "hooks", "limits", "memo", "meta",
-        "persistent", "result", "size", "stack",
+        "budget", "callees", "data", "end", "exact", "far", "hooks", "limits", "memo", "meta",
+        "persistent", "probes", "result", "size", "stack",
     )  # fmt: skip
 
     def __init__(
@@ -211,7 +211,7 @@ class Machine:
         self.hooks = hooks or {}
         self.limits = limits
         self.budget = limits.allows(len(data))
-        self.chosen = 0
+        self.probes = 0
         self.result: object = None
         self.end = 0
 
@@ -273,11 +273,11 @@ class Machine:
             elif kind is float or kind is complex:
                 chosen = _SAME_HASH
             if chosen and large:
-                self.chosen += chosen
-                if self.chosen > _MAX_CHOSEN:
+                self.probes += chosen * size
+                if self.probes > _MAX_PROBES:
                     raise FormatError(
-                        f"more than {_MAX_CHOSEN:,} keys of a dict are large numbers, which can be chosen to "
-                        "slow it down without end"
+                        f"of {size:,} keys of a dict too many are large numbers, which can be chosen to slow "
+                        "it down without end"
                     )
 
     def _check_nested(self, key: tuple[object, ...] | frozenset[object]) -> int:
