@@ -10,7 +10,7 @@ from typing import Any, Final
 from ckptconv.errors import PlanError
 from ckptconv.families.template import Template
 from ckptconv.relations import Spec
-from ckptconv.slots import Entry, Sizes, Table, Words, shape_of, template
+from ckptconv.slots import Entry, Found, Sizes, Table, Words, shape_of, template
 from ckptconv.slots.words import beginnings, block, conditions
 
 __all__ = ["Config", "Family", "Findings", "dims", "is_sparse"]
@@ -193,6 +193,8 @@ class Family:
         kinds += kinds[-1:] * (count + more - len(kinds))
         layers = {f"layers.{i}" if i < count else f"mtp.{i - count}": kind for i, kind in enumerate(kinds)}
         some = {f"any.{word}" for kind in kinds for word in kind}
+        if more:
+            some.add("mtp")
         return Words(self.flagged(config).model | some, layers)
 
     def expected(self, config: Config) -> Iterator[tuple[str, Shape, bool]]:
@@ -206,7 +208,7 @@ class Family:
         found, _ = table.holding(slots)
         specs = table.specs(found, {s: Spec(shape_of(s, sizes), "any") for s in slots}, sizes)
         for f in found:
-            optional = f.entry.optional or f.entry.copy or f.layer.startswith("mtp.")
+            optional = f.entry.optional or f.entry.copy or f.layer.startswith("mtp.") or _predicts(f)
             yield f.name, specs[f.name].shape, optional
 
     def _slots(self, config: Config, sizes: Mapping[str, int]) -> Iterator[str]:
@@ -255,7 +257,7 @@ class Family:
         ]
         found, _ = self.table(config).named(plain)
         numbers = [int(f.layer.split(".")[1]) for f in found if f.layer.startswith("layers.")]
-        beyond = [f for f in found if f.layer.startswith("mtp.")]
+        beyond = [f for f in found if f.layer.startswith("mtp.") or _predicts(f)]
         layers = self.dims(config).get("layers", 0)
         if beyond and not any(e.slots[0].startswith("mtp.") for e in self.entries):
             numbers.append(layers + max(int(f.layer.split(".")[1]) for f in beyond))
@@ -272,6 +274,11 @@ class Family:
             tuple(n for n, (_, optional) in expected.items() if not optional and n not in there),
             tuple(plain[n] for n in plain if n not in known and not self.is_ignored(n)),
         )
+
+
+def _predicts(found: Found) -> bool:
+    """Whether a tensor is of multi-token prediction alone."""
+    return found.slots[0].startswith("mtp.")
 
 
 def _has(blocks: frozenset[str], slot: str) -> bool:

@@ -12,6 +12,7 @@ from ckptconv.families import Family, families, find_family
 from ckptconv.families.config import same, unspoken
 from ckptconv.families.derived import known
 from ckptconv.families.template import Template
+from ckptconv.slots import template as as_listed
 from ckptconv.slots.words import block
 
 __all__ = ["fitting", "is_zero_centered", "lacks_one", "observed"]
@@ -137,7 +138,7 @@ def _slots(family: Family, flags: dict[str, object], here: Collection[str]) -> I
             continue
         may = entry.optional or entry.copy or entry.slots[0].startswith("mtp.")
         for slot in entry.slots:
-            yield slot, not may and block(slot.partition("*.")[2]) not in some
+            yield as_listed(slot), not may and block(slot.partition("*.")[2]) not in some
 
 
 def is_zero_centered(arguments: Mapping[str, Any], family: Family) -> bool:

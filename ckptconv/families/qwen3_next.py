@@ -10,7 +10,7 @@ from ckptconv.families.base import Config, Family, dims, is_sparse
 from ckptconv.families.llama import EMBED, ENDS, IGNORED, MLP, NORMS, gated
 from ckptconv.families.moe import ROUTED
 from ckptconv.families.qwen import QK_NORMS
-from ckptconv.slots import Entry, concat, grouped, linear, one
+from ckptconv.slots import Entry, concat, grouped, linear, one, predicting
 
 _AT = "model.layers.*"
 _D = "layers.*.gdn"
@@ -25,7 +25,8 @@ def mixers(config: Config) -> tuple[str, ...]:
     return (*found, *("attn" for _ in range(sizes.get("mtp", 0))))
 
 
-def _kinds(config: Config) -> tuple[str, ...]:
+def kinds(config: Config) -> tuple[str, ...]:
+    """Return what each layer is."""
     return tuple(f"{m} {'moe' if is_sparse(config, i) else 'mlp'}" for i, m in enumerate(mixers(config)))
 
 
@@ -59,31 +60,40 @@ SHARED = (
     *gated("layers.*.moe.shared", f"{_AT}.mlp.shared_expert"),
     one("layers.*.moe.shared_gate", f"{_AT}.mlp.shared_expert_gate.weight"),
 )
+DELTA_NET = delta_net(
+    one(
+        grouped("delta_keys", f"{_D}.q", f"{_D}.k", f"{_D}.v", f"{_D}.z"),
+        f"{_AT}.linear_attn.in_proj_qkvz.weight",
+    ),
+    one(grouped("delta_keys", f"{_D}.beta", f"{_D}.alpha"), f"{_AT}.linear_attn.in_proj_ba.weight"),
+)
+# One layer, whose projection has no number (vLLM 0.11, ``models/qwen3_next_mtp.py``).
+MTP_ENDS = (
+    one("mtp.0.enorm", "mtp.pre_fc_norm_embedding.weight", when="mtp"),
+    one("mtp.0.hnorm", "mtp.pre_fc_norm_hidden.weight", when="mtp"),
+    one("mtp.0.eh_proj", "mtp.fc.weight", when="mtp"),
+    one("mtp.0.norm", "mtp.norm.weight", when="mtp"),
+)
+
+
+def with_mtp(layer: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """Return the entries of a layer, and of one like it, with attention, for multi-token prediction."""
+    plain = [e for e in layer if not e.slots[0].startswith(_D)]
+    return (*layer, *predicting(plain, f"{_AT}.", "mtp.layers.*."), *MTP_ENDS)
+
+
+FLAGS = {"tie_word_embeddings": False, "decoder_sparse_step": 1, "head_dim": 256}
 FAMILY = Family(
     name="qwen3_next",
     model_types=("qwen3_next",),
     entries=(
         EMBED,
-        *GATED_ATTENTION,
-        *delta_net(
-            one(
-                grouped("delta_keys", f"{_D}.q", f"{_D}.k", f"{_D}.v", f"{_D}.z"),
-                f"{_AT}.linear_attn.in_proj_qkvz.weight",
-            ),
-            one(
-                grouped("delta_keys", f"{_D}.beta", f"{_D}.alpha"),
-                f"{_AT}.linear_attn.in_proj_ba.weight",
-            ),
-        ),
-        *NORMS,
-        *MLP,
-        *ROUTED,
-        *SHARED,
+        *with_mtp((*GATED_ATTENTION, *DELTA_NET, *NORMS, *MLP, *ROUTED, *SHARED)),
         *ENDS,
     ),
-    flags={"tie_word_embeddings": False, "decoder_sparse_step": 1, "head_dim": 256},
+    flags=FLAGS,
     ignored=IGNORED,
-    kinds=_kinds,
+    kinds=kinds,
     zero_centered=True,
     plain_norms=("layers.*.gdn.norm",),
 )

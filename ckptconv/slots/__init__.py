@@ -1,6 +1,6 @@
 """Name the logical tensors every transformer has, and say how stored tensors pack them."""
 
-from ckptconv.slots.entry import Entry, linear, one
+from ckptconv.slots.entry import Entry, linear, one, predicting
 from ckptconv.slots.pack import (
     Pack,
     columns,
@@ -34,6 +34,7 @@ __all__ = [
     "leaves",
     "linear",
     "one",
+    "predicting",
     "rotary",
     "rows",
     "shape_of",

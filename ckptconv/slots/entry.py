@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from ckptconv.slots.pack import Pack, leaves
+from ckptconv.slots.pack import Pack, leaves, over_leaves
 
-__all__ = ["Entry", "fill_in", "form", "linear", "numbers", "one"]
+__all__ = ["Entry", "fill_in", "form", "is_apart", "linear", "numbers", "one", "predicting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,30 @@ def linear(slot: str | Pack, module: str, *, bias: str | bool | None = None) -> 
         return (weight,)
     when = bias if isinstance(bias, str) else None
     return weight, Entry(f"{module}.bias", _biased(slot), when, optional=bias is None)
+
+
+def predicting(entries: Iterable[Entry], layer: str, under: str) -> tuple[Entry, ...]:
+    """Declare a layer for multi-token prediction that is like the others, under a name of its own.
+
+    Args:
+        entries: Those of a model; the ones of its layers are taken.
+        layer: What their names begin with: ``model.layers.*.``.
+        under: What to put in its place.
+    """
+    return tuple(
+        replace(
+            e,
+            name=under + e.name.removeprefix(layer),
+            pack=over_leaves(e.pack, lambda slot: "mtp" + slot.removeprefix("layers")),
+        )
+        for e in entries
+        if e.name.startswith(layer)
+    )
+
+
+def is_apart(entry: Entry) -> bool:
+    """Whether an entry of a layer for multi-token prediction has a name, and a number, of its own."""
+    return entry.slots[0].startswith("mtp.") and "mtp" in entry.name.partition("*")[0].split(".")
 
 
 def _biased(pack: str | Pack) -> str | Pack:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ckptconv.errors import PlanError
 from ckptconv.relations import Pair, Relation, Spec, packing
-from ckptconv.slots.entry import Entry, fill_in, form, numbers
+from ckptconv.slots.entry import Entry, fill_in, form, is_apart, numbers
 from ckptconv.slots.pack import Pack, every_expert, leaves, over_leaves, relate
 from ckptconv.slots.shapes import Dims, Sizes, shape_of, template
 from ckptconv.slots.words import ANY, Words
@@ -47,8 +47,8 @@ class Table:
 
     Attributes:
         entries: Its lines; of several for one name or slot the first whose ``when`` holds counts.
-        layers: Where layers for multi-token prediction are numbered after the others, as Hugging Face
-            does, the number of the others; None where they have names of their own.
+        layers: How many layers there are, where those for multi-token prediction may be numbered after them
+            (`is_apart`); None if they never are.
         words: What conditions are weighed by; `ANY` lets every line count.
         grid: Sizes of the ranks, which count groups too: ``tp`` of what each holds one after the other.
     """
@@ -79,7 +79,7 @@ class Table:
         if in_layer:
             first = entry.slots[0]  # a copy of what is in no layer lies in a layer for prediction alone
             number, own = values[0], first.startswith("mtp.") or "*" not in first
-            if self.layers is None:
+            if self.layers is None or (own and is_apart(entry)):
                 layer = f"{'mtp' if own else 'layers'}.{number}"
             elif own and number < self.layers:
                 return None
@@ -148,18 +148,23 @@ class Table:
             }
             yield from sorted((layer, "") for layer in layers)
             return
-        if _stacks(entry):
-            yield from dict.fromkeys((layer, "") for layer, _ in by_template.get(first, ()))
+        if "*" not in entry.name:  # it may be of one layer, whose number its slot has
+            layer, _ = _where(first)
+            yield from [("", "") for found, _ in by_template.get(template(first), ()) if found == layer][:1]
             return
-        yield from by_template.get(first, ())
-        if self.layers is not None and first.startswith("layers."):
-            yield from by_template.get("mtp" + first.removeprefix("layers"), ())
+        kinds = [first]
+        if self.layers is not None and first.startswith("layers.") and not any(map(is_apart, self.entries)):
+            kinds.append("mtp" + first.removeprefix("layers"))
+        for kind in kinds:
+            places = by_template.get(kind, ())
+            yield from dict.fromkeys((layer, "") for layer, _ in places) if _stacks(entry) else places
 
     def _write(self, entry: Entry, layer: str, expert: str) -> str:
         values: list[int] = []
         if "*" in entry.name:
             kind, number = layer.split(".")
-            values.append(int(number) + (self.layers if self.layers is not None and kind == "mtp" else 0))
+            after = self.layers if kind == "mtp" and not is_apart(entry) else None
+            values.append(int(number) + (after or 0))
         if expert:
             values.append(int(expert))
         return fill_in(entry.name, tuple(values))
