@@ -112,6 +112,14 @@ def _attention(args: Args) -> dict[str, Fact]:
     if (norm := args.flag("qk_layernorm", "use_qk_norm")) is not None and not is_latent(args):
         found["qk_norm"] = norm
     found |= _window(args)
+    if (kind := args.text("softmax_type")) is not None:
+        found["sinks"] = computed(kind.value == "learnable", kind)
+    if (gate := args.flag("attention_output_gate")) is not None:
+        found["output_gate"] = gate
+    if (clamp := args.number("activation_func_clamp_value")) is not None:
+        found["activation_clamp"] = clamp
+    if (offset := args.number("glu_linear_offset")) is not None:
+        found["gate_offset"] = offset
     for name, given in {
         "attn_softcap": ("attn_logit_softcapping",),
         "logit_softcap": ("output_logit_softcapping", "final_logit_softcapping"),

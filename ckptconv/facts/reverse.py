@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.facts.reverse_layers import write_activation, write_attention, write_experts, write_norms
+from ckptconv.facts.reverse_layers import (
+    write_activation,
+    write_attention,
+    write_delta_nets,
+    write_experts,
+    write_norms,
+)
 from ckptconv.facts.reverse_rope import write_positions
 from ckptconv.facts.value import Facts
 
@@ -63,7 +70,7 @@ class Form:
     moe_tp_extend_ep: bool = False
 
 
-def arguments_from(facts: Facts, form: Form) -> dict[str, Any]:
+def arguments_from(facts: Facts, form: Form, gaps: list[str] | None = None) -> dict[str, Any]:
     """Return arguments with which the framework loads the model and trains on.
 
     They hold what Megatron-LM's ``load_args_from_checkpoint`` reads (core_v0.16.1,
@@ -73,6 +80,7 @@ def arguments_from(facts: Facts, form: Form) -> dict[str, Any]:
     Args:
         facts: What is known of the model.
         form: In which form it is written.
+        gaps: Takes what cannot be said, a message each; without it that is an error.
 
     Raises:
         PlanError: if a fact is lacking, or the dialect's arguments cannot say it.
@@ -84,12 +92,21 @@ def arguments_from(facts: Facts, form: Form) -> dict[str, Any]:
         raise UsageError("this layout exists in MindSpeed-LLM only", hint="write the mindspeed dialect")
     v = _Said({name: fact.value for name, fact in facts.items()})
     lacking = [n for n in ("vocab", "hidden", "layers", "heads", "inner") if v.get(n) is None]
-    if lacking:
+    if lacking and gaps is not None:
+        gaps += [f"config.json does not say {n}" for n in lacking]
+        v |= dict.fromkeys(lacking)
+    elif lacking:
         raise PlanError(f"config.json does not say {', '.join(lacking)}", hint="give a complete --config")
     args = _sizes(v, form) | _layout(v, form)
-    args |= write_norms(v, mindspeed) | write_activation(v, mindspeed) | write_attention(v, mindspeed)
-    args |= write_positions(v, mindspeed)
-    args |= write_experts(v, mindspeed, form.experts_form)
+    sections = (write_norms, write_activation, write_attention, write_delta_nets, write_positions)
+    writing = [partial(write, v, mindspeed) for write in sections]
+    for write in (*writing, partial(write_experts, v, mindspeed, form.experts_form)):
+        try:
+            args |= write()
+        except PlanError as e:
+            if gaps is None:
+                raise
+            gaps.append(e.message)
     if mindspeed:
         counts, noop = form.layers_per_stage, form.noop_layers
         args |= {

@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptconv.facts.wordless import cannot
 
-__all__ = ["write_activation", "write_attention", "write_experts", "write_norms"]
+__all__ = ["write_activation", "write_attention", "write_delta_nets", "write_experts", "write_norms"]
 
 
 def write_norms(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
@@ -60,7 +60,11 @@ def write_activation(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
     if gated and activation == "silu":
         return {**args, "swiglu": True}
     if gated and activation == "quick_gelu":
-        return {**args, "quick_geglu": True}
+        clamp, offset = v.get("activation_clamp"), v.get("gate_offset") or 0.0
+        if mindspeed and (clamp or offset):
+            raise cannot("a clamped activation, or an offset of its gate", f"({clamp}, {offset})")
+        own = {} if mindspeed else {"activation_func_clamp_value": clamp, "glu_linear_offset": offset}
+        return {**args, **own, "quick_geglu": True}
     if gated and mindspeed and (tanh or activation == "gelu"):
         return {**args, "gelu_tanh" if tanh else "geglu": True}
     if not gated and activation == "relu2":
@@ -81,9 +85,13 @@ def write_attention(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
         "add_bias_linear": every,
         "add_qkv_bias": qkv,
         "qk_layernorm": bool(v.get("qk_norm")) or latent,
-        "softmax_type": "vanilla",
+        "softmax_type": "learnable" if v.get("sinks") else "vanilla",
         "multi_latent_attention": latent,
     }
+    if v.get("output_gate"):
+        args["attention_output_gate"] = True
+    if mindspeed and (v.get("sinks") or v.get("output_gate")):
+        raise cannot("sinks, or a gate of attention's output")
     if mindspeed:
         args["add_dense_bias"] = out and not every
     if latent:
@@ -105,6 +113,24 @@ def write_attention(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
             "num_query_groups": v["kv_heads"] if grouped else 1,
         }
     return args | _window(v, mindspeed) | _softcaps(v, mindspeed)
+
+
+def write_delta_nets(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
+    """Return the arguments of gated delta nets (core 0.19, ``transformer/transformer_config.py``)."""
+    layers: list[bool] | None = v.get("delta_layers")
+    if layers is None:
+        return {}
+    if mindspeed:
+        raise cannot("gated delta nets")
+    return {
+        "experimental_attention_variant": "gated_delta_net",
+        "linear_attention_freq": [int(delta) for delta in layers],
+        "linear_num_key_heads": v["delta_keys"],
+        "linear_num_value_heads": v["delta_values"],
+        "linear_key_head_dim": v["delta_key"],
+        "linear_value_head_dim": v["delta_value"],
+        "linear_conv_kernel_dim": v["delta_kernel"],
+    }
 
 
 def _window(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:

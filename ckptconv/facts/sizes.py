@@ -46,6 +46,9 @@ def read_sizes(args: Args) -> dict[str, Fact]:
         found |= _latent(args)
     else:
         found |= _heads(args, found)
+    variant = args.text("experimental_attention_variant")
+    if variant is not None and variant.value == "gated_delta_net":
+        found |= _delta_nets(args, variant, found.get("layers"))
     if (experts := args.whole("num_experts", "n_routed_experts", "num_local_experts")) and experts.value > 0:
         found["experts"] = experts
         found |= _experts(args, found)
@@ -118,6 +121,29 @@ def _latent(args: Args) -> dict[str, Fact]:
         found["q_rank"] = Fact(None, "args.q_lora_rank")
     if (heads := args.whole("num_attention_heads")) is not None:
         found["kv_heads"] = heads
+    return found
+
+
+def _delta_nets(args: Args, variant: Fact, layers: Fact | None) -> dict[str, Fact]:
+    """Return the sizes of gated delta nets, and which layers have one.
+
+    ``linear_attention_freq`` N means all layers but each N-th, a list has 1 for a layer with one (core 0.19,
+    ``models/gpt/experimental_attention_variant_module_specs.py``).
+    """
+    names = {
+        "delta_keys": "linear_num_key_heads",
+        "delta_values": "linear_num_value_heads",
+        "delta_key": "linear_key_head_dim",
+        "delta_value": "linear_value_head_dim",
+        "delta_kernel": "linear_conv_kernel_dim",
+    }
+    found = {name: fact for name, given in names.items() if (fact := args.whole(given)) is not None}
+    every, freq = args.numbers("linear_attention_freq"), args.whole("linear_attention_freq")
+    if every is not None:
+        found["delta_layers"] = computed([bool(v) for v in every.value], every, variant)
+    elif freq is not None and freq.value > 0 and layers is not None:
+        which = [(i + 1) % freq.value != 0 for i in range(layers.value)]
+        found["delta_layers"] = computed(which, freq, variant)
     return found
 
 

@@ -116,6 +116,7 @@ class Family:
         zero_centered: Whether its norms are stored without the 1 they multiply by.
         plain_norms: Norms that nevertheless are not.
         template: What its config.json states, for models whose training arguments are all there is.
+        inside: The key of config.json that holds the config of the language model, in one of several parts.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Family:
     zero_centered: bool = False
     plain_norms: tuple[str, ...] = ()
     template: Template | None = None
+    inside: str | None = None
 
     def is_pinned(self, name: str) -> bool:
         """Whether a tensor keeps its dtype whatever the others are rounded to."""
@@ -149,15 +151,24 @@ class Family:
 
     def flag(self, config: Config, key: str) -> Any:
         """Return a config's value, or what transformers assumes where it says nothing."""
-        value = config.get(key)
+        value = self.own(config).get(key)
         return self.flags.get(key, False) if value is None else value
 
     def is_zero_centered(self, norm: str) -> bool:
         """Whether a slot that is a norm is stored without its 1."""
         return self.zero_centered and template(norm) not in self.plain_norms
 
+    def own(self, config: Config) -> Config:
+        """Return the config of the model its table is of: of a larger one that of the language model."""
+        part = config.get(self.inside) if self.inside is not None else None
+        if not isinstance(part, Mapping):
+            return config
+        tied = {k: config[k] for k in ("tie_word_embeddings",) if config.get(k) is not None}
+        return {**{k: v for k, v in config.items() if k != self.inside}, **part, **tied}
+
     def dims(self, config: Config) -> Sizes:
         """Return the sizes of a model of this config."""
+        config = self.own(config)
         own = self.sizes(config) if self.sizes is not None else {}
         return Sizes({**dims(self._complete(config)), **own}, _shapes(self.slots))
 
@@ -182,7 +193,7 @@ class Family:
 
     def words(self, config: Config) -> Words:
         """Return what a model of this config and each of its layers is like."""
-        sizes = self.dims(config)
+        config, sizes = self.own(config), self.dims(config)
         count, more = sizes.get("layers", 0), sizes.get("mtp", 0)
         if self.kinds is not None:
             kinds = [frozenset(w for b in kind.split() for w in beginnings(b)) for kind in self.kinds(config)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptconv.errors import PlanError
 from ckptconv.facts.value import Fact, Facts
-from ckptconv.families import Config, Family, is_sparse
+from ckptconv.families import Config, Family
 from ckptconv.families.derived import DERIVED, known
 from ckptconv.families.template import Template, usual
 
@@ -131,6 +131,7 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
     What a family without a template states is taken from the keys most decoders have, and from its slots.
     """
     template = family.template or usual({s for e in family.entries if not e.optional for s in e.slots})
+    config = family.own(config)
     plain = flat(config)
     found = {k: Fact(v, f"family {family.name}") for k, v in template.fixed.items()}
     if family.zero_centered:
@@ -150,9 +151,11 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
     if latent:
         found.pop("head_dim", None)
         found.setdefault("q_rank", Fact(None, "config.q_lora_rank"))
-    if found.get("experts") is not None and "layers" in found:
-        complete = {**family.flags, **{k: v for k, v in config.items() if v is not None}}
-        every = [is_sparse(complete, i) for i in range(found["layers"].value)]
+    layers = [words for layer, words in family.words(config).layers.items() if layer.startswith("layers.")]
+    if any("gdn" in words for words in layers):
+        found["delta_layers"] = Fact(["gdn" in words for words in layers], "config.layer_types")
+    if found.get("experts") is not None and layers:
+        every = ["moe" in words for words in layers]
         found["moe_layers"] = Fact(every, "config.first_k_dense_replace, config.mlp_only_layers")
     else:
         for name in ("expert_inner", "shared_inner"):

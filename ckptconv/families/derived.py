@@ -36,6 +36,10 @@ def _shared_count(v: Values) -> int | None:
     return int(count)
 
 
+def _mixer_types(v: Values) -> list[str]:
+    return ["linear_attention" if delta else "full_attention" for delta in v["delta_layers"]]
+
+
 def _layer_types(v: Values) -> list[str]:
     skip = v["window_skip"]
     full, sliding = "full_attention", "sliding_attention"
@@ -53,6 +57,7 @@ DERIVED: dict[str, tuple[tuple[str, ...], Callable[[Values], Any]]] = {
     "has_window": (("window",), lambda v: v["window"] is not None),
     "full_layers": (("window", "layers"), lambda v: v["layers"] if v["window"] is None else 0),
     "layer_types": (("window_skip", "layers"), _layer_types),
+    "mixer_types": (("delta_layers",), _mixer_types),
     "gate_and_up": (("inner",), lambda v: 2 * v["inner"]),
     "no_bias": (("linear_bias",), lambda v: not v["linear_bias"]),
     "grouped": (("kv_heads", "heads"), lambda v: v["kv_heads"] != v["heads"]),

@@ -5,8 +5,21 @@ transformers 5.23, ``modeling_qwen3_5.py`` and ``modeling_qwen3_5_moe.py``.
 
 from ckptconv.families.base import Family
 from ckptconv.families.llama import EMBED, ENDS, IGNORED, MLP, NORMS
-from ckptconv.families.moe import ROUTED
-from ckptconv.families.qwen3_next import FLAGS, GATED_ATTENTION, SHARED, delta_net, kinds, mixers, with_mtp
+from ckptconv.families.moe import PLAIN_ROUTING, ROUTED
+from ckptconv.families.qwen3_next import (
+    DELTA_ASSUMED,
+    DELTA_FIXED,
+    DELTA_KEYS,
+    FLAGS,
+    GATED_ATTENTION,
+    SHARED,
+    SPARSE_KEYS,
+    delta_net,
+    kinds,
+    mixers,
+    with_mtp,
+)
+from ckptconv.families.template import decoder
 from ckptconv.slots import concat, one
 
 _L = "model.layers.*.linear_attn"
@@ -28,6 +41,7 @@ QWEN3_5 = Family(
     kinds=lambda config: tuple(f"{mixer} mlp" for mixer in mixers(config)),
     zero_centered=True,
     plain_norms=("layers.*.gdn.norm",),
+    template=decoder("Qwen3_5ForCausalLM", DELTA_KEYS, fixed=DELTA_FIXED, assumed=DELTA_ASSUMED),
 )
 QWEN3_5_MOE = Family(
     name="qwen3_5_moe",
@@ -38,4 +52,11 @@ QWEN3_5_MOE = Family(
     kinds=kinds,
     zero_centered=True,
     plain_norms=("layers.*.gdn.norm",),
+    template=decoder(
+        "Qwen3_5MoeForCausalLM",
+        {**DELTA_KEYS, **SPARSE_KEYS},
+        without=("intermediate_size",),
+        fixed={**DELTA_FIXED, "norm_topk": True, "shared_gate": True, "dense_layers": [], **PLAIN_ROUTING},
+        assumed=DELTA_ASSUMED,
+    ),
 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from ckptconv.families.base import Config, Family, dims, is_sparse
 from ckptconv.families.llama import EMBED, ENDS, IGNORED, MLP, NORMS, gated
-from ckptconv.families.moe import ROUTED
+from ckptconv.families.moe import PLAIN_ROUTING, ROUTED
 from ckptconv.families.qwen import QK_NORMS
+from ckptconv.families.template import decoder
 from ckptconv.slots import Entry, concat, grouped, linear, one, predicting
 
 _AT = "model.layers.*"
@@ -82,6 +83,31 @@ def with_mtp(layer: tuple[Entry, ...]) -> tuple[Entry, ...]:
     return (*layer, *predicting(plain, f"{_AT}.", "mtp.layers.*."), *MTP_ENDS)
 
 
+DELTA_KEYS = {
+    "linear_num_key_heads": "delta_keys",
+    "linear_num_value_heads": "delta_values",
+    "linear_key_head_dim": "delta_key",
+    "linear_value_head_dim": "delta_value",
+    "linear_conv_kernel_dim": "delta_kernel",
+    "layer_types": "mixer_types",
+    "partial_rotary_factor": "partial_rotary",
+    "mtp_num_hidden_layers": "mtp?",
+    "attention_bias": "qkv_bias o_bias",
+}
+SPARSE_KEYS = {
+    "moe_intermediate_size": "expert_inner",
+    "shared_expert_intermediate_size": "shared_inner",
+    "num_experts": "experts",
+    "num_experts_per_tok": "topk",
+}
+DELTA_FIXED = {"qk_norm": True, "output_gate": True}
+DELTA_ASSUMED = {
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "partial_rotary_factor": 0.25,
+    "mtp_num_hidden_layers": 0,
+    "head_dim": 256,
+}
 FLAGS = {"tie_word_embeddings": False, "decoder_sparse_step": 1, "head_dim": 256}
 FAMILY = Family(
     name="qwen3_next",
@@ -96,4 +122,11 @@ FAMILY = Family(
     kinds=kinds,
     zero_centered=True,
     plain_norms=("layers.*.gdn.norm",),
+    template=decoder(
+        "Qwen3NextForCausalLM",
+        {**DELTA_KEYS, **SPARSE_KEYS, "norm_topk_prob": "norm_topk", "mlp_only_layers": "dense_layers"},
+        fixed={**DELTA_FIXED, "shared_gate": True, **PLAIN_ROUTING},
+        literals={"decoder_sparse_step": 1},
+        assumed={**DELTA_ASSUMED, "norm_topk_prob": True},
+    ),
 )

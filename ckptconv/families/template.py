@@ -67,6 +67,11 @@ _FIXED = {
     "attn_softcap": None,
     "logit_softcap": None,
     "query_pre_attn_scalar": None,
+    "output_gate": False,
+    "sinks": False,
+    "router_linear_bias": False,
+    "activation_clamp": None,
+    "gate_offset": 0.0,
 }
 
 

@@ -17,7 +17,7 @@ from ckptconv.plans.checkpoint import Note
 from ckptconv.plans.target import Laid
 from ckptconv.writers.megatron.options import MegatronTarget
 
-__all__ = ["arguments_of", "divisible", "guessed", "layout_alone", "mtp_layers", "simple_arguments"]
+__all__ = ["arguments_of", "divisible", "guessed", "layout_alone", "mtp_layers", "simple_arguments", "unsaid"]
 
 # Arguments that say norms are stored without their 1; norms stay as they are between checkpoints of ranks.
 _ZERO_CENTERED = ("apply_layernorm_1p", "layernorm_zero_centered_gamma", "add_rmsnorm_offset")
@@ -49,11 +49,8 @@ def layout_alone(layout: Layout, how: MegatronTarget, layers: int) -> dict[str, 
     }
 
 
-def arguments_of(layout: Layout, how: MegatronTarget, model: Laid) -> dict[str, Any]:
-    """Return what ``args`` is to say: the source's arguments, changed to the layout's.
-
-    Raises:
-        PlanError: if the config lacks a value, or such arguments cannot say what it says.
+def arguments_of(layout: Layout, how: MegatronTarget, model: Laid, gaps: list[str]) -> dict[str, Any]:
+    """Return what ``args`` is to say: the source's arguments, changed to the layout's; ``gaps`` what not.
     """
     assert model.config is not None
     assert model.family is not None
@@ -78,7 +75,7 @@ def arguments_of(layout: Layout, how: MegatronTarget, model: Laid) -> dict[str, 
         mla_mm_split=how.mla == "split",
         moe_tp_extend_ep=how.extend_ep,
     )
-    arguments = arguments_from(facts_of(model.config, model.family), form)
+    arguments = arguments_from(facts_of(model.config, model.family), form, gaps)
     arguments["use_legacy_models"] = dialect.name == "legacy"
     arguments["use_mcore_models"] = dialect.name != "legacy"
     if counts is not None and dialect.arguments == "megatron":
@@ -103,6 +100,13 @@ def guessed(family: Family) -> tuple[Note, ...]:
         "the usual keys, so compare them with the model's"
     )
     return (Note("guess", text),)
+
+
+def unsaid(gaps: Sequence[str]) -> tuple[Note, ...]:
+    """Say what of a config.json the arguments that are written leave out."""
+    if not gaps:
+        return ()
+    return (Note("warning", f"the arguments that are written are not complete: {'; '.join(gaps)}"),)
 
 
 def mtp_layers(model: Laid) -> int:

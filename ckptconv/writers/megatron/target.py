@@ -15,7 +15,7 @@ from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
 from ckptconv.relations import Relation
 from ckptconv.slots.translate import some, to_slots
-from ckptconv.writers.megatron.arguments import arguments_of, divisible, guessed, layout_alone
+from ckptconv.writers.megatron.arguments import arguments_of, divisible, guessed, layout_alone, unsaid
 from ckptconv.writers.megatron.files import as_laid_out, like_ranks
 from ckptconv.writers.megatron.options import Grids, MegatronTarget
 
@@ -52,10 +52,11 @@ def lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
     experts = how.experts or ("grouped" if dialect.name == "core-te" else "sequential")
     layout = Layout(grid, stages, dialect, experts, how.mla == "split", vocab)
     args = layout_alone(layout, how, dims["layers"])
+    gaps: list[str] = []
     if request.assets:
-        args = arguments_of(layout, how, model)
+        args = arguments_of(layout, how, model, gaps)
     target = as_laid_out(layout, held, dims, args, model.source.iteration or 1)
-    notes = guessed(model.family) if request.assets else ()
+    notes = (*guessed(model.family), *unsaid(gaps)) if request.assets else ()
     # Where the source's arguments say that norms are stored without their 1, they go on saying so.
     zero = model.source.table is not None and is_zero_centered(model.source.arguments, model.family)
     return replace(target, zero_centered=zero or model.family.zero_centered, notes=notes)

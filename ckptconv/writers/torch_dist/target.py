@@ -22,7 +22,7 @@ from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
 from ckptconv.relations import Spec
 from ckptconv.slots.translate import pad_vocabulary
-from ckptconv.writers.megatron.arguments import guessed, mtp_layers, simple_arguments
+from ckptconv.writers.megatron.arguments import guessed, mtp_layers, simple_arguments, unsaid
 from ckptconv.writers.megatron.options import Grids
 from ckptconv.writers.megatron.target import alone, as_found, as_model
 from ckptconv.writers.torch_dist.saved import Saved, as_saved, as_target
@@ -69,10 +69,11 @@ def lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
     vocab = -(-dims["vocab"] // unit) * unit
     grid = Grid()
     layout = Layout(grid, stage_layers(grid, dims["layers"]), dialect, "grouped", False, vocab)
-    arguments = _arguments(how, layout, model) if request.assets else _alone(how, dims["layers"])
+    gaps: list[str] = []
+    arguments = _arguments(how, layout, model, gaps) if request.assets else _alone(how, dims["layers"])
     saved = as_saved(layout, model.tensors, dims, arguments)
     target = as_target(saved, namespace(arguments), model.source.iteration or 1, how.max_shard_size)
-    notes = guessed(model.family) if request.assets else ()
+    notes = (*guessed(model.family), *unsaid(gaps)) if request.assets else ()
     return replace(target, zero_centered=model.family.zero_centered, notes=notes)
 
 
@@ -88,7 +89,7 @@ def _alone(how: TorchDistTarget, layers: int) -> dict[str, Any]:
     }
 
 
-def _arguments(how: TorchDistTarget, layout: Layout, model: Laid) -> dict[str, Any]:
+def _arguments(how: TorchDistTarget, layout: Layout, model: Laid, gaps: list[str]) -> dict[str, Any]:
     """Return what ``args`` is to say: the source's arguments, changed to the model's."""
     assert model.config is not None
     assert model.family is not None
@@ -108,7 +109,7 @@ def _arguments(how: TorchDistTarget, layout: Layout, model: Laid) -> dict[str, A
         experts_form="grouped" if te else "sequential",
         mtp=mtp_layers(model),
     )
-    arguments = arguments_from(facts_of(model.config, model.family), form)
+    arguments = arguments_from(facts_of(model.config, model.family), form, gaps)
     freq = arguments.get("moe_layer_freq")
     if isinstance(freq, list) and set(freq) == {1}:
         arguments["moe_layer_freq"] = 1  # Megatron's default; of a list it saves layers one by one
