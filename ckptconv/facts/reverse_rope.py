@@ -74,6 +74,7 @@ def _scaling(scaling: Mapping[str, Any], v: Mapping[str, Any], mindspeed: bool) 
             "yarn_original_max_position_embeddings": before,
             "yarn_beta_fast": scaling.get("beta_fast", 32),
             "yarn_beta_slow": scaling.get("beta_slow", 1),
+            "yarn_correction_range_round_to_int": scaling.get("truncate", True),
         }
     if kind == "yarn" and (latent or (before and v.get("positions") == factor * before)):
         return {

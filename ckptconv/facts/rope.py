@@ -142,6 +142,8 @@ def _yarn(args: Args) -> Fact | None:
         "beta_fast": args.number("yarn_beta_fast"),
         "beta_slow": args.number("yarn_beta_slow"),
     }
+    if (rounded := args.flag("yarn_correction_range_round_to_int")) is not None and not rounded.value:
+        more["truncate"] = rounded
     return computed(
         {"rope_type": "yarn", **{k: f.value for k, f in more.items() if f is not None}}, kind, *more.values()
     )

@@ -19,7 +19,8 @@ _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
 _SHAPES = (
     *("vocab", "padded_vocab", "hidden", "layers", "inner", "experts", "expert_inner", "shared_inner"),
     *("q_rank", "kv_rank", "mtp", "positions", "linear_bias", "qkv_bias", "o_bias", "qk_norm", "embed_norm"),
-    *("post_norm", "router_bias", "shared_gate", "tied", "dtype"),
+    *("post_norm", "router_bias", "shared_gate", "tied", "dtype", "output_gate", "sinks"),
+    "router_linear_bias",
 )
 
 

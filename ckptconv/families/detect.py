@@ -36,10 +36,13 @@ def observed(facts: Facts, slots: Collection[str]) -> dict[str, Fact]:
         if name not in found or found[name].value != value:
             found[name] = Fact(value, _SEEN)
 
-    put("linear_bias", any(f"layers.*.mlp.{part}.bias" in here for part in ("up", "down")))
+    ups = ("mlp.up", "mlp.down", "moe.experts.{e}.up", "moe.experts.{e}.down")
+    put("linear_bias", any(f"layers.*.{up}.bias" in here for up in ups))
     put("qkv_bias", bool(here & {"layers.*.attn.q.bias", "layers.*.mla.q_a.bias", "layers.*.mla.kv_a.bias"}))
     put("o_bias", bool(here & {"layers.*.attn.o.bias", "layers.*.mla.o.bias"}))
     put("qk_norm", "layers.*.attn.q_norm" in here)
+    put("output_gate", "layers.*.attn.gate" in here)
+    put("sinks", "layers.*.attn.sinks" in here)
     put("embed_norm", "embed_norm" in here)
     put("post_norm", "layers.*.attn_post_norm" in here)
     put("gated", bool(here & {"layers.*.mlp.gate", "layers.*.moe.experts.{e}.gate"}))
@@ -49,6 +52,7 @@ def observed(facts: Facts, slots: Collection[str]) -> dict[str, Fact]:
     )
     if "layers.*.moe.router" in here:
         put("router_bias", "layers.*.moe.router_bias" in here)
+        put("router_linear_bias", "layers.*.moe.router.bias" in here)
         put("shared_gate", "layers.*.moe.shared_gate" in here)
         if "layers.*.moe.shared.up" not in here:
             put("shared_inner", None)

@@ -58,5 +58,6 @@ QWEN3_5_MOE = Family(
         without=("intermediate_size",),
         fixed={**DELTA_FIXED, "norm_topk": True, "shared_gate": True, "dense_layers": [], **PLAIN_ROUTING},
         assumed=DELTA_ASSUMED,
+        like=("qwen3_next",),
     ),
 )

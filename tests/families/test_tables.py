@@ -72,6 +72,9 @@ CONFIGS: list[tuple[str, Config]] = [
     ("gpt_oss", BASE | dict(num_local_experts=3, head_dim=4)),
     ("qwen3_next", BASE | MANY | DELTA | dict(mlp_only_layers=[0])),
     ("qwen3_next", BASE | MANY | DELTA | dict(full_attention_interval=2, head_dim=6)),
+    ("qwen3_next", BASE | MANY | DELTA | dict(mtp_num_hidden_layers=1, full_attention_interval=2)),
+    ("qwen3_5_text", BASE | DELTA | dict(mtp_num_hidden_layers=1, full_attention_interval=2)),
+    ("qwen3_5_moe_text", BASE | MANY | DELTA),
 ]
 each_config = pytest.mark.parametrize(
     ("model_type", "config"), CONFIGS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CONFIGS)]
