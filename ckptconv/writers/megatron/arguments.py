@@ -50,8 +50,7 @@ def layout_alone(layout: Layout, how: MegatronTarget, layers: int) -> dict[str, 
 
 
 def arguments_of(layout: Layout, how: MegatronTarget, model: Laid, gaps: list[str]) -> dict[str, Any]:
-    """Return what ``args`` is to say: the source's arguments, changed to the layout's; ``gaps`` what not.
-    """
+    """Return what ``args`` is to say; ``gaps`` takes what it cannot."""
     assert model.config is not None
     assert model.family is not None
     grid, dialect = layout.grid, layout.dialect
