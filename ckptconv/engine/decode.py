@@ -15,9 +15,6 @@ from ckptconv.numbers.codecs import Array, BadCode, Rect, codec
 
 __all__ = ["Read", "decode_run", "rectangle"]
 
-# Elements decoded at a time: codes, values and their sums stay in the second-level cache.
-_BLOCK = 1 << 15
-
 Read = Callable[[Stored, Rect], Array]
 """Return a part of a stored matrix, as elements of its own type."""
 
@@ -61,19 +58,26 @@ def decode_rect(stored: Decoded, rect: Rect, out: Array, read: Read) -> None:
     how, params = codec(stored.codec), stored.params
     wanted = how.needs(params, rect)
     tiles = {role: read(stored.operands[role], part) for role, part in wanted.items()}
-    row, end, left, right = rect
-    step = max(1, _BLOCK // max(right - left, 1))
+    row, _, left, _ = rect
     try:
-        for at in range(row, end, step):
-            stop = min(end, at + step)
-            block = (at, stop, left, right)
+        for block in _blocks(rect, *how.STEP):
             parts = {
                 role: _within(tiles[role], wanted[role], part)
                 for role, part in how.needs(params, block).items()
             }
-            how.decode(params, block, parts, out[at - row : stop - row])
+            how.decode(params, block, parts, _within(out, (row, 0, left, 0), block))
     except BadCode as e:
         raise _refusal(stored, e) from e
+
+
+def _blocks(rect: Rect, rows: int, elements: int) -> Iterator[Rect]:
+    """Cut a part of a matrix into blocks of so many rows at least, where it has as many."""
+    row, end, left, right = rect
+    wide = max(64, elements // min(rows, end - row)) if rows > 1 else right - left
+    high = rows if rows > 1 else max(1, elements // max(right - left, 1))
+    for at in range(row - row % high if rows > 1 else row, end, high):
+        for column in range(left, right, wide):
+            yield max(at, row), min(end, at + high), column, min(right, column + wide)
 
 
 def _within(tile: Array, whole: Rect, part: Rect) -> Array:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from ckptconv.numbers.codecs.base import Array, Params, Rect, checked_scales, round_into
+from ckptconv.numbers.codecs.bits import unpack_columns
 from ckptconv.numbers.codecs.gptq import decode_groups
 
-__all__ = ["NAME", "decode", "needs"]
+__all__ = ["NAME", "STEP", "decode", "needs"]
 
 NAME = "awq"
+STEP = (128, 1 << 16)
 
-# The column, of eight in a word, whose code begins at bit 4 * i (AutoAWQ 0.2.9, utils/packing_utils.py).
-_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -28,23 +28,26 @@ def needs(params: Params, rect: Rect) -> dict[str, Rect]:
 def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -> None:
     """Take each row's zero points away, and multiply by its scales."""
     row, end, left, right = rect
-    group, start, width = params["group"], left % 8, right - left
-    values = _unpack(tiles["codes"])[:, start : start + width]
-    zeros = _unpack(tiles["zeros"])[:, start : start + width]
+    group = params["group"]
+    values, zeros = (_unpack(tiles[role], left, right) for role in ("codes", "zeros"))
     number = np.arange(row, end) // group - row // group
-    if not values.flags.c_contiguous:
-        values = np.ascontiguousarray(values)
     decode_groups(values, zeros, checked_scales(tiles["scales"], rect), number)
     round_into(values, out)
 
 
-def _unpack(words: Array) -> Array:
-    """Return the codes of words ``[rows, words]`` in the order of their columns, as float32."""
+def _unpack(words: Array, left: int, right: int) -> Array:
+    """Return the codes of columns as float32.
+
+    The code at bit ``4 * i`` of a word is column ``(0, 2, 4, 6, 1, 3, 5, 7)[i]`` of its eight (AutoAWQ 0.2.9,
+    ``utils/packing_utils.py``): the codes of its lower half take turns with those of the upper.
+    """
     unsigned = words.view(np.uint32)
-    out = np.empty((*unsigned.shape, 8), np.float32)
-    scratch = np.empty_like(unsigned)
-    for i, column in enumerate(_COLUMNS):
-        np.right_shift(unsigned, np.uint32(4 * i), out=scratch)
-        scratch &= np.uint32(15)
-        out[:, :, column] = scratch
-    return out.reshape(unsigned.shape[0], -1)
+    low = _apart(unsigned & np.uint32(0xFFFF))
+    low |= _apart(unsigned >> np.uint32(16)) << np.uint32(4)
+    return unpack_columns(low.view(np.int32), left % 8, left % 8 + right - left, 4)
+
+
+def _apart(halves: Array) -> Array:
+    """Move four codes of four bits apart, so that as many of others fit between."""
+    halves = (halves | halves << np.uint32(8)) & np.uint32(0x00FF00FF)
+    return (halves | halves << np.uint32(4)) & np.uint32(0x0F0F0F0F)

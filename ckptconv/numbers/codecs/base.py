@@ -48,6 +48,10 @@ class Codec(Protocol):
     """
 
     NAME: str
+    """What plans call it."""
+
+    STEP: tuple[int, int]
+    """Rows to decode at a time, and elements: so that what is computed stays in the second-level cache."""
 
     def needs(self, params: Params, rect: Rect) -> dict[str, Rect]:
         """Return which part of each operand a part of the matrix is made of; none of them is empty."""
@@ -73,14 +77,18 @@ def as_float32(values: Array) -> Array:
     if values.itemsize == 1:
         name = "float8_e8m0fnu" if values.dtype == np.uint8 else values.dtype.name
         return np.take(_table(name), values.view(np.uint8), mode="clip")
+    if values.dtype == np.float16:
+        return np.take(_table("float16"), values.view(np.uint16), mode="clip")
     return values.astype(np.float32)
 
 
 @cache
 def _table(name: str) -> Array:
-    """Return the value of every byte of a type."""
+    """Return the value of every bit pattern of a type."""
+    kind = np.dtype(getattr(ml_dtypes, name, name))
+    codes = np.arange(1 << 8 * kind.itemsize).astype(f"u{kind.itemsize}")
     with np.errstate(all="ignore"):
-        values: Array = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, name)).astype(np.float32)
+        values: Array = codes.view(kind).astype(np.float32)
     return values
 
 
@@ -130,27 +138,27 @@ def narrow(values: Array, dtype: np.dtype[Any]) -> Array:
     return out
 
 
-# float32's exponent bias less float16's, in float32's exponent; and the rounding bits below float16's last.
-_REBIAS, _HALF = np.uint32((127 - 15) << 23), np.uint32(0xFFF)
 _SMALLEST, _LARGEST = np.uint32(113 << 23), np.uint32(0x477FEFFF)  # normal, and not rounded to infinity
+_DOWN = np.float32(2.0**-112)  # from float32's exponent bias to float16's
 
 
 def _to_half(values: Array, out: Array) -> None:
     """Round as numpy does, but normal numbers and zeros without its branches for each element."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
+    bits = values.view(np.uint32)
     size = bits & np.uint32(0x7FFF_FFFF)
-    zero = size == 0
-    if ((size < _SMALLEST) & ~zero).any() or (size > _LARGEST).any():
+    # Below the smallest only zeros are as simple: one less than zero is the largest number there is.
+    if int(size.max(initial=0)) > _LARGEST or int((size - np.uint32(1)).min(initial=_LARGEST)) < _SMALLEST - 1:
         with np.errstate(all="ignore"):
             np.copyto(out, values, casting="unsafe")
         return
-    sign = bits >> np.uint32(16)
-    sign &= np.uint32(0x8000)
+    np.multiply(values, _DOWN, out=size.view(np.float32))
     odd = size >> np.uint32(13)
     odd &= np.uint32(1)
     size += odd
-    size -= _REBIAS - _HALF
-    size >>= np.uint32(13)
-    size *= ~zero
-    size |= sign
+    size += np.uint32(0xFFF)
+    size >>= np.uint32(13)  # the sign at bit 18, and 15 bits of float16
+    np.right_shift(size, np.uint32(3), out=odd)
+    odd &= np.uint32(0x8000)
+    size &= np.uint32(0x7FFF)
+    size |= odd
     np.copyto(out.view(np.uint16), size, casting="unsafe")

@@ -26,7 +26,9 @@ def word_range(lo: int, hi: int, bits: int, *, dense: bool = True) -> tuple[int,
     return lo // each, -(-hi // each)
 
 
-def unpack_columns(words: Array, lo: int, hi: int, bits: int, *, dense: bool = True) -> Array:
+def unpack_columns(
+    words: Array, lo: int, hi: int, bits: int, *, dense: bool = True, less: int = 0
+) -> Array:
     """Return codes ``lo`` up to ``hi`` of each row, as float32, the low bits of a word first.
 
     Args:
@@ -35,14 +37,18 @@ def unpack_columns(words: Array, lo: int, hi: int, bits: int, *, dense: bool = T
         hi: One past the last.
         bits: Bits of each: 1 to 8.
         dense: As of `word_range`.
+        less: What to take away from each.
     """
     first, _ = word_range(lo, hi, bits, dense=dense)
     if bits in (2, 4, 8):
         start = lo - first * (32 // bits)
         octets = np.ascontiguousarray(words).view(np.uint8)
         if bits == 8:
-            return octets[:, start : start + hi - lo].astype(np.float32)
-        values = np.take(_table(bits), octets, axis=0, mode="clip")
+            values = octets[:, start : start + hi - lo].astype(np.float32)
+            if less:
+                values -= np.float32(less)
+            return values
+        values = np.take(_table(bits, less), octets, mode="clip")
         return values.view(np.float32).reshape(words.shape[0], -1)[:, start : start + hi - lo]
     at, shift, crosses = _places(lo, hi, bits, dense)
     at = at - first
@@ -51,7 +57,9 @@ def unpack_columns(words: Array, lo: int, hi: int, bits: int, *, dense: bool = T
     codes = unsigned[:, at] >> shift
     if crosses:
         codes |= unsigned[:, np.minimum(at + 1, last)] << (np.uint64(32) - shift)
-    return (codes & np.uint64((1 << bits) - 1)).astype(np.float32)
+    found: Array = (codes & np.uint64((1 << bits) - 1)).astype(np.float32)
+    found -= np.float32(less)
+    return found
 
 
 def unpack_rows(words: Array, lo: int, hi: int, bits: int, *, dense: bool = True) -> Array:
@@ -82,9 +90,9 @@ def _places(lo: int, hi: int, bits: int, dense: bool) -> tuple[Array, Array, boo
 
 
 @cache
-def _table(bits: int) -> Array:
+def _table(bits: int, less: int) -> Array:
     """Return the codes in each byte as one element: two of four bits, four of two."""
     octets = np.arange(256)
-    codes = np.stack([octets >> at & ((1 << bits) - 1) for at in range(0, 8, bits)], axis=1)
+    codes = np.stack([octets >> at & ((1 << bits) - 1) for at in range(0, 8, bits)], axis=1) - less
     kind = np.uint64 if bits == 4 else np.complex128
     return np.ascontiguousarray(codes.astype(np.float32)).view(kind).reshape(-1)

@@ -9,9 +9,10 @@ import numpy as np
 
 from ckptconv.numbers.codecs.base import Array, Params, Rect, checked_scales, round_into
 
-__all__ = ["NAME", "decode", "needs"]
+__all__ = ["NAME", "STEP", "decode", "needs"]
 
 NAME = "bnb"
+STEP = (1, 1 << 16)
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -42,7 +43,7 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
     values = values[lo % 2 : lo % 2 + hi - lo]
     at = lo - first * block
     with np.errstate(all="ignore"):
-        values = values * np.repeat(scales, block)[at : at + hi - lo]
+        values *= np.repeat(scales, block)[at : at + hi - lo]
     round_into(values.reshape(end - row, columns)[:, left:right], out)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, round_into, spread
 
-__all__ = ["NAME", "decode", "needs"]
+__all__ = ["NAME", "STEP", "decode", "needs"]
 
 NAME = "fp4"
+STEP = (1, 1 << 16)
 
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
@@ -46,5 +47,5 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
     values = np.take(_PAIRS, codes, mode="clip").view(np.float32)
     values = values.reshape(codes.shape[0], -1)[:, left % 2 : left % 2 + right - left]
     with np.errstate(all="ignore"):
-        values = values * spread(scales, group, left, right, left // group)
+        values *= spread(scales, group, left, right, left // group)
     round_into(values, out)

@@ -9,9 +9,10 @@ import numpy as np
 from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, round_into
 from ckptconv.numbers.codecs.bits import unpack_columns, unpack_rows, word_range
 
-__all__ = ["NAME", "decode", "decode_groups", "needs"]
+__all__ = ["NAME", "STEP", "decode", "decode_groups", "needs"]
 
 NAME = "gptq"
+STEP = (256, 1 << 16)
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -40,8 +41,9 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
         text = f"row {row + int(bad[0])} is of group {int(number[bad[0]])}, of {params['groups']}"
         raise BadCode(text, row + int(bad[0]), left)
     values = unpack_rows(tiles["codes"], row, end, bits)
-    zeros = unpack_columns(tiles["zeros"], left, right, bits) + np.float32(params["plus"])
-    decode_groups(values, zeros, checked_scales(tiles["scales"], rect), number)
+    held = slice(int(number.min()), int(number.max()) + 1)
+    zeros = unpack_columns(tiles["zeros"][held], left, right, bits, less=-params["plus"])
+    decode_groups(values, zeros, checked_scales(tiles["scales"][held], rect), number - held.start)
     round_into(values, out)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, round_into, spread
 from ckptconv.numbers.codecs.bits import unpack_columns, unpack_rows, word_range
 
-__all__ = ["NAME", "decode", "needs"]
+__all__ = ["NAME", "STEP", "decode", "needs"]
 
 NAME = "packed"
+STEP = (1, 1 << 16)
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -41,7 +42,8 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
     row, end, left, right = rect
     bits, dense, group = params["bits"], params["dense"], params["group"]
     scales = checked_scales(tiles["scales"], rect)
-    values = unpack_columns(tiles["codes"], left, right, bits, dense=dense)
+    half = 0 if params.get("zeros") else 1 << bits - 1
+    values = unpack_columns(tiles["codes"], left, right, bits, dense=dense, less=half)
     rows = (0, 1) if params.get("shared") else (row, end)
     zeros = unpack_rows(tiles["zeros"], *rows, bits, dense=dense) if "zeros" in tiles else None
     if "order" in tiles:
@@ -52,8 +54,9 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
         first = left // group
         scales = spread(scales, group, left, right, first)
         zeros = None if zeros is None else spread(zeros, group, left, right, first)
-    values = values - (np.float32(1 << bits - 1) if zeros is None else zeros)
     with np.errstate(all="ignore"):
+        if zeros is not None:
+            values -= zeros
         values *= scales
     round_into(values, out)
 

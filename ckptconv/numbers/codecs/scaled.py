@@ -7,11 +7,14 @@ from functools import cache
 
 import numpy as np
 
-from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, narrow, round_into
+from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, narrow, round_into, spread
 
-__all__ = ["NAME", "decode", "needs"]
+__all__ = ["NAME", "STEP", "decode", "needs"]
 
 NAME = "scaled"
+STEP = (1, 1 << 20)
+
+_FEW = 1 << 16  # elements worked on at a time
 
 # A block of so many elements is looked up in a table of its own 256 values.
 _TABLED = 2048
@@ -51,9 +54,13 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
     zeros = tiles["zeros"].astype(np.float32) if "zeros" in tiles else None
     height, width = params["block"]
     period, first = params["period"], _band(params, row)
-    if height == 1 and min(width, right - left) < _TABLED:
+    if height == 1 and (width < params["columns"] or right - left < _TABLED):
         _multiply(params, left, codes, scales, zeros, out)
         return
+    if height == 1:
+        _rows(params, codes, scales, zeros, out)
+        return
+    base = _columns(left, right, width)
     at = row
     while at < end:
         inside = at % period
@@ -61,9 +68,27 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
         band = _band(params, at) - first
         part = slice(at - row, stop - row)
         s, z = scales[band : band + 1], None if zeros is None else zeros[band : band + 1]
-        short = (stop - at) * min(width, right - left) < _TABLED
-        (_multiply if short else _look_up)(params, left, codes[part], s, z, out[part])
+        if (stop - at) * min(width, right - left) < _TABLED:
+            _multiply(params, left, codes[part], s, z, out[part])
+        else:
+            _look_up(params, base, codes[part], s, z, out[part])
         at = stop
+
+
+def _rows(params: Params, codes: Array, scales: Array, zeros: Array | None, out: Array) -> None:
+    """Decode rows that have a scale each, by a table for each row."""
+    rows = min(256, max(1, _FEW // codes.shape[1]))
+    base = (np.arange(rows, dtype=np.uint16) * 256)[:, None]
+    for at in range(0, codes.shape[0], rows):
+        few = slice(at, min(at + rows, codes.shape[0]))
+        z = None if zeros is None else zeros[few]
+        _look_up(params, base[: few.stop - at], codes[few], scales[few], z, out[few])
+
+
+def _columns(left: int, right: int, width: int) -> Array:
+    """Return where in the tables of a band's blocks that of each column begins."""
+    number = np.arange(left, right) // width - left // width
+    return (number * 256).astype(np.uint16 if number[-1] < 256 else np.intp)
 
 
 def _refuse_nan(codes: Array, rect: Rect) -> None:
@@ -94,46 +119,58 @@ def _values(dtype: str) -> Array:
     return values
 
 
-def _scaled(params: Params, values: Array, scales: Array, zeros: Array | None) -> Array:
-    if zeros is not None:
-        values = values - zeros
-    with np.errstate(all="ignore"):
-        found: Array = values * scales
-        if params.get("divisor"):
-            found /= np.float32(params["divisor"])
-    return found
-
-
-def _look_up(params: Params, left: int, codes: Array, scales: Array, zeros: Array | None, out: Array) -> None:
+def _look_up(params: Params, base: Array, codes: Array, scales: Array, zeros: Array | None, out: Array) -> None:
     """Decode rows of the same scales by the table of each block's values."""
-    z = None if zeros is None else zeros.reshape(-1, 1)
-    tables = narrow(_scaled(params, _values(codes.dtype.name), scales.reshape(-1, 1), z), out.dtype)
-    bits = tables.view(f"u{out.itemsize}").reshape(-1)
-    if len(tables) == 1:
-        index: Array = codes.view(np.uint8)
-    else:
-        width = params["block"][1]
-        columns = np.arange(left, left + codes.shape[1]) // width - left // width
-        index = np.add(codes.view(np.uint8), (columns * 256)[None, :], dtype=np.intp)
-    found = out.view(bits.dtype)
-    if out.flags.c_contiguous:
-        np.take(bits, index, out=found, mode="clip")
-    else:
-        found[...] = np.take(bits, index, mode="clip")
+    values = _values(codes.dtype.name) - (0 if zeros is None else zeros.reshape(-1, 1))
+    with np.errstate(all="ignore"):
+        values = values * scales.reshape(-1, 1)
+        _divide(params, values)
+    bits = narrow(values, out.dtype).view(f"u{out.itemsize}").reshape(-1)
+    held, found = codes.view(np.uint8), out.view(bits.dtype)
+    rows = max(1, _FEW // max(held.shape[1], 1))
+    index = np.empty((rows, held.shape[1]), base.dtype)
+    for at in range(0, held.shape[0], rows):
+        few, here = held[at : at + rows], found[at : at + rows]
+        if scales.size > 1:
+            few = np.add(few, base, out=index[: len(few)], dtype=base.dtype, casting="unsafe")
+        if here.flags.c_contiguous:
+            np.take(bits, few, out=here, mode="clip")
+        else:
+            here[...] = np.take(bits, few, mode="clip")
 
 
-def _multiply(
-    params: Params, left: int, codes: Array, scales: Array, zeros: Array | None, out: Array
-) -> None:
+def _multiply(params: Params, left: int, codes: Array, scales: Array, zeros: Array | None, out: Array) -> None:
     """Decode rows of short blocks: values, then scales."""
     right, width = left + codes.shape[1], params["block"][1]
-    values = np.take(_values(codes.dtype.name), codes.view(np.uint8), mode="clip")
-    start = left % width
+    first, held = left // width, codes.view(np.uint8)
+    rows = max(1, _FEW // max(held.shape[1], 1))
+    for at in range(0, held.shape[0], rows):
+        few = slice(at, at + rows)
+        own = few if len(scales) > 1 else slice(0, 1)
+        values = _found(codes.dtype.name, held[few])
+        with np.errstate(all="ignore"):
+            if zeros is not None:
+                values -= spread(zeros[own], width, left, right, first)
+            values *= spread(scales[own], width, left, right, first)
+            _divide(params, values)
+        round_into(values, out[few])
 
-    def wide(few: Array) -> Array:
-        if few.shape[1] == 1:
-            return few
-        return np.repeat(few, width, axis=1)[:, start : start + right - left]
 
-    z = None if zeros is None else wide(zeros)
-    round_into(_scaled(params, values, wide(scales), z), out)
+def _divide(params: Params, values: Array) -> None:
+    if params.get("divisor"):
+        values /= np.float32(params["divisor"])
+
+
+def _found(dtype: str, codes: Array) -> Array:
+    """Return values of codes in memory of its own: two at a time where they lie so."""
+    if codes.shape[1] % 2 or not codes.flags.c_contiguous or codes.ctypes.data % 2:
+        return np.take(_values(dtype), codes, mode="clip")
+    return np.take(_pairs(dtype), codes.view(np.uint16), mode="clip").view(np.float32)
+
+
+@cache
+def _pairs(dtype: str) -> Array:
+    """Return the values of every two codes as one element."""
+    values = _values(dtype)
+    both = np.stack([np.tile(values, 256), np.repeat(values, 256)], axis=1)
+    return np.ascontiguousarray(both).view(np.uint64).reshape(-1)

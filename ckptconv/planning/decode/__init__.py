@@ -104,13 +104,13 @@ def quantised(checkpoint: Checkpoint, says: Says | None = None) -> Quantised | N
     if not looks and not says.method:
         return None
     try:
-        parts = find_parts(given) if looks else []
+        parts = find_parts(given)
         refuse_rest(replace(given, left={n: None for n in given.left if n.rpartition(".")[2] not in IDLE}))
     except PlanError as e:
         return Quantised((f"{says.method or 'codes'}: {e.message}",), {}, False, assets, says.method)
     if not parts:
         kinds: tuple[str, ...] = (f"config of {says.method}, plain weights",)
-        return Quantised(kinds, {}, not looks, assets, says.method)
+        return Quantised(kinds, {}, True, assets, says.method)
     return Quantised(
         _kinds(parts), {p.name: p.members for p in parts}, False, assets, says.method,
         {p.name: Spec(p.shape, says.dtype if says.dtype in BY_NAME else p.dtype) for p in parts},

@@ -134,7 +134,10 @@ def is_quantised(given: Given) -> bool:
 
 def _looks(given: Given, names: Iterable[str]) -> bool:
     specs = ((n.rpartition(".")[2], given.tensors[n].dtype) for n in names)
-    return any(dtype.startswith("float8") or _raw(leaf, dtype) for leaf, dtype in specs)
+    return any(
+        dtype.startswith("float8") or _raw(leaf, dtype) or (dtype == "uint8" and leaf.endswith("_blocks"))
+        for leaf, dtype in specs
+    )
 
 
 def _raw(leaf: str, dtype: str) -> bool:
