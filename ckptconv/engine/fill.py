@@ -28,6 +28,7 @@ __all__ = ["Filler", "pairs_by_tensor"]
 
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _FLOAT32 = BY_NAME["float32"]
+_FEW = 1 << 16  # elements looked at a time, that stay in the cache
 _ROUNDED = ("bfloat16", "float16")  # to which decoding rounds by itself
 
 
@@ -272,7 +273,14 @@ def _overflows(values: Array, result: Array, dtype: DType) -> int:
 def _infinite(result: Array, dtype: DType) -> int:
     """Count the elements that decoding made infinite: none is before."""
     infinity = _INFINITY.get(dtype.name)
-    return 0 if infinity is None else int(np.count_nonzero((result.view(np.uint16) & 0x7FFF) == infinity))
+    if infinity is None:
+        return 0
+    bits, count = result.view(np.uint16), 0
+    for lo in range(0, bits.size, _FEW):
+        size = bits[lo : lo + _FEW] & 0x7FFF
+        if int(size.max()) >= infinity:
+            count += int(np.count_nonzero(size == infinity))
+    return count
 
 
 def pairs_by_tensor(relation: Relation) -> dict[str, list[Pair]]:
