@@ -26,7 +26,7 @@ def decode_run(stored: Decoded, lo: int, count: int, out: Array, read: Read) -> 
         FormatError: if codes or scales stand for no number.
     """
     columns = stored.params["columns"]
-    values = out.reshape(-1).view(numpy_dtype(stored.dtype))
+    values = out.reshape(-1).view(f"u{stored.dtype.itemsize}")
     done = 0
     for rect in _rects(lo, lo + count, columns):
         row, end, left, right = rect
@@ -50,7 +50,7 @@ def _rects(lo: int, hi: int, columns: int) -> Iterator[Rect]:
 
 
 def decode_rect(stored: Decoded, rect: Rect, out: Array, read: Read) -> None:
-    """Compute a part of a matrix into ``out`` of its shape and of the type of ``stored``.
+    """Compute a part of a matrix into ``out`` of its shape, of the raw dtype and of any strides.
 
     Raises:
         FormatError: if codes or scales stand for no number.
@@ -59,23 +59,32 @@ def decode_rect(stored: Decoded, rect: Rect, out: Array, read: Read) -> None:
     wanted = how.needs(params, rect)
     tiles = {role: read(stored.operands[role], part) for role, part in wanted.items()}
     row, _, left, _ = rect
+    kind, straight = numpy_dtype(stored.dtype), out.flags.c_contiguous
     try:
         for block in _blocks(rect, *how.STEP):
             parts = {
                 role: _within(tiles[role], wanted[role], part)
                 for role, part in how.needs(params, block).items()
             }
-            how.decode(params, block, parts, _within(out, (row, 0, left, 0), block))
+            here = _within(out, (row, 0, left, 0), block)
+            if straight:
+                how.decode(params, block, parts, here.view(kind))
+                continue
+            values = np.empty(here.shape, kind)
+            how.decode(params, block, parts, values)
+            here[...] = values.view(here.dtype)
     except BadCode as e:
         raise _refusal(stored, e) from e
 
 
 def _blocks(rect: Rect, rows: int, elements: int) -> Iterator[Rect]:
-    """Cut a part of a matrix into blocks of so many rows at least, where it has as many."""
+    """Cut a part of a matrix into blocks of so many rows, or a multiple of that."""
     row, end, left, right = rect
-    wide = max(64, elements // min(rows, end - row)) if rows > 1 else right - left
-    high = rows if rows > 1 else max(1, elements // max(right - left, 1))
-    for at in range(row - row % high if rows > 1 else row, end, high):
+    wide = right - left
+    if rows > 1:
+        wide = min(wide, max(64, elements // min(rows, end - row)))
+    high = max(1, elements // max(wide, 1)) // rows * rows or rows
+    for at in range(row - row % rows, end, high):
         for column in range(left, right, wide):
             yield max(at, row), min(end, at + high), column, min(right, column + wide)
 

@@ -165,6 +165,13 @@ class Filler:
             dtype = chain[0] if chain else dtype_named(self._plan.relation.right[name].dtype)
         pairs, hi = self._pairs[name], lo + source.size
         for pair in pairs.over(lo, hi):
+            if (first := self._turned(pair, lo, hi)) is not None:
+                wide = np.empty(first[1] - first[0], source.dtype)
+                for piece in restrict(pair, *first):
+                    self._gather(piece, window_of(wide, piece, first[0]), wide.nbytes, dtype, rows)
+                for piece in restrict(Pair(pair.right, pair.right), lo, hi):
+                    window_of(source, piece, lo)[...] = window_of(wide, piece, first[0])
+                continue
             for piece in restrict(pair, lo, hi):
                 self._gather(piece, window_of(source, piece, lo), limit, dtype, rows)
         values = source.view(numpy_dtype(dtype))
@@ -193,6 +200,21 @@ class Filler:
         source = np.empty(hi - lo, raw_dtype(chain[0].itemsize))
         self._stored(name, spec.shape, lo, source, max(source.nbytes, 1 << 16))
         return _as_float32(source.view(numpy_dtype(chain[0])), chain)
+
+    def _turned(self, pair: Pair, lo: int, hi: int) -> tuple[int, int] | None:
+        """Return whole rows that hold a range, where it costs as much to decode a part of a row: a transpose.
+
+        A row of what is written is then a column of what is decoded, and read from end to end of it.
+        """
+        if not isinstance(self._plan.stored[pair.left.tensor], Decoded):
+            return None
+        axes = sorted(zip(*pair.aligned(), strict=True), key=lambda axis: axis[2])
+        if len(axes) < 2 or axes[0][2] != 1 or axes[0][1] == 1 or axes[1][2] != axes[0][0]:
+            return None
+        row, start = axes[1][2], pair.right.offset
+        a = max(lo - (lo - start) % row, pair.right.first)
+        b = min(hi + (start - hi) % row, pair.right.last + 1)
+        return (a, b) if hi - lo < b - a <= 2 * (hi - lo) else None
 
     def _decodes(self, name: str, chain: Sequence[DType]) -> bool:
         """Whether all of a tensor is decoded, to float32, and then rounded once."""

@@ -14,7 +14,6 @@ from numpy.lib.stride_tricks import as_strided
 from ckptconv.containers.base import contiguous_stride
 from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
-from ckptconv.dtypes import numpy_dtype
 from ckptconv.engine.decode import area, decode_rect, decode_run, empty, rectangle, strides_in
 from ckptconv.engine.rows import Rows
 from ckptconv.numbers.codecs import Rect
@@ -26,6 +25,9 @@ Array = npt.NDArray[Any]
 
 # A box whose elements lie scattered over at most this many times their own size is read in one piece.
 _SPARSE = 8
+
+# Of rows of which at most this part is wanted all is held, as others want the rest.
+_FEW = 4
 
 # Over more, if it is held for others.
 _SPREAD = 64
@@ -96,7 +98,11 @@ def gather(
             ).view(out.dtype)
             out[...] = window(held, offset - lo, size, stride)
             return
-    if count == 1 or stride == contiguous_stride(size):
+    straight = stride == contiguous_stride(size)
+    if isinstance(stored, Decoded) and not (straight and out.flags.c_contiguous):
+        if _turned(files, stored, offset, size, stride, out, limit):
+            return
+    if count == 1 or straight:
         if out.flags.c_contiguous:
             _read(files, stored, offset, count, out)
             return
@@ -136,6 +142,37 @@ def _rows(
     return (lo, hi) if offset + span <= hi else None
 
 
+def _turned(
+    files: SourceFiles,
+    stored: Decoded,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    out: Array,
+    limit: int,
+) -> bool:
+    """Decode a box that is all of a part of the matrix straight to where it goes, in whatever order."""
+    columns = stored.params["columns"]
+    axes = [a for a, n in enumerate(size) if n > 1]
+    high = [a for a in axes if stride[a] == columns]
+    wide = [a for a in axes if stride[a] == 1 and columns > 1]
+    if len(high) > 1 or len(wide) > 1 or len(high) + len(wide) < len(axes):
+        return False
+    part = rectangle(stored, offset, size, stride)
+    if part is None or area(part) * out.itemsize > limit:
+        return False
+    others = [a for a in range(len(size)) if a not in axes]
+    here = out.transpose([*high, *wide, *others])
+    for _ in others:
+        here = here[..., 0]
+    if not high:
+        here = here[None]
+    if not wide:
+        here = here[..., None]
+    decode_rect(stored, part, here, _operand(files, limit))
+    return True
+
+
 def _decoded(
     files: SourceFiles,
     stored: Decoded,
@@ -150,7 +187,7 @@ def _decoded(
     if part is None or area(part) * out.itemsize > limit or area(part) > _SPARSE * prod(size):
         return False
     scratch = np.empty((part[1] - part[0], part[3] - part[2]), out.dtype)
-    decode_rect(stored, part, scratch.view(numpy_dtype(stored.dtype)), _operand(files, limit))
+    decode_rect(stored, part, scratch, _operand(files, limit))
     within = strides_in(part, stored.params["columns"], stride)
     out[...] = window(scratch.reshape(-1), 0, size, within)
     return True
@@ -164,6 +201,16 @@ def _operand(files: SourceFiles, limit: int) -> Callable[[Stored, Rect], Array]:
         raw, offset = out.view(raw_dtype(out.itemsize)), part[0] * columns + part[2]
         if out.shape[0] == 1 or out.shape[1] == columns:
             _read(files, stored, offset, out.size, raw)
+        elif len(stored.extents) == 1:
+            item, extent = out.itemsize, stored.extents[0]
+            place, width = extent.offset + offset * item, out.shape[1] * item
+            begin, length = extent.offset + part[0] * columns * item, out.shape[0] * columns * item
+            few = columns >= _FEW * out.shape[1]
+            if few and (held := files.hold(extent.path, begin, length)) is not None:
+                whole = np.frombuffer(held, raw.dtype).reshape(-1, columns)
+                return whole[:, part[2] : part[3]].view(out.dtype)
+            view = raw.reshape(-1).view(np.uint8).data
+            files.read_rows(extent.path, place, columns * item, width, view)
         else:
             gather(files, stored, offset, out.shape, (columns, 1), raw, limit)
         return out

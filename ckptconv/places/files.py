@@ -27,6 +27,9 @@ _OPEN_FILES = 128  # far below the usual limit of 1,024 descriptors; ZeRO over 2
 # reads take a window, which is kept for those that follow. 2,048 windows are 8 MB.
 _SHORT, _WINDOW, _WINDOWS = 512, 4096, 2048
 
+# Of runs that lie this near, what is between is read too; the system takes twice so many places at a time.
+_NEAR, _RUNS = 16 << 10, 512
+
 # A long read is seldom the last of its file: so much behind it is fetched while it is being written.
 _LONG, _AHEAD = 1 << 20, 16 << 20
 
@@ -68,7 +71,8 @@ class SourceFiles:
     Args:
         stamps: The files a plan was made from. A file that has changed since is refused when it is opened,
             and once more by :meth:`check`.
-        memory: Most bytes that are read ahead from behind URLs.
+        memory: Most bytes that are read ahead from behind URLs, or held of runs of which many parts are asked
+            for.
     """
 
     def __init__(self, stamps: Iterable[FileStamp], memory: int = 32 << 20) -> None:
@@ -76,6 +80,8 @@ class SourceFiles:
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._windows: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[str, int, int], bytearray] = OrderedDict()
+        self._holding = threading.Lock()
         self._remote: RemoteReader | None = None
         self.memory = memory
 
@@ -120,6 +126,56 @@ class SourceFiles:
                 buffer[:] = found
                 return
         self._whole(path, offset, want, self._read(path, offset, buffer))
+
+    def hold(self, path: str, offset: int, nbytes: int) -> bytearray | None:
+        """Return bytes of a file that are held for all who want parts of them; None if those are too many.
+
+        Raises:
+            FormatError: if the file ends early.
+            InputChangedError: if the file is not the one the plan was made from.
+        """
+        if is_remote(path) or path == ZEROS or nbytes > self.memory:
+            return None
+        key = (path, offset, nbytes)
+        with self._holding:
+            found = self._held.get(key)
+            if found is None:
+                while self._held and sum(map(len, self._held.values())) + nbytes > self.memory:
+                    self._held.popitem(last=False)
+                found = bytearray(nbytes)
+                self.read_into(path, offset, memoryview(found))
+                self._held[key] = found
+            self._held.move_to_end(key)
+            return found
+
+    def read_rows(self, path: str, offset: int, stride: int, width: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with runs of ``width`` bytes, the first from byte ``offset`` on, ``stride`` apart.
+
+        Raises:
+            FormatError: if the file ends early.
+            InputChangedError: if the file is not the one the plan was made from.
+        """
+        count, first = len(buffer) // width, 0
+        if width < stride <= _NEAR and not is_remote(path) and path != ZEROS:
+            # One call for many: what lies between is read into one place over and over.
+            between, entry = memoryview(bytearray(stride - width)), self._acquire(path)
+            try:
+                while count - first > 1:
+                    rows = min(_RUNS, count - first)
+                    views = [between] * (2 * rows - 1)
+                    views[::2] = [buffer[i * width : (i + 1) * width] for i in range(first, first + rows)]
+                    done = os.preadv(entry.fd, views, offset + first * stride)
+                    if done < (rows - 1) * stride + width:
+                        break
+                    first += rows
+            except OSError as e:
+                e.filename = path
+                raise
+            finally:
+                with self._lock:
+                    entry.users -= 1
+        for i in range(first, count):
+            self.read_into(path, offset + i * stride, buffer[i * width : (i + 1) * width])
 
     def _whole(self, path: str, offset: int, want: int, done: int) -> None:
         """Refuse a file that ended early."""

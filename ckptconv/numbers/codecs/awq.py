@@ -16,7 +16,6 @@ NAME = "awq"
 STEP = (128, 1 << 16)
 
 
-
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
     """Return words, and scales and zero points of the groups: ``group`` rows share them."""
     row, end, left, right = rect

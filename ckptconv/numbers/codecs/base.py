@@ -147,7 +147,10 @@ def _to_half(values: Array, out: Array) -> None:
     bits = values.view(np.uint32)
     size = bits & np.uint32(0x7FFF_FFFF)
     # Below the smallest only zeros are as simple: one less than zero is the largest number there is.
-    if int(size.max(initial=0)) > _LARGEST or int((size - np.uint32(1)).min(initial=_LARGEST)) < _SMALLEST - 1:
+    if (
+        int(size.max(initial=0)) > _LARGEST
+        or int((size - np.uint32(1)).min(initial=_LARGEST)) < _SMALLEST - 1
+    ):
         with np.errstate(all="ignore"):
             np.copyto(out, values, casting="unsafe")
         return

@@ -26,9 +26,7 @@ def word_range(lo: int, hi: int, bits: int, *, dense: bool = True) -> tuple[int,
     return lo // each, -(-hi // each)
 
 
-def unpack_columns(
-    words: Array, lo: int, hi: int, bits: int, *, dense: bool = True, less: int = 0
-) -> Array:
+def unpack_columns(words: Array, lo: int, hi: int, bits: int, *, dense: bool = True, less: int = 0) -> Array:
     """Return codes ``lo`` up to ``hi`` of each row, as float32, the low bits of a word first.
 
     Args:

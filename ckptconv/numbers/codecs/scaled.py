@@ -7,7 +7,16 @@ from functools import cache
 
 import numpy as np
 
-from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, narrow, round_into, spread
+from ckptconv.numbers.codecs.base import (
+    Array,
+    BadCode,
+    Params,
+    Rect,
+    checked_scales,
+    narrow,
+    round_into,
+    spread,
+)
 
 __all__ = ["NAME", "STEP", "decode", "needs"]
 
@@ -119,7 +128,9 @@ def _values(dtype: str) -> Array:
     return values
 
 
-def _look_up(params: Params, base: Array, codes: Array, scales: Array, zeros: Array | None, out: Array) -> None:
+def _look_up(
+    params: Params, base: Array, codes: Array, scales: Array, zeros: Array | None, out: Array
+) -> None:
     """Decode rows of the same scales by the table of each block's values."""
     values = _values(codes.dtype.name) - (0 if zeros is None else zeros.reshape(-1, 1))
     with np.errstate(all="ignore"):
@@ -139,7 +150,9 @@ def _look_up(params: Params, base: Array, codes: Array, scales: Array, zeros: Ar
             here[...] = np.take(bits, few, mode="clip")
 
 
-def _multiply(params: Params, left: int, codes: Array, scales: Array, zeros: Array | None, out: Array) -> None:
+def _multiply(
+    params: Params, left: int, codes: Array, scales: Array, zeros: Array | None, out: Array
+) -> None:
     """Decode rows of short blocks: values, then scales."""
     right, width = left + codes.shape[1], params["block"][1]
     first, held = left // width, codes.view(np.uint8)
