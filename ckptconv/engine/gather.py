@@ -99,9 +99,12 @@ def gather(
             out[...] = window(held, offset - lo, size, stride)
             return
     straight = stride == contiguous_stride(size)
-    if isinstance(stored, Decoded) and not (straight and out.flags.c_contiguous):
-        if _turned(files, stored, offset, size, stride, out, limit):
-            return
+    if (
+        isinstance(stored, Decoded)
+        and not (straight and out.flags.c_contiguous)
+        and _turned(files, stored, offset, size, stride, out, limit)
+    ):
+        return
     if count == 1 or straight:
         if out.flags.c_contiguous:
             _read(files, stored, offset, count, out)

@@ -49,4 +49,5 @@ def _unpack(words: Array, left: int, right: int) -> Array:
 def _apart(halves: Array) -> Array:
     """Move four codes of four bits apart, so that as many of others fit between."""
     halves = (halves | halves << np.uint32(8)) & np.uint32(0x00FF00FF)
-    return (halves | halves << np.uint32(4)) & np.uint32(0x0F0F0F0F)
+    apart: Array = (halves | halves << np.uint32(4)) & np.uint32(0x0F0F0F0F)
+    return apart
