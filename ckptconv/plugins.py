@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["REPLACE", "Named", "PluginWarning", "Registry", "within"]
+__all__ = ["REPLACE", "Named", "PluginWarning", "Registry", "installed", "within"]
 
 REPLACE = "CKPTCONV_REPLACE"
 """The environment variable that says which of ckptconv's own are to be replaced."""
@@ -107,6 +107,11 @@ class Registry(Generic[T]):
             _warn(f"{who} is a {type(found).__name__}, not a {wanted}, and is left out: {point.value}")
             return None
         return cast("T", found)
+
+
+def installed(kind: str) -> list[str]:
+    """Return the names of installed plug-ins of a kind, without loading them."""
+    return [point.name for point in _entry_points(f"ckptconv.{kind}")]
 
 
 def _entry_points(group: str) -> Iterator[EntryPoint]:

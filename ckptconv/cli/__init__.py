@@ -57,6 +57,9 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
     try:
         with heard.hold():
             from ckptconv.cli.app import build
+            from ckptconv.cli.failures import show_warnings
+
+            show_warnings()
 
             wanted = next((a for a in arguments if not a.startswith("-")), None)
             app = build(wanted)

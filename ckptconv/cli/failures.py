@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import TextIO
 
 from ckptconv.errors import CkptconvError, lacking, printable
 from ckptconv.places.places import advice, local_advice
+from ckptconv.plugins import PluginWarning
 
-__all__ = ["fail", "tell"]
+__all__ = ["fail", "show_warnings", "tell"]
 
 _BUG = "this is a bug in ckptconv: run again with --debug and report the traceback"
 
@@ -52,3 +55,28 @@ def fail(message: str, where: str | None, hint: str | None, code: int, *, as_jso
             indent=None,
         )
     return code
+
+
+def show_warnings() -> None:
+    """Print what is wrong with plug-ins as a warning of ours, each once."""
+    usual = warnings.showwarning
+    said: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, PluginWarning):
+            usual(message, category, filename, lineno, file, line)
+        elif (text := printable(str(message))) not in said:
+            from ckptconv.cli.streams import own
+
+            said.add(text)
+            print(f"warning: {text}", file=own(sys.stderr))
+
+    warnings.simplefilter("always", PluginWarning)
+    warnings.showwarning = show

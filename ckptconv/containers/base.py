@@ -81,11 +81,16 @@ class FileLayout:
         fixed: Byte strings at their offsets, known before the data (headers, padding that is not zero).
             A byte covered by neither ``fixed`` nor a tensor is zero.
         tensors: Where each tensor's data goes, by ascending offset.
-        needs_crc: Whether the container records CRC-32 sums of the data, so that ``seal`` must be
-            called with them and its bytes written over the file once the data is there.
+        sealed_by: The container that records CRC-32 sums of the data: its ``seal`` is called with them, and
+            the bytes it returns are written over the file once the data is there. Empty if none are recorded.
     """
 
     size: int
     fixed: tuple[tuple[int, bytes], ...]
     tensors: tuple[Placed, ...]
-    needs_crc: bool = False
+    sealed_by: str = ""
+
+    @property
+    def needs_crc(self) -> bool:
+        """Whether the file has to be sealed."""
+        return bool(self.sealed_by)

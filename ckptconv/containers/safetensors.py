@@ -13,6 +13,7 @@ from os import PathLike, fspath
 from typing import Final, NoReturn
 
 from ckptconv.containers.base import FileLayout, FileTensor, Placed, contiguous_stride
+from ckptconv.containers.container import Container
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.dtypes import BY_SAFETENSORS, DType
 from ckptconv.errors import FormatError, PlanError
@@ -20,7 +21,7 @@ from ckptconv.places.jsonfile import parse_json
 from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
 
-__all__ = ["layout", "read_header"]
+__all__ = ["CONTAINER", "layout", "read_header"]
 
 _MAX_HEADER: Final = 100_000_000
 _ALIGN: Final = 8
@@ -160,3 +161,7 @@ def layout(
         placed.append(Placed(name, dtype, shape, size))
         size += placed[-1].nbytes
     return FileLayout(size, ((0, len(text).to_bytes(8, "little") + text),), tuple(placed))
+
+
+# The names of files and shards: transformers 5.23, utils/__init__.py (SAFE_WEIGHTS_NAME).
+CONTAINER = Container("safetensors", layout, stem="model")

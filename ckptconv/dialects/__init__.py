@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib import import_module
-from pkgutil import iter_modules
 
 from ckptconv.dialects.base import Dialect, Line
 from ckptconv.errors import UsageError
+from ckptconv.plugins import Registry, within
 from ckptconv.relations import Spec
 from ckptconv.slots import Words
 from ckptconv.slots.entry import form, numbers
 
-__all__ = ["Dialect", "Line", "dialects", "find_dialect", "find_dialect_named", "with_ranks"]
+__all__ = ["DIALECTS", "Dialect", "Line", "find_dialect", "find_dialect_named", "with_ranks"]
 
 
-def dialects() -> list[Dialect]:
-    """Return all dialects."""
-    found: dict[str, Dialect] = {}
-    for info in iter_modules(__path__):
-        for value in vars(import_module(f"{__name__}.{info.name}")).values():
-            if isinstance(value, Dialect):
-                found.setdefault(value.name, value)
-    return list(found.values())
+DIALECTS: Registry[Dialect] = Registry("dialects", lambda: within(__name__, Dialect), lambda: Dialect)
+"""The dialects of this package, then those of installed plug-ins (entry point ``ckptconv.dialects``)."""
 
 
 def with_ranks() -> list[Dialect]:
     """Return the dialects of frameworks that cut tensors over ranks."""
-    return [d for d in dialects() if d.ranks]
+    return [d for d in DIALECTS if d.ranks]
 
 
 def find_dialect(

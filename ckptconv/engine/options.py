@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from ckptconv.errors import UsageError
 from ckptconv.plans.options import Choice, Count, Size, Switch, Text, option
+from ckptconv.plugins import installed
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -73,7 +74,7 @@ class Options:
     resume: bool = option(Switch(), "Go on with an interrupted run.", default=False, panel=_HOW, common=True)
     overwrite: bool = option(Switch(), "Replace the model in OUT.", default=False, panel=_HOW, common=True)
     engine: Engine = option(
-        Choice(get_args(Engine)),
+        Choice(get_args(Engine), more=lambda: installed("engines")),
         "Who does the work: threads of this process, or a Ray cluster.",
         default="local",
         panel=_HOW,

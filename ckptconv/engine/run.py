@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from ckptconv.engine.events import Listener, Started, Stored
 from ckptconv.engine.journal import JOURNAL, Journal
 from ckptconv.engine.ledger import Ledger
-from ckptconv.engine.local import run_locally
 from ckptconv.engine.options import Options, Report
 from ckptconv.engine.output import (
     check_space,
@@ -19,7 +17,7 @@ from ckptconv.engine.output import (
     prepare,
     remove_parts,
 )
-from ckptconv.errors import UsageError
+from ckptconv.engine.registry import find_engine
 from ckptconv.places.files import SourceFiles
 from ckptconv.places.places import is_remote, place
 from ckptconv.plans.plan import Plan
@@ -51,8 +49,7 @@ def run(
         InterruptedRunError: on Ctrl-C; what is whole is kept for ``resume``.
     """
     tell = listen or (lambda event: None)
-    if options.engine == "ray":
-        _check_packages(options.address or "")
+    find_engine(options)  # what it needs is looked for before anything is written
     folder = place(folder)
     if is_remote(folder):
         from ckptconv.engine.remote import run_remotely
@@ -69,13 +66,6 @@ def run(
             report = _run(plan, folder, options, journal, sources, tell)
     tell(Stored(str(folder)))
     return report
-
-
-def _check_packages(address: str) -> None:
-    if find_spec("ray") is None:
-        raise UsageError("Ray is not installed", hint="pip install 'ckptconv[ray]'")
-    if address.startswith("ray://") and find_spec("grpc") is None:
-        raise UsageError("Ray's client is not installed", hint="pip install 'ray[client]'")
 
 
 def forget(folder: Path) -> None:
@@ -100,12 +90,8 @@ def _run(
     ledger = Ledger(plan, folder, journal, tell)
     todo = [i for i, f in enumerate(plan.files) if f.name not in done]
     try:
-        if todo and options.engine == "ray":
-            from ckptconv.engine.ray import run_on_ray
-
-            run_on_ray(plan, todo, folder, options, journal, ledger)
-        else:
-            run_locally(plan, todo, folder, options, sources, ledger)
+        if todo:
+            find_engine(options).run(plan, todo, folder, options, journal, sources, ledger)
     except BaseException:
         ledger.give_up()
         raise

@@ -9,7 +9,7 @@ import xxhash
 from isal.isal_zlib import crc32, crc32_combine
 
 from ckptconv.containers.base import FileLayout
-from ckptconv.containers.torch import torchbin
+from ckptconv.containers.container import seal_of
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.fill import Filler
 from ckptconv.engine.options import DIGEST_BLOCK
@@ -153,6 +153,6 @@ def seal(layout: FileLayout, crcs: Mapping[int, Sequence[Crc]], sink: Sink) -> N
     for tensor, parts in crcs.items():
         for part in sorted(parts, key=lambda c: c.at):
             sums[tensor] = crc32_combine(sums[tensor], part.value, part.length)
-    pieces = dict(layout.fixed) | dict(torchbin.seal(layout, sums))
+    pieces = dict(layout.fixed) | dict(seal_of(layout)(layout, sums))
     for at, data in pieces.items():
         sink.write(data, at)

@@ -8,7 +8,7 @@ import xxhash
 from isal.isal_zlib import crc32
 
 from ckptconv.containers.base import FileLayout
-from ckptconv.containers.torch import torchbin
+from ckptconv.containers.container import seal_of
 from ckptconv.engine.options import DIGEST_BLOCK
 
 __all__ = ["is_whole"]
@@ -38,7 +38,7 @@ def is_whole(path: Path, layout: FileLayout, digest: str) -> bool:
             blocks += xxhash.xxh3_64(block).digest()
         if xxhash.xxh3_128(blocks).hexdigest() != digest:
             return False
-        pieces = dict(layout.fixed) | dict(torchbin.seal(layout, sums)) if layout.needs_crc else {}
+        pieces = dict(layout.fixed) | dict(seal_of(layout)(layout, sums)) if layout.needs_crc else {}
         for at, piece in pieces.items():
             file.seek(at)
             if file.read(len(piece)) != piece:

@@ -8,7 +8,7 @@ from typing import Any
 from ckptconv.errors import PlanError
 from ckptconv.facts import read_facts
 from ckptconv.facts.value import Fact, Facts
-from ckptconv.families import Family, families, find_family
+from ckptconv.families import FAMILIES, Family, find_family
 from ckptconv.families.config import same, unspoken
 from ckptconv.families.derived import known
 from ckptconv.families.template import Template
@@ -78,7 +78,7 @@ def fitting(facts: Facts, slots: Collection[str]) -> list[Family]:
     seen = observed(facts, slots)
     fit = [
         (-score, family)
-        for family in families()
+        for family in FAMILIES
         if family.template is not None and (score := _score(family, family.template, seen, slots)) is not None
     ]
     names = {f.name for _, f in fit}

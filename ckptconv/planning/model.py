@@ -13,7 +13,7 @@ from ckptconv.assets.config import read_config, without_quantisation
 from ckptconv.assets.find import CONFIG, find_assets
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
-from ckptconv.families import Family, families, find_family
+from ckptconv.families import FAMILIES, Family, find_family
 from ckptconv.families.config import config_from, contradictions
 from ckptconv.families.detect import fitting, lacks_one, observed
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
@@ -150,7 +150,7 @@ def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str])
     fit = fitting(facts, slots)
     if len(fit) == 1:
         return fit[0]
-    names = ", ".join(f.name for f in fit) or ", ".join(f.name for f in families() if f.template is not None)
+    names = ", ".join(f.name for f in fit) or ", ".join(f.name for f in FAMILIES if f.template is not None)
     raise PlanError(
         f"several families fit the arguments and tensors: {names}"
         if fit
@@ -174,11 +174,11 @@ def _named(name: str) -> Family:
     """Return a family by name, or the one a user's own Python file defines."""
     if name.endswith(".py"):
         return _own(Path(name))
-    found = next((f for f in families() if f.name == name), None)
+    found = next((f for f in FAMILIES if f.name == name), None)
     if found is None:
         raise UsageError(
             f"no family {name!r}",
-            hint=f"families: {', '.join(f.name for f in families())}; or a file: ./mine.py",
+            hint=f"families: {', '.join(f.name for f in FAMILIES)}; or a file: ./mine.py",
         )
     return found
 

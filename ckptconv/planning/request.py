@@ -130,7 +130,8 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
         bare = name.removeprefix(SOURCE)
         name = (SOURCE if source else "") + _ALSO.get(bare, bare)
         if name in flat and flat[name] != value:
-            raise UsageError(f"{bare} and {_ALSO.get(bare, bare)} say the same: give one")
+            words = ", ".join(["step", *_ALSO])
+            raise UsageError(f"{words} are one option, and two values were given", hint="give one")
         flat[name] = value
     return flat
 

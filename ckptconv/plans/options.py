@@ -6,7 +6,7 @@ The command line builds its flags from them, and the same checks hold for Python
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from os import PathLike
@@ -66,12 +66,14 @@ class Kind(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Take any text."""
+    """Take any text, a whole number too."""
 
     metavar: str = "TEXT"
 
     def read(self, value: object) -> str:
         """Return text as it is."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
         if not isinstance(value, (str, PathLike)) or not str(value):
             raise ValueError("text")
         return str(value)
@@ -109,10 +111,17 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Take one of some words; ``others`` are further names of theirs."""
+    """Take one of some words.
+
+    Attributes:
+        words: The words.
+        others: Further names of theirs.
+        more: Returns words that plug-ins add.
+    """
 
     words: tuple[str, ...]
     others: Mapping[str, str] = field(default_factory=dict)
+    more: Callable[[], Iterable[str]] = tuple
 
     @property
     def metavar(self) -> str:
@@ -124,8 +133,11 @@ class Choice:
         word = self.others.get(str(value), str(value))
         if word in self.words:
             return word
-        close = near(word, (*self.words, *self.others))
-        raise ValueError(f"one of {', '.join(self.words)}" + (f" ({close[0]}?)" if close else ""))
+        every = tuple(dict.fromkeys((*self.words, *self.more())))
+        if word in every:
+            return word
+        close = near(word, (*every, *self.others))
+        raise ValueError(f"one of {', '.join(every)}" + (f" ({close[0]}?)" if close else ""))
 
 
 class DTypes(Choice):
@@ -200,6 +212,9 @@ class Whole:
             raise ValueError("numbers such as 3,5") from None
 
 
+_SIZES = "5GB, 200MB, 512MiB or a number of bytes"
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """Take a number of bytes: 300000, 5GB, 512MiB."""
@@ -212,8 +227,11 @@ class Size:
             try:
                 return parse_size(value)
             except UsageError:
-                raise ValueError("5GB, 200MB, 512MiB or a number of bytes") from None
-        return Count(1).read(value)
+                raise ValueError(_SIZES) from None
+        try:
+            return Count(1).read(value)
+        except ValueError:
+            raise ValueError(_SIZES) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,12 +38,12 @@ class OutFile:
 
     Attributes:
         name: File name inside the output folder.
-        container: ``safetensors``, ``bin`` or ``ckpt``.
+        container: What its bytes are: ``safetensors``, ``bin``, ``ckpt`` or a plug-in's.
         layout: Its bytes, the tensors' data aside.
     """
 
     name: str
-    container: Literal["safetensors", "bin", "ckpt"]
+    container: str
     layout: FileLayout
 
 

@@ -6,11 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
-from ckptconv.containers import safetensors
-from ckptconv.containers.torch import torchbin
-from ckptconv.dtypes import DType
+from ckptconv.containers.container import CONTAINERS, Container, Tensor
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.options import Choice, Size, Switch, Text, option
@@ -21,17 +18,11 @@ from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITER", "HuggingFaceOptions", "layout_weights"]
 
-_Container = Literal["safetensors", "bin"]
 _WHAT, _ASSETS = "What is written", "Config and tokenizer"
-
-Tensor = tuple[str, DType, tuple[int, ...]]
-
-# transformers 5.23, utils/__init__.py (SAFE_WEIGHTS_NAME, WEIGHTS_NAME and the names of their indexes).
-_STEM = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}
 
 
 def layout_weights(
-    tensors: Sequence[Tensor], container: _Container, max_shard_size: int
+    tensors: Sequence[Tensor], container: str, max_shard_size: int
 ) -> tuple[tuple[OutFile, ...], AssetFile | None]:
     """Divide tensors over files, each at most ``max_shard_size`` bytes of data unless one tensor is larger.
 
@@ -41,12 +32,12 @@ def layout_weights(
         The files, and the index if there is more than one.
     """
     shards = _divide(tensors, max_shard_size)
-    stem, suffix = _STEM[container]
-    lay = safetensors.layout if container == "safetensors" else torchbin.layout
+    form = _container(container)
+    whole = f"{form.stem}.{form.name}"
     if len(shards) == 1:
-        return (OutFile(f"{stem}.{suffix}", container, lay(shards[0])),), None
+        return (OutFile(whole, container, form.lay_out(shards[0])),), None
     files = tuple(
-        OutFile(f"{stem}-{i:05d}-of-{len(shards):05d}.{suffix}", container, lay(shard))
+        OutFile(f"{form.stem}-{i:05d}-of-{len(shards):05d}.{form.name}", container, form.lay_out(shard))
         for i, shard in enumerate(shards, 1)
     )
     index = {
@@ -57,7 +48,7 @@ def layout_weights(
         "weight_map": {t.name: f.name for f in files for t in f.layout.tensors},
     }
     content = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
-    return files, AssetFile(f"{stem}.{suffix}.index.json", "made from the plan", content)
+    return files, AssetFile(f"{whole}.index.json", "made from the plan", content)
 
 
 def _nbytes(tensor: Tensor) -> int:
@@ -83,18 +74,23 @@ def _divide(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
     return shards
 
 
-def _layout_adapter(tensors: Sequence[Tensor], container: _Container) -> OutFile:
+def _container(name: str) -> Container:
+    found = CONTAINERS.find(name)
+    assert found is not None, name
+    return found
+
+
+def _layout_adapter(tensors: Sequence[Tensor], container: str) -> OutFile:
     """Lay out the one file PEFT keeps an adapter in (peft 0.21, ``utils/constants.py``)."""
-    lay = safetensors.layout if container == "safetensors" else torchbin.layout
-    return OutFile(f"adapter_model.{container}", container, lay(tensors))
+    return OutFile(f"adapter_model.{container}", container, _container(container).lay_out(tensors))
 
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceOptions:
     """Own what a Hugging Face model is written with."""
 
-    format: Literal["safetensors", "bin"] = option(
-        Choice(("safetensors", "bin")),
+    format: str = option(
+        Choice(("safetensors", "bin"), more=lambda: (c.name for c in CONTAINERS if c.stem)),
         "Container of the weights.",
         default="safetensors",
         panel=_WHAT,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import ckptconv
-from ckptconv.dialects import dialects
+from ckptconv.dialects import DIALECTS
 from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.families import find_family
@@ -52,7 +52,7 @@ def _layout(drawn: Drawn, layers: int, vocab: int) -> Layout:
     stages = stage_layers(
         grid, layers, counts=options.get("layers_per_stage"), noop=options.get("noop_layers", ())
     )
-    dialect = next(d for d in dialects() if d.name == options["dialect"])
+    dialect = next(d for d in DIALECTS if d.name == options["dialect"])
     unit = options.get("vocab_divisible")
     padded = None if unit is None else -(-vocab // (unit * tp)) * unit * tp
     experts = options.get("experts") or "sequential"

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ckptconv.errors import PlanError
-from ckptconv.families import Family, families, find_family
+from ckptconv.families import FAMILIES, Family, find_family
 from ckptconv.relations import Relation, Spec
 
 Array = NDArray[np.int64]
@@ -100,11 +100,11 @@ def related(family: Family, config: Config, tensors: Mapping[str, Spec]) -> Rela
 
 def test_every_table_is_tried_here() -> None:
     tried = {model_type for model_type, _ in CONFIGS}
-    assert tried == {t for f in families() if f.entries for t in f.model_types}
+    assert tried == {t for f in FAMILIES if f.entries for t in f.model_types}
 
 
 def test_a_model_type_has_one_family() -> None:
-    counted = Counter(t for f in families() for t in f.model_types)
+    counted = Counter(t for f in FAMILIES for t in f.model_types)
     assert [t for t, n in counted.items() if n > 1] == []
 
 

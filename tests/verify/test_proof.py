@@ -8,7 +8,7 @@ from time import process_time
 import pytest
 
 from ckptconv.containers.torch.rankfile import tensor_key
-from ckptconv.dialects import dialects
+from ckptconv.dialects import DIALECTS
 from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype
@@ -38,7 +38,7 @@ def relation_of(config: dict[str, object], tp: int, pp: int) -> Relation:
     grid = Grid(tp, pp, 1, 1, tp, False, False)
     tensors = {n: Spec(s, "bfloat16") for n, s, optional in family.expected(config) if not optional}
     slots = to_slots(tensors, family.table(config), dims, what="config").right
-    dialect = next(d for d in dialects() if d.name == "core-te")
+    dialect = next(d for d in DIALECTS if d.name == "core-te")
     vocab = -(-dims["vocab"] // (128 * tp)) * 128 * tp
     layout = Layout(grid, stage_layers(grid, dims["layers"]), dialect, vocab=vocab)
     held = spread(layout, slots, dims).held

@@ -14,12 +14,13 @@ from typing import Final
 from isal.isal_zlib import crc32, crc32_combine
 
 from ckptconv.containers.base import FileLayout, Placed
+from ckptconv.containers.container import Container
 from ckptconv.containers.mindspore.mindspore import DTYPES, TRAILER
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
 
-__all__ = ["MindSporeLayout", "Part", "layout", "seal"]
+__all__ = ["CONTAINER", "MindSporeLayout", "Part", "layout", "seal"]
 
 _RECORD: Final = 512 << 20  # SLICE_SIZE, the most bytes of a tensor in one record
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
@@ -96,7 +97,9 @@ def layout(
     if crc:
         fixed.append((at, TRAILER + bytes(10)))
         at += len(fixed[-1][1])
-    return MindSporeLayout(FileLayout(at, tuple(fixed), tuple(placed), needs_crc=crc), parts)
+    return MindSporeLayout(
+        FileLayout(at, tuple(fixed), tuple(placed), sealed_by="ckpt" if crc else ""), parts
+    )
 
 
 def seal(layout: FileLayout, crcs: Sequence[int]) -> tuple[tuple[int, bytes], ...]:
@@ -142,3 +145,6 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+CONTAINER = Container("ckpt", lambda tensors: layout(tensors).file, seal)

@@ -17,12 +17,13 @@ from typing import Final
 from isal.isal_zlib import crc32
 
 from ckptconv.containers.base import FileLayout, Placed
+from ckptconv.containers.container import Container
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.containers.torch.torchpickle import TensorRef, dump
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
 
-__all__ = ["ALIGN", "TensorRef", "complete", "joined", "layout", "layout_tree", "seal"]
+__all__ = ["ALIGN", "CONTAINER", "TensorRef", "complete", "joined", "layout", "layout_tree", "seal"]
 
 _ROOT: Final = "archive"
 ALIGN: Final = 64
@@ -94,7 +95,7 @@ def joined(parts: Iterable[FileLayout]) -> FileLayout:
         fixed += [(size + at, piece) for at, piece in part.fixed]
         tensors += [replace(t, offset=size + t.offset) for t in part.tensors]
         size += part.size
-    return FileLayout(size, tuple(fixed), tuple(tensors), needs_crc=bool(tensors))
+    return FileLayout(size, tuple(fixed), tuple(tensors), sealed_by="bin" if tensors else "")
 
 
 def seal(layout: FileLayout, crcs: Sequence[int]) -> tuple[tuple[int, bytes], ...]:
@@ -155,7 +156,7 @@ def _assemble(pickle: bytes, tensors: Sequence[TensorRef | Placed], crcs: Sequen
         digest.update(f"{len(one.name)}:{one.name}:{crc};".encode("utf-8", "surrogatepass"))
     archive.add("version", b"3\n")
     archive.add(".data/serialization_id", f"{int.from_bytes(digest.digest(), 'big'):040d}".encode())
-    return FileLayout(archive.finish(), tuple(archive.pieces), tuple(placed), needs_crc=True)
+    return FileLayout(archive.finish(), tuple(archive.pieces), tuple(placed), sealed_by="bin")
 
 
 class _Archive:
@@ -247,3 +248,7 @@ def _zip64(at: int, size: int, packed: int) -> bytes:
         return b""
     body = b"".join(v.to_bytes(8, "little") for v in values)
     return b"\1\0" + len(body).to_bytes(2, "little") + body
+
+
+# transformers 5.23, utils/__init__.py (WEIGHTS_NAME)
+CONTAINER = Container("bin", layout, seal, stem="pytorch_model")

@@ -1,0 +1,58 @@
+"""Define a container that weights are written in, and list those there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from ckptconv.containers.base import FileLayout
+from ckptconv.dtypes import DType
+from ckptconv.plugins import Registry
+
+__all__ = ["CONTAINERS", "Container", "Tensor", "seal_of"]
+
+Tensor = tuple[str, DType, tuple[int, ...]]
+"""Name, element type and shape of a tensor to be written."""
+
+Seal = Callable[[FileLayout, Sequence[int]], tuple[tuple[int, bytes], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """Tie a container's name to the function that fixes every byte but the data.
+
+    Attributes:
+        name: Its name, also the suffix of its files: ``safetensors``.
+        lay_out: Lays a file out: every byte except the tensors' data, which lie contiguous and row-major.
+        seal: Returns what is written over a finished file once the CRC-32 sums of its tensors' data are
+            known; None if the container records none.
+        stem: What a Hugging Face model's file of weights is called, without the suffix; empty if models are
+            not kept in it.
+    """
+
+    name: str
+    lay_out: Callable[[Sequence[Tensor]], FileLayout]
+    seal: Seal | None = None
+    stem: str = ""
+
+
+def _own() -> Iterator[Container]:
+    for module in ("safetensors", "torch.torchbin", "mindspore.mindspore_out"):
+        yield import_module(f"ckptconv.containers.{module}").CONTAINER
+
+
+CONTAINERS: Registry[Container] = Registry("containers", _own, lambda: Container)
+"""ckptconv's containers, then those of installed plug-ins (entry point ``ckptconv.containers``)."""
+
+
+def seal_of(layout: FileLayout) -> Seal:
+    """Return the function that seals a file of this layout.
+
+    Raises:
+        LookupError: if no container has that name, or it records no sums.
+    """
+    found = CONTAINERS.find(layout.sealed_by)
+    if found is None or found.seal is None:
+        raise LookupError(f"no container {layout.sealed_by!r} that records sums")
+    return found.seal

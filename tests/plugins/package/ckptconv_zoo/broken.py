@@ -1,0 +1,3 @@
+"""Fail to load."""
+
+raise RuntimeError("this plug-in is broken")
