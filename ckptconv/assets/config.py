@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ckptconv.errors import FormatError
+from ckptconv.facts.typed import typed_config
 from ckptconv.places.jsonfile import read_json
 from ckptconv.places.regular import read_bytes
 from ckptconv.plans.plan import AssetFile, Step
@@ -35,7 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path, most=_MOST, within=folder, hint=_OTHER)
     if not isinstance(config, dict):
         raise FormatError("not a JSON object", where=path, hint=_OTHER)
-    return config
+    return typed_config(config, path, only=("model_type", "architectures"))
 
 
 def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ckptconv.errors import FormatError
+from ckptconv.facts.typed import KINDS, MOST_LAYERS, as_flag, as_number, as_whole, bounded, short
 from ckptconv.facts.value import Fact, computed
 from ckptconv.places.yamlfile import read_yaml
 
@@ -55,6 +57,12 @@ _TEXTS: dict[str, tuple[str, ...]] = {
     "model_type": ("model_type",),
     "activation": ("hidden_act",),
     "score_function": ("scoring_func",),
+}
+_SAID = {
+    int: "no whole number",
+    (int, float): "no number",
+    bool: "neither true nor false",
+    str: "no text",
 }
 # Configurations whose class is of one architecture.
 _CLASSES = {
@@ -122,10 +130,20 @@ def run_facts(config: Mapping[str, Any]) -> dict[str, Fact]:
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...], kinds: Any) -> Fact | None:
     for key in keys:
-        value = config.get(key)
-        if isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool)):
-            return Fact(value, f"yaml model_config.{key}")
+        value, origin = config.get(key), f"yaml model_config.{key}"
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
+            continue
+        if key.endswith("_token_id") and isinstance(value, list):
+            return Fact([_read(v, kinds, origin) for v in value], origin)
+        return Fact(_read(value, kinds, origin), origin)
     return None
+
+
+def _read(value: Any, kinds: Any, origin: str) -> Any:
+    found = as_whole(value) if kinds is int else as_flag(value) if kinds is bool else value
+    if not isinstance(found, kinds) or (isinstance(found, bool) and kinds is not bool):
+        raise FormatError(f"{origin} is {short(value)}, which is {_SAID[kinds]}", hint="check the run's YAML")
+    return found if isinstance(found, str) else bounded(found, origin)
 
 
 def _class(config: Mapping[str, Any], kind: str) -> Fact | None:
@@ -165,8 +183,10 @@ def _width(config: Mapping[str, Any], found: dict[str, Fact]) -> None:
     elif config.get("type") == "LlamaConfig":
         factor = _first(config, ("ffn_dim_multiplier",), (int, float))
         multiple = _first(config, ("multiple_of",), int) or Fact(256, "default of LlamaConfig")
+        if multiple.value < 1:
+            raise FormatError(f"{multiple.origin} is {multiple.value}", hint="check the run's YAML")
         width = int((factor.value + 0.01) * 4 * hidden.value) if factor is not None else 4 * hidden.value
-        width = int(2 * width / 3)
+        width = int(bounded(2 * width // 3, "the width of the MLP"))
         found["inner"] = computed(-(-width // multiple.value) * multiple.value, hidden, factor, multiple)
 
 
@@ -180,6 +200,7 @@ def _positions(config: Mapping[str, Any], found: dict[str, Fact], kind: str) -> 
         found.setdefault("rope_theta", Fact(10000.0, "default of ChatGLM2Config"))
     own = config.get("rope_scaling")
     if isinstance(own, dict) or ("rope_scaling" in config and own is None):
+        own = None if own is None else _rope(own, "yaml model_config.rope_scaling")
         found["rope_scaling"] = Fact(own, "yaml model_config.rope_scaling")
         return
     method = str(config.get("extend_method") or "None").lower()
@@ -187,10 +208,17 @@ def _positions(config: Mapping[str, Any], found: dict[str, Fact], kind: str) -> 
     factor = config.get("scaling_factor")
     if method == "none":
         found["rope_scaling"] = Fact(None, origin if "extend_method" in config else "not in the YAML")
-    elif method == "pi" and isinstance(factor, int | float):
-        found["rope_scaling"] = Fact({"rope_type": "linear", "factor": float(factor)}, origin)
+    elif method == "pi" and (by := as_number(factor)) is not None:
+        found["rope_scaling"] = Fact({"rope_type": "linear", "factor": float(bounded(by, origin))}, origin)
     elif method in ("llama3", "yarn") and isinstance(factor, dict):
-        found["rope_scaling"] = Fact({"rope_type": method, **factor}, origin)
+        found["rope_scaling"] = Fact({"rope_type": method, **_rope(factor, origin)}, origin)
+
+
+def _rope(scaling: dict[str, Any], origin: str) -> Any:
+    """Return the parameters of a rotary embedding, typed."""
+    if (found := KINDS["rope_scaling"](scaling)) is None:
+        raise FormatError(f"{origin} is {short(scaling)}, which scales nothing", hint="check the run's YAML")
+    return found
 
 
 def _experts(config: Mapping[str, Any], found: dict[str, Fact]) -> None:
@@ -198,9 +226,9 @@ def _experts(config: Mapping[str, Any], found: dict[str, Fact]) -> None:
     nested = config.get("moe_config")
     if isinstance(nested, dict):
         for name, key in (("experts", "expert_num"), ("topk", "num_experts_chosen")):
-            value = nested.get(key)
-            if name not in found and isinstance(value, int) and not isinstance(value, bool):
-                found[name] = Fact(value, f"yaml model_config.moe_config.{key}")
+            origin = f"yaml model_config.moe_config.{key}"
+            if name not in found and nested.get(key) is not None:
+                found[name] = Fact(_read(nested[key], int, origin), origin)
     experts = found.get("experts")
     if experts is None or experts.value < 2:
         found.pop("experts", None)
@@ -212,6 +240,8 @@ def _experts(config: Mapping[str, Any], found: dict[str, Fact]) -> None:
         inner = found["expert_inner"]
         found["shared_inner"] = computed(shared.value * inner.value, shared, inner)
     if (layers := found.get("layers")) is not None:
+        if not 0 <= layers.value <= MOST_LAYERS:
+            raise FormatError(f"a model of {layers.value} layers, says {layers.origin}")
         first = _first(config, ("first_k_dense_replace",), int)
         start = first.value if first is not None else 0
         found["moe_layers"] = computed([i >= start for i in range(layers.value)], first or experts)

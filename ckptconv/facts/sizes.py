@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from ckptconv.errors import PlanError
+from ckptconv.facts.typed import MOST_LAYERS
 from ckptconv.facts.value import Args, Fact, computed
 
 __all__ = ["is_latent", "read_sizes"]
-
-_MOST_LAYERS: Final = 100_000  # lists are made of as many
 
 # Neutral name -> the arguments that may say it, most reliable first.
 _PLAIN: dict[str, tuple[str, ...]] = {
@@ -69,7 +66,7 @@ def _depth(args: Args) -> dict[str, Fact]:
         return {}
     if empty is not None and layers.origin == "args.num_layers":
         layers = computed(layers.value - len(set(empty.value)), layers, empty)
-    if not 0 <= layers.value <= _MOST_LAYERS:
+    if not 0 <= layers.value <= MOST_LAYERS:
         raise PlanError(f"a model of {layers.value} layers, says {layers.origin}")
     found = {"layers": layers}
     if args.has("mtp_num_layers"):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckptconv.dtypes import BY_NAME, dtype
+from ckptconv.errors import FormatError
+from ckptconv.facts.typed import as_number, as_whole, bounded
 
 __all__ = ["Args", "Fact", "Facts", "computed"]
+
+_WHOLE = re.compile(r"-?[0-9]+")
+_MOST_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +60,15 @@ class Args:
     def whole(self, *names: str) -> Fact | None:
         """Return the first that is an int."""
         for name in names:
-            value = self._args.get(name)
-            if isinstance(value, float) and value.is_integer():
-                value = int(value)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return Fact(value, f"args.{name}")
+            if (value := as_whole(self._args.get(name))) is not None:
+                return Fact(bounded(value, f"args.{name}"), f"args.{name}")
         return None
 
     def number(self, *names: str) -> Fact | None:
         """Return the first that is an int or a float."""
         for name in names:
-            value = self._args.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return Fact(value, f"args.{name}")
+            if (value := as_number(self._args.get(name))) is not None:
+                return Fact(bounded(value, f"args.{name}"), f"args.{name}")
         return None
 
     def flag(self, *names: str) -> Fact | None:
@@ -91,22 +93,25 @@ class Args:
     def numbers(self, name: str) -> Fact | None:
         """Return a list, tuple, set or comma-separated string of ints, in order."""
         value = self._args.get(name)
+        origin = f"args.{name}"
         if isinstance(value, str):
             value = [v.strip() for v in value.split(",") if v.strip()]
-            if not all(v.lstrip("-").isdigit() for v in value):
+            if not all(_WHOLE.fullmatch(v) for v in value):
                 return None
+            if (long := next((v for v in value if len(v) > _MOST_DIGITS), None)) is not None:
+                raise FormatError(f"{origin} has a number of {len(long):,} digits, which no model has")
             value = [int(v) for v in value]
         if isinstance(value, set | frozenset):
             value = sorted(v for v in value if isinstance(v, int))
         if isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value):
-            return Fact([int(v) for v in value], f"args.{name}")
+            return Fact([int(bounded(v, origin)) for v in value], origin)
         return None
 
     def floats(self, name: str) -> Fact | None:
         """Return a list of numbers."""
         value = self._args.get(name)
         if isinstance(value, list | tuple) and value and all(isinstance(v, int | float) for v in value):
-            return Fact([float(v) for v in value], f"args.{name}")
+            return Fact([float(bounded(v, f"args.{name}")) for v in value], f"args.{name}")
         return None
 
     def dtype(self, *names: str) -> Fact | None:

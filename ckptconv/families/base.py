@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ckptconv.errors import PlanError
+from ckptconv.facts.typed import MOST_LAYERS
 from ckptconv.families.template import Template
 from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Found, Sizes, Table, Words, shape_of, template
@@ -45,8 +46,9 @@ _SIZES: dict[str, tuple[str, ...]] = {
 }
 
 
-_MOST: Final = 100_000
-"""Layers or experts of a model, at most: lists are made of as many."""
+_MOST: Final = {"layers": MOST_LAYERS, "mtp": MOST_LAYERS, "experts": 100_000}
+_MOST_EXPERTS: Final = 150_000
+"""Experts of all layers, at most: slots are made of as many. DeepSeek-V3 has 15,000."""
 
 
 def dims(config: Config) -> dict[str, int]:
@@ -64,9 +66,11 @@ def dims(config: Config) -> dict[str, int]:
         found.setdefault("kv_heads", found["heads"])
     if config.get("n_shared_experts") and "expert_inner" in found:
         found.setdefault("shared_inner", config["n_shared_experts"] * found["expert_inner"])
-    for name in ("layers", "mtp", "experts"):
-        if not 0 <= found.get(name, 0) <= _MOST:
+    for name, most in _MOST.items():
+        if not 0 <= found.get(name, 0) <= most:
             raise PlanError(f"a model of {found[name]} {name}, says its config", hint="give another --config")
+    if (experts := found.get("experts", 0) * found.get("layers", 0)) > _MOST_EXPERTS:
+        raise PlanError(f"a model of {experts:,} experts, says its config", hint="give another --config")
     return found
 
 
@@ -247,6 +251,18 @@ class Family:
                     every = range(sizes.get("experts", 0)) if "{e}" in rest else range(1)
                     yield from (f"{layer}.{rest.replace('{e}', str(e))}" for e in every)
 
+    def _refuse_excess(self, config: Config, tensors: int) -> None:
+        """Refuse a config of far more slots than a checkpoint has tensors, before they are made."""
+        sizes = self.dims(config)
+        experts = sizes.get("experts", 0) if any("{e}" in s for e in self.entries for s in e.slots) else 0
+        layers = sizes.get("layers", 0)
+        if layers * (1 + experts) > 64 * (tensors + 1000):
+            many = f"{layers:,} layers" + (f" of {experts:,} experts" if experts else "")
+            raise PlanError(
+                f"config.json says {many}, the checkpoint has {tensors:,} tensors",
+                hint="give the config of this very model with --config",
+            )
+
     def compare(self, config: Config, tensors: Mapping[str, Shape], present: Iterable[str] = ()) -> Findings:
         """Compare names and shapes with the architecture.
 
@@ -258,6 +274,7 @@ class Family:
         Raises:
             PlanError: if a tensor has another shape than the config asks for, or a layer it has not.
         """
+        self._refuse_excess(config, len(tensors))
         expected = {name: (shape, optional) for name, shape, optional in self.expected(config)}
         plain = {_plain(n): n for n in tensors}
         there = {*plain, *(_plain(n) for n in present)}

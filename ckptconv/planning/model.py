@@ -13,6 +13,7 @@ from ckptconv.assets.config import read_config, without_quantisation
 from ckptconv.assets.find import CONFIG, find_assets
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
+from ckptconv.facts.typed import typed_config
 from ckptconv.families import FAMILIES, Family, find_family
 from ckptconv.families.config import config_from, contradictions
 from ckptconv.families.detect import fitting, lacks_one, observed
@@ -118,6 +119,9 @@ def find_architecture(
     tokenizer = _tokenizer(facts)
     if config is not None:
         family = family or find_family(config.values.get("model_type"))
+        if family is not None and family.entries:
+            file = None if config.folder is None else config.folder / CONFIG
+            config = replace(config, values=typed_config(config.values, file))
         known = facts and family is not None and family.template is not None
         against = contradictions(facts, config.values, family) if known and family is not None else []
         notes = tuple(Note("warning", text) for text in against)

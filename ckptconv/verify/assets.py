@@ -9,6 +9,7 @@ from typing import Any
 
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import FormatError, PlanError
+from ckptconv.facts.typed import typed_config
 from ckptconv.families import Family, find_family
 from ckptconv.places.jsonfile import read_json
 from ckptconv.relations import Spec
@@ -42,7 +43,12 @@ def check_assets(
     config = _json(folder / _CONFIG)
     if not isinstance(config, dict):
         return [Mismatch("asset", _CONFIG, "is not a JSON object")], []
-    family = family or find_family(config.get("model_type"))
+    try:
+        config = typed_config(config, folder / _CONFIG, only=("model_type",))
+        family = family or find_family(config.get("model_type"))
+        config = typed_config(config, folder / _CONFIG) if family is not None and family.entries else config
+    except FormatError as e:
+        return [Mismatch("asset", _CONFIG, f"says that {e.message}")], []
     wrong: list[Mismatch] = []
     notes: list[tuple[str, str]] = []
     if family is not None and family.entries:
