@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
+from ckptconv.errors import keep_secret
+
 __all__ = ["ZEROS", "PathArg", "advice", "forget", "is_remote", "local_advice", "place"]
 
 # A path object has lost one slash of its URL. One letter alone would be a drive.
@@ -45,7 +47,18 @@ def place(path: PathArg) -> Path:
         return path if isinstance(path, Path) else Path(text)
     from ckptconv.places.remotepath import RemotePath
 
+    if "@" in text:
+        _keep_secrets(text)
     return path if isinstance(path, RemotePath) else RemotePath(text)
+
+
+def _keep_secrets(url: str) -> None:
+    """Remember the password of a URL, as it is written and as libraries pass it on."""
+    user, at, _ = url.partition("//")[2].partition("?")[0].rpartition("@")
+    if at and ":" in user:
+        password = user.partition(":")[2]
+        keep_secret(password)
+        keep_secret(unquote(password))
 
 
 _CREDENTIALS = {

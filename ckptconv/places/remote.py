@@ -21,6 +21,7 @@ __all__ = [
     "file_system",
     "forget",
     "listing",
+    "size_of",
     "split",
 ]
 
@@ -196,6 +197,21 @@ def entry_of(url: str, parent: str | None) -> Entry | None:
     except PermissionError:
         return None
     return None if found is None else {"name": name, "type": "directory", "size": 0}
+
+
+def size_of(url: str, entry: Entry) -> int:
+    """Return the length of an object in bytes; servers of plain HTTP list files without.
+
+    Raises:
+        OSError: if the server does not tell it.
+    """
+    size = entry.get("size")
+    if size is None and entry.get("type") == "file":
+        fs, path = split(url)
+        size = attempt(lambda: fs.info(path), url).get("size")
+        if size is None:
+            raise OSError(errno.EIO, "the server does not tell how long the file is", url)
+    return int(size or 0)
 
 
 def forget() -> None:

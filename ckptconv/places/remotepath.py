@@ -102,7 +102,7 @@ class RemotePath(_Base):  # type: ignore[misc, valid-type]
         """Return size and kind; the time is a number made of the object's version."""
         entry = self.entry()
         mode = statlib.S_IFREG if entry["type"] == "file" else statlib.S_IFDIR
-        fields = (mode, 0, 0, 1, 0, 0, int(entry["size"] or 0), 0, 0, 0)
+        fields = (mode, 0, 0, 1, 0, 0, remote.size_of(str(self), entry), 0, 0, 0)
         return os.stat_result(fields, {"st_mtime_ns": version_of(entry)})
 
     def lstat(self) -> os.stat_result:
@@ -133,7 +133,7 @@ class RemotePath(_Base):  # type: ignore[misc, valid-type]
                 yield from path.rglob(pattern)
 
     def read_bytes(self) -> bytes:
-        size = int(self.entry()["size"])
+        size = remote.size_of(str(self), self.entry())
         return remote.fetch(str(self), 0, size) if size else b""
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, **kwargs: Any) -> str:
@@ -143,7 +143,7 @@ class RemotePath(_Base):  # type: ignore[misc, valid-type]
         """Open for reading, in binary mode alone."""
         if mode != "rb":
             raise io.UnsupportedOperation(f"{self} cannot be opened in mode {mode}")
-        return RemoteFile(str(self), int(self.entry()["size"]))
+        return RemoteFile(str(self), remote.size_of(str(self), self.entry()))
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise io.UnsupportedOperation(f"{self} is not on disk")

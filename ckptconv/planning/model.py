@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -125,6 +126,7 @@ def find_architecture(
         known = facts and family is not None and family.template is not None
         against = contradictions(facts, config.values, family) if known and family is not None else []
         notes = tuple(Note("warning", text) for text in against)
+        notes += _said(tokenizer, options)
         return Architecture(config, family, (), notes, lacks_one(facts, family), tokenizer)
     if not built:
         return Architecture(None, family)
@@ -168,10 +170,18 @@ def _tokenizer(facts: Mapping[str, Fact]) -> str | None:
     """Return the tokenizer's folder the arguments name, if it is there."""
     for name in ("tokenizer", "hf_path"):
         fact = facts.get(name)
-        if fact is not None and isinstance(fact.value, str) and Path(fact.value).exists():
+        if fact is not None and isinstance(fact.value, str) and os.path.exists(fact.value):
             path = Path(fact.value)
             return str(path if path.is_dir() else path.parent)
     return None
+
+
+def _said(tokenizer: str | None, options: Request) -> tuple[Note, ...]:
+    """Say that a folder is looked into which nobody but the checkpoint has named."""
+    if tokenizer is None or options.tokenizer is not None or not options.assets:
+        return ()
+    text = f"the training arguments name the folder the tokenizer is taken from: {tokenizer}"
+    return (Note("info", f"{text}; --tokenizer takes another"),)
 
 
 def _named(name: str) -> Family:

@@ -16,6 +16,7 @@ from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.options import declared, flag_of, made, near
 from ckptconv.plugins import Registry
 from ckptconv.readers.reader import Reader
+from ckptconv.readers.sound import sound
 from ckptconv.readers.wrappers import unwrap
 
 __all__ = ["READERS", "find_reader", "open_checkpoint", "owners"]
@@ -72,7 +73,7 @@ def open_checkpoint(
         UsageError: if something is said that this reader does not understand.
     """
     reader = find_reader(path)
-    return unwrap(_open(reader, path, _options(reader, path, given, internal)))
+    return sound(unwrap(_open(reader, path, _options(reader, path, given, internal))), path)
 
 
 def owners(name: str) -> list[str]:
