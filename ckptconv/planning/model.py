@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.assets.config import read_config, without_quantisation
-from ckptconv.assets.find import CONFIG, find_assets
+from ckptconv.assets.find import CONFIG, find_assets, tokenizer_files
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
 from ckptconv.facts.typed import typed_config
@@ -126,7 +126,6 @@ def find_architecture(
         known = facts and family is not None and family.template is not None
         against = contradictions(facts, config.values, family) if known and family is not None else []
         notes = tuple(Note("warning", text) for text in against)
-        notes += _said(tokenizer, options)
         return Architecture(config, family, (), notes, lacks_one(facts, family), tokenizer)
     if not built:
         return Architecture(None, family)
@@ -172,16 +171,10 @@ def _tokenizer(facts: Mapping[str, Fact]) -> str | None:
         fact = facts.get(name)
         if fact is not None and isinstance(fact.value, str) and os.path.exists(fact.value):
             path = Path(fact.value)
-            return str(path if path.is_dir() else path.parent)
+            folder = path if path.is_dir() else path.parent
+            if tokenizer_files(folder):
+                return str(folder)
     return None
-
-
-def _said(tokenizer: str | None, options: Request) -> tuple[Note, ...]:
-    """Say that a folder is looked into which nobody but the checkpoint has named."""
-    if tokenizer is None or options.tokenizer is not None or not options.assets:
-        return ()
-    text = f"the training arguments name the folder the tokenizer is taken from: {tokenizer}"
-    return (Note("info", f"{text}; --tokenizer takes another"),)
 
 
 def _named(name: str) -> Family:

@@ -238,9 +238,16 @@ def _centering(made: _Made, target: Target) -> Callable[[str], int]:
 def _gathered(made: _Made, request: Request) -> tuple[list[AssetFile], list[Step], list[Note]]:
     model = made.model
     assert model.config is not None
-    tokenizer = getattr(request.writing, "tokenizer", None) or model.tokenizer
+    given = getattr(request.writing, "tokenizer", None)
+    tokenizer = given or model.tokenizer
     copy_code = bool(getattr(request.writing, "copy_code", False))
-    return gather_assets(made.laid.source, made.named, model.family, model.config, tokenizer, copy_code)
+    assets, steps, notes = gather_assets(
+        made.laid.source, made.named, model.family, model.config, tokenizer, copy_code
+    )
+    if tokenizer is not None and not given:
+        text = f"the tokenizer is taken from {tokenizer}, which the training arguments name"
+        notes = [*notes, Note("info", f"{text}; --tokenizer takes another")]
+    return assets, steps, notes
 
 
 def _left_out(checkpoint: Checkpoint) -> list[Step]:
