@@ -22,25 +22,26 @@ def tell(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, CkptconvError):
         return fail(error.message, error.where, error.hint, error.exit_code, as_json=as_json)
     if isinstance(error, OSError):
-        text = error.strerror or str(error) or type(error).__name__
+        text = printable(error.strerror or str(error) or type(error).__name__)
         where = error.filename if isinstance(error.filename, str | bytes) else None
         name = where.decode(errors="surrogateescape") if isinstance(where, bytes) else where
         return fail(text, name, advice(error) or local_advice(error), 1, as_json=as_json)
     if isinstance(error, UnicodeDecodeError):
-        return fail(f"not UTF-8: {error}", None, None, 1, as_json=as_json)
+        return fail(printable(f"not UTF-8: {error}"), None, None, 1, as_json=as_json)
     if isinstance(error, MemoryError):
         return fail("out of memory", None, "lower --max-memory or --workers", 1, as_json=as_json)
-    return fail(f"internal error: {type(error).__name__}: {error}", None, _BUG, 1, as_json=as_json)
+    text = printable(f"internal error: {type(error).__name__}: {error}")
+    return fail(text, None, _BUG, 1, as_json=as_json)
 
 
 def fail(message: str, where: str | None, hint: str | None, code: int, *, as_json: bool) -> int:
-    """Print an error; return its exit code."""
+    """Print an error; return its exit code. The ends of lines in its message are our own."""
     from rich.console import Console
     from rich.markup import escape
 
     from ckptconv.cli.streams import own
 
-    lines = [printable(line) for line in message.split("\n")]  # those of an error of ours are lines of ours
+    lines = [printable(line) for line in message.split("\n")]
     console = Console(file=own(sys.stderr), highlight=False, soft_wrap=True)
     console.print(f"[bold red]error:[/] {escape(chr(10).join(lines))}")
     if where is not None:

@@ -60,8 +60,10 @@ class Args:
     def whole(self, *names: str) -> Fact | None:
         """Return the first that is an int."""
         for name in names:
-            if (value := as_whole(self._args.get(name))) is not None:
-                return Fact(bounded(value, f"args.{name}"), f"args.{name}")
+            if (given := as_number(self._args.get(name))) is not None:
+                value = as_whole(bounded(given, f"args.{name}"))
+                if value is not None:
+                    return Fact(value, f"args.{name}")
         return None
 
     def number(self, *names: str) -> Fact | None:

@@ -54,7 +54,7 @@ def place(path: PathArg) -> Path:
 
 def _keep_secrets(url: str) -> None:
     """Remember the password of a URL, as it is written and as libraries pass it on."""
-    user, at, _ = url.partition("//")[2].partition("?")[0].rpartition("@")
+    user, at, _ = url.partition(":")[2].lstrip("/").partition("?")[0].rpartition("@")
     if at and ":" in user:
         password = user.partition(":")[2]
         keep_secret(password)
