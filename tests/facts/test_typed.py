@@ -13,7 +13,7 @@ from ckptconv.errors import CkptconvError, FormatError, PlanError
 from ckptconv.facts import read_facts, run_facts
 from ckptconv.facts.typed import KINDS, short, typed_config
 from ckptconv.facts.value import Args
-from ckptconv.families import families, find_family
+from ckptconv.families import FAMILIES, find_family
 from ckptconv.families.config import facts_of
 
 HUGE = 10**400
@@ -29,8 +29,8 @@ ODD: list[Any] = [
 
 
 def test_every_key_a_family_reads_has_a_kind() -> None:
-    stated = {k for f in families() if f.template is not None for k in f.template.keys}
-    flags = {k for f in families() for k in f.flags}
+    stated = {k for f in FAMILIES if f.template is not None for k in f.template.keys}
+    flags = {k for f in FAMILIES for k in f.flags}
     assert sorted((stated | flags) - KINDS.keys()) == []
 
 
