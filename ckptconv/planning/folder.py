@@ -13,7 +13,7 @@ from ckptconv.assets.find import find_assets
 from ckptconv.assets.tokenizer import collect_tokenizer
 from ckptconv.assets.tokens import token_ids
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.errors import PlanError, UsageError
+from ckptconv.errors import UsageError
 from ckptconv.families import Family
 from ckptconv.places.jsonfile import parse_json
 from ckptconv.planning.model import ConfigFound
@@ -25,33 +25,20 @@ from ckptconv.slots.translate import some
 __all__ = ["compare", "gather_assets"]
 
 
-def compare(family: Family, config: Mapping[str, Any], named: Named, *, complete: bool = False) -> list[Note]:
-    """Check names and shapes against the architecture's; say what is missing and what is more.
+def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Note]:
+    """Check shapes against the architecture's, and say what is more than it has; not what is lacking.
 
     Args:
         family: The architecture.
         config: The content of config.json.
         named: The tensors that are written.
-        complete: Whether the source always holds all of a model, so that what is missing was lost.
 
     Raises:
-        PlanError: if a shape or the number of layers contradicts the config, or a parameter was lost.
+        PlanError: if a shape or the number of layers contradicts the config.
     """
     shapes = {n: s.shape for n, s in named.written.items()}
     findings = family.compare(config, shapes, named.aliases)
     notes = []
-    if findings.missing and complete:
-        raise PlanError(
-            f"{len(findings.missing)} parameters of {family.name} are not in the checkpoint: "
-            f"{some(findings.missing)}",
-            hint="a file is cut off, missing, or of another model: copy the checkpoint again",
-        )
-    if findings.missing:
-        text = (
-            f"{len(findings.missing)} parameters of {family.name} are not in the checkpoint, so the model is "
-            f"incomplete (saved with exclude_frozen_parameters?): {some(findings.missing)}"
-        )
-        notes.append(Note("warning", text))
     if (missing := _without_mtp(family, config, named)) is not None:
         notes.append(Note("info", missing))
     if findings.unexpected:

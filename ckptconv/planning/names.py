@@ -18,6 +18,7 @@ from ckptconv.places.places import place
 from ckptconv.places.regular import read_text
 from ckptconv.planning.adapters.carry import carried, ones
 from ckptconv.planning.adapters.lora import alone, follow, refuse_tied, term_steps
+from ckptconv.planning.foreign import own_names, renaming
 from ckptconv.planning.model import Architecture
 from ckptconv.plans.casting import cast_chains, cast_steps
 from ckptconv.plans.checkpoint import Checkpoint
@@ -102,6 +103,15 @@ def name_tensors(
         aliases = {a: renamed[b] for a, b in aliases.items() if b in renamed and a not in dropped}
         via = {renamed[n]: d for n, d in via.items() if n in renamed}
         unresolved -= dropped
+    if checkpoint.table is None and (
+        new := own_names(relation.right, (*aliases, *unresolved), model, operands(terms))
+    ):
+        named = renaming(relation.right, new)
+        relation, terms = relation.compose(named), follow(terms, named)
+        aliases = {new.get(a, a): new.get(b, b) for a, b in aliases.items()}
+        via = {new.get(n, n): d for n, d in via.items()}
+        unresolved = {new.get(n, n) for n in unresolved}
+        steps += [Step("rename", f"{old} -> {name}", "a wrapper's prefix") for old, name in new.items()]
     if checkpoint.table is not None:
         if family is None or config is None:
             raise PlanError("the architecture is not known", hint="give --config, or --family")

@@ -16,6 +16,7 @@ from ckptconv.planning.adapters.lora import term_steps
 from ckptconv.planning.adapters.peft import prepare
 from ckptconv.planning.decode import as_values, check_whole, decode_steps, decoded
 from ckptconv.planning.folder import compare, gather_assets
+from ckptconv.planning.foreign import judged
 from ckptconv.planning.model import Architecture, ConfigFound, find_architecture
 from ckptconv.planning.names import Named, name_tensors
 from ckptconv.planning.request import find_writer
@@ -143,14 +144,15 @@ def _in_names(
     config, family = model.config, model.family
     if adapter is not None:
         model = replace(model, config=None)
-    elif family is not None and family.entries and config is not None:
-        complete = checkpoint.complete and not request.drop
-        notes += compare(family, config.values, as_values(checkpoint, named), complete=complete)
     elif config is not None:
-        kind = config.values.get("model_type")
-        notes.append(Note("info", f"no table for model_type {kind!r}: names and shapes pass unchecked"))
-    values = None if model.config is None else model.config.values
-    laid = Laid(named.written, checkpoint, values, family, named.tied, adapter)
+        values = as_values(checkpoint, named)
+        # DeepSpeed can leave frozen parameters out of a save; what is dropped is known to be missing.
+        partial = checkpoint.producer == "deepspeed" or bool(request.drop)
+        notes += judged(checkpoint, model, values, partial=partial, alone=not request.assets)
+        if family is not None and family.entries:
+            notes += compare(family, config.values, values)
+    told = None if model.config is None else model.config.values
+    laid = Laid(named.written, checkpoint, told, family, named.tied, adapter)
     steps = [*named.steps, *model.steps]
     return _Made(laid, named.relation, named, model, named.via, steps, notes)
 

@@ -73,8 +73,8 @@ class _Found:
 def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
     """Do with a checkpoint's LoRA adapters what the options say.
 
-    Without ``lora`` and ``adapter`` they stay what they are, tensors like others, where names are Hugging
-    Face's; where names have to be translated, they are refused.
+    Without ``lora`` and ``adapter`` they are refused, but where weights alone are written under the names
+    they have.
 
     Raises:
         UsageError: if flags contradict each other or the checkpoint, or no alpha is known.
@@ -85,7 +85,7 @@ def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
         if options.lora_alpha is not None or options.lora_r is not None:
             raise UsageError("--lora-alpha and --lora-r need --lora merge, --lora adapter or --adapter")
         if checkpoint.table is None:
-            return Prepared(_with_note(checkpoint))
+            return Prepared(_unasked(checkpoint, options))
     if options.adapter is not None and options.lora == "adapter":
         raise UsageError("--adapter merges an adapter: it cannot be given with --lora adapter")
     if checkpoint.table is not None:
@@ -265,10 +265,24 @@ def _adapter_tensors(path: Path) -> dict[str, FileTensor]:
     return state_dict_of(open_torch(path).root, str(path))[0]
 
 
-def _with_note(checkpoint: Checkpoint) -> Checkpoint:
-    count = sum(1 for n in checkpoint.relation.right if (m := _FACTOR.fullmatch(n)) and m["part"] == "A")
+def _unasked(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
+    """Refuse a model with adapters of which nothing is said; where it is no model that is written, say it.
+
+    Raises:
+        PlanError: if there are adapters, which no model has a place for.
+    """
+    factors = [n for n in checkpoint.relation.right if (m := _FACTOR.fullmatch(n)) and m["part"] == "A"]
+    count = sum(1 for n in factors if not any(fnmatchcase(n, d) for d in options.drop))
     if not count:
         return checkpoint
+    if options.to == "hf" and options.assets:
+        raise PlanError(
+            f"the checkpoint holds LoRA adapters of {count} weights, beside the names of a model that PEFT "
+            f"wrapped: {factors[0]}",
+            where=checkpoint.data,
+            hint="say what is to become of them: --lora merge adds them to their weights, --lora adapter "
+            "writes them alone for PEFT; --drop '*.lora_*' leaves them out",
+        )
     text = f"LoRA adapters of {count} weights pass through; --lora merge or --lora adapter makes use of them"
     return replace(checkpoint, notes=(*checkpoint.notes, Note("info", text)))
 
