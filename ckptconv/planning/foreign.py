@@ -16,6 +16,7 @@ from ckptconv.assets.loading import ask
 from ckptconv.errors import CkptconvError, PlanError
 from ckptconv.families import Family
 from ckptconv.families.base import Config
+from ckptconv.families.saved import saved
 from ckptconv.planning.model import Architecture
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.relations import Box, Pair, Relation, Spec
@@ -226,15 +227,13 @@ def _change(
     return best[2], best[3]
 
 
-def _written(tensors: Mapping[str, Spec], family: Family) -> set[str]:
+def _written(tensors: Mapping[str, Spec], config: Config) -> set[str]:
     """Return the names tensors have when they are saved."""
     try:
-        saved = family.saved(tensors)
+        found = saved(config, tensors)
     except CkptconvError:
-        saved = None
-    return {
-        n for n in (tensors if saved is None else saved.right) if not family.is_ignored(n) or n in tensors
-    }
+        found = None
+    return set(tensors if found is None else found[0].right)
 
 
 def _prefixes(names: Collection[str]) -> list[str]:

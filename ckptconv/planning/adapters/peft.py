@@ -39,6 +39,8 @@ _FACTOR = re.compile(
 )
 _COPY = re.compile(r"\.modules_to_save\.(?P<adapter>[^.]+)(?=\.)")
 _ORIGINAL = re.compile(r"\.original_module(?=\.)")
+# What stands before the names of the model that PEFT wraps: a value head's module may stand around all of it.
+_AROUND = re.compile(r"^(?:[^.]+\.)*?base_model\.model\.")
 _OTHER = re.compile(
     r"(?:^|\.)(?:lora_(?!A\b|B\b|embedding_[AB]\b)\w+|ia3_\w+|hada_\w+|lokr_\w+|oft_\w+|boft_\w+|vera_\w+"
     r"|token_adapter|trainable_tokens_\w+)(?:\.|$)"
@@ -167,7 +169,7 @@ def _find(checkpoint: Checkpoint, drops: tuple[str, ...]) -> _Found:
 
 
 def _bare(name: str) -> str:
-    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
+    return _AROUND.sub("", name, count=1).replace(".base_layer.", ".")
 
 
 def _operand_names(found: _Found) -> dict[str, str]:
@@ -265,7 +267,7 @@ def _adapter_tensors(path: Path) -> dict[str, FileTensor]:
     return state_dict_of(open_torch(path).root, str(path))[0]
 
 
-def _unasked(checkpoint: Checkpoint, options: ConvertOptions) -> Checkpoint:
+def _unasked(checkpoint: Checkpoint, options: Request) -> Checkpoint:
     """Refuse a model with adapters of which nothing is said; where it is no model that is written, say it.
 
     Raises:
