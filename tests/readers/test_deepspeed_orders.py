@@ -291,7 +291,7 @@ def slices(named: dict[str, torch.Tensor], begin: int, end: int) -> dict[str, An
 def moe(
     run: Path, *, dp: int, ep: int, version: str, mapped: str, split: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Write a mixture; ``mapped`` says whether ranks list slices: not, as before 0.14.5, or right."""
+    """Write a mixture; ``mapped`` says how its parameters are told: by shapes, by slices, right or not."""
     dense = {
         "embed.weight": TRUE["embed.weight"],
         "norm.weight": TRUE["norm.weight"],
@@ -305,8 +305,11 @@ def moe(
         for number in range(count):
             tensors = expert(layer, number)
             truth |= tensors
-            half = {n: t.to(torch.bfloat16) for n, t in tensors.items()}
-            torch.save(half, tag / f"layer_{i}_expert_{number}_mp_rank_00_model_states.pt")
+            # Before 0.6 an expert's file held it of every layer.
+            before = "" if version.startswith("0.5.") else f"layer_{i}_"
+            path = tag / f"{before}expert_{number}_mp_rank_00_model_states.pt"
+            others = torch.load(path) if path.exists() else {}
+            torch.save(others | {n: t.to(torch.bfloat16) for n, t in tensors.items()}, path)
     head = {
         "module": {n: t.to(torch.bfloat16) for n, t in dense.items()},
         "num_experts": list(EXPERTS.values()),
@@ -322,9 +325,8 @@ def moe(
                 local |= {n.replace(f"experts.{e * mine + i}.", f"experts.{i}."): t for n, t in here.items()}
         groups: list[tuple[dict[str, torch.Tensor], int, int]] = [(dense, r, dp)]
         names = list(local)
-        cuts = (
-            [names[: len(names) // 2], names[len(names) // 2 :]] if split else [names]
-        )  # max_group_size splits them
+        # DeepSpeed splits groups of more than max_group_size elements.
+        cuts = [names[: len(names) // 2], names[len(names) // 2 :]] if split else [names]
         groups += [({n: local[n] for n in cut}, r // ep, members) for cut in cuts]
         held, maps = [], []
         for named, i, count in groups:
@@ -339,18 +341,33 @@ def moe(
             "single_partition_of_fp32_groups": held,
             "ds_version": version,
         }
-        if mapped != "not":
+        more: dict[str, Any] = {}
+        if mapped == "listed":
+            listed = [OrderedDict((n, t.shape) for n, t in named.items()) for named, _, _ in groups]
+            one = OrderedDict((n, s) for group in listed for n, s in group.items())
+            more["param_shapes"] = one if version == "0.5.0" else listed
+        elif mapped != "not":
             state["param_slice_mappings"] = maps
-        torch.save({"optimizer_state_dict": state}, tag / f"bf16_zero_pp_rank_{r}_mp_rank_00_optim_states.pt")
+        path = tag / f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt"
+        torch.save({"optimizer_state_dict": state, **more}, path)
     return truth
 
 
 @pytest.mark.parametrize(
-    ("version", "mapped"), [("0.6.7", "not"), ("0.12.6", "wrong"), ("0.14.5", "right")], ids=str
+    ("version", "mapped"),
+    [
+        ("0.5.0", "listed"),
+        ("0.5.10", "listed"),
+        ("0.5.10", "not"),
+        ("0.6.7", "not"),
+        ("0.12.6", "wrong"),
+        ("0.14.5", "right"),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize(("dp", "ep"), [(2, 2), (4, 2), (4, 4), (2, 1)])
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
-def test_experts_are_found_by_the_order_of_their_files(
+def test_every_expert_gets_its_own_masters(
     tmp_path: Path, dp: int, ep: int, version: str, mapped: str, split: bool
 ) -> None:
     truth = moe(tmp_path, dp=dp, ep=ep, version=version, mapped=mapped, split=split)

@@ -110,6 +110,18 @@ def test_the_base_of_an_adapter_that_the_module_does_not_save(tmp_path: Path, st
     check(ckptconv.open(run, weights="model"), base | half)
 
 
+def test_an_adapter_that_only_the_optimizers_files_hold_is_not_left_out(tmp_path: Path) -> None:
+    heads = [n for n in TRUE if n.startswith("v_head.")]
+    trained = {inner(n): torch.randn((2, 4) if "lora_A" in n else (4, 2)) for n in LORA}
+    module = {n: HALF[n] for n in heads}
+    run = save(tmp_path, 2, {"module": module}, trained | {n: TRUE[n] for n in heads}, {})
+    for path in run.glob("*/*optim_states.pt"):
+        path.unlink()
+    with pytest.raises(PlanError, match="optimizer states of mp_rank_00 are missing") as caught:
+        ckptconv.open(run, weights="model")
+    assert "--weights model" not in str(caught.value)
+
+
 def test_tied_parameters_of_a_wrapped_model(tmp_path: Path) -> None:
     module = OrderedDict(HALF)
     module["lm_head.weight"] = module["model.embed.weight"]

@@ -79,6 +79,14 @@ class TestFindRun:
         for tag in ("pytorch_model", "pytorch_model_1"):
             assert find_run(tmp_path, tag).tag == find_run(tmp_path / tag).tag == tmp_path / tag
 
+    def test_a_tag_of_the_newest_checkpoint_of_a_trainer(self, tmp_path: Path) -> None:
+        for step in (5, 10):
+            make(tmp_path / f"checkpoint-{step}", f"pytorch_model/{MODEL}", f"pytorch_model_1/{MODEL}")
+            (tmp_path / f"checkpoint-{step}" / "latest").write_text("pytorch_model_1")
+        with pytest.raises(UsageError, match="accelerate saved 2 models"):
+            find_run(tmp_path)
+        assert find_run(tmp_path, "pytorch_model").tag == tmp_path / "checkpoint-10" / "pytorch_model"
+
     def test_one_model_of_accelerate(self, tmp_path: Path) -> None:
         make(tmp_path, f"pytorch_model/{MODEL}", f"global_step5/{MODEL}")
         (tmp_path / "latest").write_text("pytorch_model")

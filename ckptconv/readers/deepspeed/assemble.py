@@ -241,9 +241,7 @@ def assemble(
         text = f"{widened} frozen parameters have no master; their own values are widened to float32"
         reading.note("info", text)
     if strange:
-        text = (
-            f"{len(strange)} tensors of the module are neither parameters nor buffers, and kept as they are: "
-        )
+        text = f"{len(strange)} tensors of the module are neither parameters nor buffers: "
         reading.note("info", text + ", ".join(strange[:4]) + (", ..." if len(strange) > 4 else ""))
     if reading.via:
         what = "ZeRO-3 stores no 16-bit weights" if rank.sharded else "not all 16-bit weights are stored"

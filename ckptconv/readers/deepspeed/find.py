@@ -155,11 +155,14 @@ def find_run(path: Path, tag: str | None = None) -> Run:
         beside = path.parent
         root = beside if any((beside / p).is_file() for p in (*_POINTERS, "config.json")) else path
         return Run(root, path)
-    if tag is None and not any((path / p).is_file() for p in _POINTERS) and (runs := _trainer_runs(path)):
-        step, newest = runs[-1]
-        found = find_run(newest)
-        text = f"checkpoint-{step} is the newest of {len(runs)} in {path}"
-        return Run(found.root, found.tag, (Note("info", text), *found.notes))
+    if not any((path / p).is_file() for p in _POINTERS) and (runs := _trainer_runs(path)):
+        if tag is not None and tag.isdigit() and int(tag) in dict(runs):
+            return find_run(dict(runs)[int(tag)])
+        if tag is None or not (path / tag).is_dir():
+            step, newest = runs[-1]
+            found = find_run(newest, tag)
+            text = f"checkpoint-{step} is the newest of {len(runs)} in {path}"
+            return Run(found.root, found.tag, (Note("info", text), *found.notes))
     if tag is not None:
         return Run(path, _tag_folder(path, tag, "--tag"))
     models = [t.name for t in _tags(path) if _MODELS.fullmatch(t.name)] if path.is_dir() else []

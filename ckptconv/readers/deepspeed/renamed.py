@@ -8,8 +8,9 @@ without that word; of one with a PEFT adapter nothing but the head is saved.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from ckptconv.containers.base import FileTensor
 
@@ -36,25 +37,23 @@ def renames(
     for wrapper, beside in _WRAPPERS:
         if any(n.startswith(wrapper) for n in named) and all(n.startswith((wrapper, *beside)) for n in named):
             return _without(wrapper, absent, named)
-    before = Counter[str]()
-    behind = Counter[str]()
-    suffixes = {n.rpartition(".")[2] for n in absent}
-    for key, tensor in unknown.items():
-        if key.rpartition(".")[2] not in suffixes:
-            continue
-        for name, shape in absent.items():
-            if tensor.shape != shape and tensor.numel > 1:
-                continue
-            if name.endswith("." + key):
-                before[name.removesuffix(key)] += 1
-            elif key.endswith("." + name):
-                behind[key.removesuffix(name)] += 1
+
+    def is_like(key: str, name: str) -> bool:
+        return unknown[key].shape == absent[name] or unknown[key].numel <= 1
+
+    before = Counter(p for n in absent for p, rest in _cuts(n) if rest in unknown and is_like(rest, n))
     if before:
         return _without(before.most_common(1)[0][0], absent, named)
-    if behind:
-        prefix = behind.most_common(1)[0][0]
+    behind = Counter(p for k in unknown for p, rest in _cuts(k) if rest in absent and is_like(k, rest))
+    for prefix, _ in behind.most_common(1):
         return {n: prefix + n for n in absent if prefix + n in unknown}
     return {}
+
+
+def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    """Cut a name after each of its dots."""
+    for dot in re.finditer(r"\.", name):
+        yield name[: dot.end()], name[dot.end() :]
 
 
 def _without(prefix: str, absent: Collection[str], named: Collection[str]) -> dict[str, str]:

@@ -115,10 +115,10 @@ class ModelRank:
     def unsaved(self) -> list[str]:
         """Trainable parameters that the module does not save, so that there is nothing but their masters.
 
-        What is a pipeline's or an expert's has files of its own.
+        What is a pipeline's or an expert's (AutoEP's too) has files of its own.
         """
         module = self.module
-        if module is None or self.sharded:
+        if module is None or self.sharded or self.head.get("ds_autoep_layers"):
             return []
         there = {*map(str, module), *self.shared()}
         return [
@@ -207,12 +207,13 @@ def _open_optim(rank: ModelRank, files: TagFiles) -> None:
     optim = files.optim.get(rank.mp, {})
     folder = rank.head_path.parent
     if not optim:
-        if files.optim or rank.sharded:
+        unsaved = rank.unsaved()
+        if files.optim or rank.sharded or unsaved:
             raise PlanError(
                 f"the optimizer states of mp_rank_{rank.mp:02d} are missing",
                 where=folder,
                 hint="copy the *_optim_states.pt files of every rank"
-                + ("" if rank.sharded else ", or take the 16-bit weights (--weights model)"),
+                + ("" if rank.sharded or unsaved else ", or take the 16-bit weights (--weights model)"),
             )
         return
     first = _optimizer_state(optim[min(optim)])
