@@ -62,7 +62,8 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
             show_warnings()
 
             wanted = next((a for a in arguments if not a.startswith("-")), None)
-            app = build(wanted)
+            app = build(wanted, everything="--help-all" in arguments)
+            arguments = ["--help" if a == "--help-all" else a for a in arguments]
         code = app(arguments, prog_name="ckptconv", standalone_mode=True)
         return int(code or 0), False
     except SystemExit as e:

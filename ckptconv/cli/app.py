@@ -10,6 +10,7 @@ import typer
 
 from ckptconv.cli.compare import COMPARING, write_page
 from ckptconv.cli.flags import Command, Flags, Source, Target, of_readers, of_writers, owned, sourced
+from ckptconv.cli.help import SETTINGS, examples
 from ckptconv.cli.printing import print_json
 from ckptconv.cli.verify import VERIFYING, after
 from ckptconv.engine.options import Options
@@ -29,19 +30,33 @@ _PRINT = {
 }
 
 
-def build(wanted: str | None) -> typer.Typer:
-    """Return the command line, complete for the command that is wanted: flags take their owners' modules."""
+def build(wanted: str | None, *, everything: bool = False) -> typer.Typer:
+    """Return the command line, complete for the command that is wanted: flags take their owners' modules.
+
+    Args:
+        wanted: The command that is run.
+        everything: Whether its help shows all flags.
+    """
     app = typer.Typer(
         name="ckptconv",
         no_args_is_help=True,
-        rich_markup_mode="rich",
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings=SETTINGS,
         pretty_exceptions_enable=False,
         help="Turn training checkpoints into Hugging Face models: no framework, no GPU, bit for bit.",
-        epilog="Example: [bold]ckptconv deepspeed-to-hf runs/checkpoint-500 model/[/bold]",
+        epilog=examples(
+            (
+                "ckptconv inspect run/  # what is this?",
+                "ckptconv deepspeed-to-hf run/ model/ --dtype bf16",
+                "ckptconv megatron-merge run/ model/ --verify",
+                "ckptconv convert model/ run/ --to megatron --tp 4",
+            )
+        ),
     )
     app.callback(invoke_without_command=True)(_main)
     for command in (*_COMMANDS, *VERIFYING, *COMPARING):
-        command.add_to(app, complete=command.name == wanted)
+        command.add_to(app, complete=command.name == wanted, everything=everything)
     return app
 
 
@@ -71,7 +86,7 @@ def _main(
 def deepspeed_to_hf(
     source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
 ) -> None:
-    """Convert a DeepSpeed checkpoint of any kind into a Hugging Face model.
+    """Convert a DeepSpeed checkpoint to Hugging Face.
 
     ZeRO stages 0 to 3, mixture of experts, pipelines, AutoTP, universal checkpoints.
     """
@@ -81,7 +96,10 @@ def deepspeed_to_hf(
 def megatron_merge(
     source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
 ) -> None:
-    """Merge the ranks of a Megatron, ModelLink or MindSpeed run into a Hugging Face model."""
+    """Merge a Megatron run's ranks into a Hugging Face model.
+
+    Megatron-LM, megatron-core, ModelLink and MindSpeed-LLM.
+    """
     _convert(source, out, "hf", fields, run, **shown)
 
 
@@ -91,21 +109,30 @@ _Model = Annotated[Path, typer.Argument(metavar="HF", help="A Hugging Face model
 def megatron_split(
     source: _Model, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
 ) -> None:
-    """Split a model into the ranks of a Megatron, ModelLink or MindSpeed run."""
+    """Split a model into the ranks of a Megatron run.
+
+    Megatron-LM, megatron-core, ModelLink and MindSpeed-LLM (--dialect).
+    """
     _convert(source, out, "megatron", fields, run, **shown)
 
 
 def mindformers_to_hf(
     source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
 ) -> None:
-    """Convert a MindSpore or MindFormers checkpoint, one file or many ranks, into a Hugging Face model."""
+    """Convert a MindSpore checkpoint to Hugging Face.
+
+    One file, or many ranks with their strategy.
+    """
     _convert(source, out, "hf", fields, run, **shown)
 
 
 def hf_to_mindformers(
     source: _Model, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
 ) -> None:
-    """Write a model as MindFormers names and packs it: one .ckpt, or one a rank."""
+    """Write a model as a MindFormers checkpoint.
+
+    One .ckpt, or one a rank.
+    """
     _convert(source, out, "mindformers", fields, run, **shown)
 
 
@@ -124,7 +151,7 @@ def convert(
     run: dict[str, Any],
     shown: dict[str, Any],
 ) -> None:
-    """Convert any checkpoint ckptconv reads; what it is is found out."""
+    """Convert any checkpoint to any format."""
     _convert(source, out, to, fields, run, **shown)
 
 
@@ -141,7 +168,7 @@ def inspect(
         typer.Option(metavar="FILE", help="Write an HTML page as well.", show_default=False),
     ] = None,
 ) -> None:
-    """Show what a checkpoint holds and which rank holds it, from its metadata alone."""
+    """Show what a checkpoint holds, from its metadata alone."""
     import ckptconv
     from ckptconv.cli import render
 
@@ -202,9 +229,9 @@ _COMMANDS = (
         deepspeed_to_hf,
         (
             "ckptconv deepspeed-to-hf runs/checkpoint-500 model/  # fp32 masters",
-            "ckptconv deepspeed-to-hf run/ model/ --dtype bfloat16 --config meta-llama/Llama-3.1-8B",
+            "ckptconv deepspeed-to-hf run/ model/ --dtype bf16 --config org/model",
             "ckptconv deepspeed-to-hf run/global_step9 model/ --weights model",
-            "ckptconv deepspeed-to-hf run/ model/ --dry-run  # what would be written, and why",
+            "ckptconv deepspeed-to-hf run/ model/ --dry-run  # what, and why",
         ),
         _fields("deepspeed"),
     ),
@@ -213,8 +240,8 @@ _COMMANDS = (
         megatron_merge,
         (
             "ckptconv megatron-merge run/ model/  # config.json from the arguments",
-            "ckptconv megatron-merge run/ model/ --tp 4 --pp 2 --config org/model  # sizes are checked",
-            "ckptconv megatron-merge run/iter_0001000 model/ --vocab-size 32000 --tokenizer org/model",
+            "ckptconv megatron-merge run/ model/ --tp 4 --pp 2 --config org/model",
+            "ckptconv megatron-merge run/iter_0001000 model/ --tokenizer org/model",
         ),
         _fields("megatron", "torch_dist"),
     ),
@@ -224,7 +251,7 @@ _COMMANDS = (
         (
             "ckptconv megatron-split model/ run/ --tp 4 --pp 2",
             "ckptconv megatron-split model/ run/ --tp 8 --ep 4 --dialect mindspeed",
-            "ckptconv megatron-split model/ run/ --like old-run/  # layout, names and arguments of a run",
+            "ckptconv megatron-split model/ run/ --like old-run/",
         ),
         _fields(to="megatron"),
     ),
@@ -233,8 +260,8 @@ _COMMANDS = (
         mindformers_to_hf,
         (
             "ckptconv mindformers-to-hf llama.ckpt model/ --config org/model",
-            "ckptconv mindformers-to-hf output/ model/ --yaml run.yaml  # config.json from the run",
-            "ckptconv mindformers-to-hf output/checkpoint model/ --strategy output/strategy --check",
+            "ckptconv mindformers-to-hf output/ model/ --yaml run.yaml",
+            "ckptconv mindformers-to-hf output/ model/ --strategy output/strategy",
         ),
         _fields("mindspore"),
     ),
@@ -243,8 +270,8 @@ _COMMANDS = (
         hf_to_mindformers,
         (
             "ckptconv hf-to-mindformers model/ out/  # out/checkpoint.ckpt",
-            "ckptconv hf-to-mindformers model/ out/ --like old.ckpt  # names and packing of another",
-            "ckptconv hf-to-mindformers model/ out/ --strategy output/strategy  # a folder a rank",
+            "ckptconv hf-to-mindformers model/ out/ --like old.ckpt",
+            "ckptconv hf-to-mindformers model/ out/ --strategy output/strategy",
         ),
         _fields(to="mindformers"),
     ),
@@ -253,9 +280,9 @@ _COMMANDS = (
         convert,
         (
             "ckptconv convert run/ model/ --to hf",
-            "ckptconv convert model.pt model/ --to hf --config org/model  # a plain state dict",
-            "ckptconv convert model/ smaller/ --to hf --dtype bfloat16  # rounded",
-            "ckptconv convert run/ other/ --to megatron --tp 2 --pp 4  # from any layout to any other",
+            "ckptconv convert model.pt model/ --to hf --config org/model",
+            "ckptconv convert model/ smaller/ --to hf --dtype bf16",
+            "ckptconv convert run/ other/ --to megatron --tp 2 --pp 4",
         ),
         _fields(to=None),
     ),

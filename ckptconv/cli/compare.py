@@ -46,7 +46,7 @@ def _diff(
     json: _Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Compare two checkpoints of any formats, tensor by tensor.
+    """Compare two checkpoints, tensor by tensor.
 
     Under Hugging Face's names where those of the two differ; an element type alone does not count.
     Exit code 3 if anything differs beyond the tolerances.
@@ -91,7 +91,7 @@ def _explain(
     fields: dict[str, Any],
     json: _Json = False,
 ) -> None:
-    """Say from which files, ranks, boxes and bytes a tensor comes; only metadata is read."""
+    """Say from which files, ranks and bytes a tensor comes."""
     from ckptconv.api.explain import explain
     from ckptconv.cli import render_compare
 
@@ -135,7 +135,7 @@ COMPARING = (
         "diff",
         _diff,
         (
-            "ckptconv diff megatron-run/ model/  # did the conversion change anything?",
+            "ckptconv diff megatron-run/ model/",
             "ckptconv diff run/checkpoint-100 run/checkpoint-200 --report diff.html",
             "ckptconv diff a/ b/ --tensors '*norm*' --atol 1e-6 --json",
         ),
@@ -146,7 +146,7 @@ COMPARING = (
         _explain,
         (
             "ckptconv explain run/ model.layers.0.self_attn.q_proj.weight",
-            "ckptconv explain run/ '*linear_qkv*'  # which tensors are there?",
+            "ckptconv explain run/ '*linear_qkv*'",
         ),
         lambda: {"fields": {**of_readers(), **_said()}},
     ),

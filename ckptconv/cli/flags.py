@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ckptconv.cli.help import SETTINGS, HelpCommand, examples
 from ckptconv.plans.options import SOURCE, Choice, Option, Switch, Texts, declared, flag_of
 
 __all__ = [
@@ -85,12 +86,19 @@ def pick(options: Flags, names: Iterable[str]) -> dict[str, Option]:
     return {n: options[n] for n in names}
 
 
-def flags(options: Flags) -> list[inspect.Parameter]:
-    """Return options as parameters of a command; what is not given is None."""
-    return [_parameter(name, option) for name, option in options.items()]
+def flags(options: Flags, *, everything: bool = True) -> list[inspect.Parameter]:
+    """Return options as parameters of a command; what is not given is None.
+
+    Args:
+        options: The options.
+        everything: Whether help shows those too that few people use.
+    """
+    return [
+        _parameter(name, option, hidden=not (everything or option.common)) for name, option in options.items()
+    ]
 
 
-def _parameter(name: str, option: Option) -> inspect.Parameter:
+def _parameter(name: str, option: Option, *, hidden: bool) -> inspect.Parameter:
     names = option.flags or (flag_of(name, option),)
     kind: Any = str
     if isinstance(option.kind, Switch):
@@ -105,6 +113,7 @@ def _parameter(name: str, option: Option) -> inspect.Parameter:
         help=option.help,
         rich_help_panel=option.panel or None,
         show_default=False,
+        hidden=hidden,
     )
     annotation = Annotated[Optional[kind], info]  # noqa: UP045  (typer reads it on Python 3.10 too)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -126,15 +135,19 @@ class Command:
     examples: tuple[str, ...]
     groups: Callable[[], Mapping[str, Flags]] = dict
 
-    def add_to(self, app: typer.Typer, *, complete: bool) -> None:
-        """Register the command; without its flags unless it is to be ``complete``."""
-        function = taking(self.run, self.groups()) if complete else _named(self.run)
-        app.command(self.name, epilog="\n\n".join(_example(e) for e in self.examples))(function)
+    def add_to(self, app: typer.Typer, *, complete: bool, everything: bool = False) -> None:
+        """Register the command; without its flags unless it is to be ``complete``.
 
-
-def _example(line: str) -> str:
-    command, sign, comment = line.partition("  # ")
-    return f"[bold]{command}[/bold]{sign}{comment}"
+        Args:
+            app: The command line.
+            complete: Whether this is the command that is run.
+            everything: Whether its help shows all flags.
+        """
+        function = taking(self.run, self.groups(), everything=everything) if complete else _named(self.run)
+        make = app.command(
+            self.name, cls=HelpCommand, epilog=examples(self.examples), context_settings=SETTINGS
+        )
+        make(function)
 
 
 def _named(run: Callable[..., None]) -> Callable[..., None]:
@@ -146,7 +159,9 @@ def _named(run: Callable[..., None]) -> Callable[..., None]:
     return nothing
 
 
-def taking(command: Callable[..., None], groups: Mapping[str, Flags]) -> Callable[..., None]:
+def taking(
+    command: Callable[..., None], groups: Mapping[str, Flags], *, everything: bool = True
+) -> Callable[..., None]:
     """Give a function groups of flags.
 
     It receives each group as a dict of what was given, by the names of the options' fields, as the keyword
@@ -154,7 +169,7 @@ def taking(command: Callable[..., None], groups: Mapping[str, Flags]) -> Callabl
     """
     signature = inspect.signature(command, eval_str=True).parameters
     own = [p for n, p in signature.items() if n not in groups]
-    extra = {group: flags(options) for group, options in groups.items()}
+    extra = {group: flags(options, everything=everything) for group, options in groups.items()}
 
     @wraps(command)
     def wrapper(**values: Any) -> None:

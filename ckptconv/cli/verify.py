@@ -74,10 +74,10 @@ def _verify_roundtrip(
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Compare a converted model with its source, bit for bit, and certify it.
+    """Compare a model with its source, bit for bit.
 
-    Give the flags the conversion had; what was written, and in which dtype, is found out.
-    Without HF: prove from metadata that SRC survives the round trip, and compare its copies.
+    Give the flags the conversion had; what was written is found out. Without HF
+    it is proved that SRC survives the round trip, and its copies are compared.
     """
     from ckptconv.api.verify import verify_roundtrip
     from ckptconv.cli import render_verify
@@ -126,7 +126,7 @@ def _check(
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Compare a folder's files with the certificate written with them; the source is not needed."""
+    """Compare files with their certificate; no source needed."""
     from ckptconv.cli import render_verify
     from ckptconv.verify.certificate import check
 
@@ -175,7 +175,7 @@ VERIFYING = (
             "ckptconv verify-roundtrip run/ model/  # every element against its source",
             "ckptconv verify-roundtrip run/ model/ --weights model --logits",
             "ckptconv verify-roundtrip model/ megatron-run/  # the other way",
-            "ckptconv verify-roundtrip run/  # before converting: proof, and the copies compared",
+            "ckptconv verify-roundtrip run/  # before converting",
         ),
         _groups,
     ),

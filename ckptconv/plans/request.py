@@ -44,7 +44,7 @@ class Request:
 
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = option(
         DTYPES,
-        "Round all floating-point tensors to this (bf16, fp16 and fp32 are names too).",
+        "Round all floating-point tensors to this; bf16 is short for it.",
         default="keep",
         panel=_WHAT,
         common=True,
@@ -57,7 +57,7 @@ class Request:
     )
     lora: Literal["merge", "adapter"] | None = option(
         Choice(("merge", "adapter")),
-        "Merge LoRA adapters into the weights, or write the adapter alone, for PEFT.",
+        "Merge LoRA adapters, or write them alone, for PEFT.",
         panel=_WHAT,
         common=True,
     )
@@ -70,7 +70,7 @@ class Request:
     )
     config: str | None = option(
         Text("DIR_OR_HUB_ID"),
-        "Where config.json is, if not beside the checkpoint.",
+        "Where config.json is, if not beside it.",
         panel=_ASSETS,
         common=True,
     )

@@ -39,7 +39,7 @@ class Weighed:
 
     weights: Weights | None = option(
         Choice(("master", "model")),
-        "fp32 masters, or the 16-bit weights the model ran with; the producer's default if not given.",
+        "fp32 masters, or the 16-bit weights of training.",
         panel=PANEL,
         common=True,
     )
@@ -49,7 +49,7 @@ def step_option(kind: Kind | None = None) -> Any:
     """Declare the choice of a step, tag or iteration."""
     return option(
         kind or Text("STEP"),
-        "The step, tag or iteration to read instead of the newest.",
+        "What to read instead of the newest.",
         "--step",
         "--iteration",
         "--tag",

@@ -27,7 +27,7 @@ class DcpOptions:
     )
     tokenizer: str | None = option(
         Text("DIR_OR_HUB_ID"),
-        "Where the tokenizer is, if not beside the checkpoint.",
+        "Where the tokenizer is, if not beside it.",
         panel="Config and tokenizer",
         common=True,
     )

@@ -101,14 +101,14 @@ class HuggingFaceOptions:
     )
     dequantize: bool = option(
         Switch(),
-        "Write the values of quantised weights, not their codes and scales.",
+        "Write quantised weights as values, not as codes.",
         default=False,
         panel=_WHAT,
         common=True,
     )
     tokenizer: str | None = option(
         Text("DIR_OR_HUB_ID"),
-        "Where the tokenizer is, if not beside the checkpoint.",
+        "Where the tokenizer is, if not beside it.",
         panel=_ASSETS,
         common=True,
     )

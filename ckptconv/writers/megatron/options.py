@@ -28,7 +28,7 @@ class Grids:
     etp: int | None = _size("Expert tensor parallel size; that of --tp by default.", common=False)
     dialect: str | None = option(
         Text("NAME"),
-        "Names and cuts: core-te (default), core-local, legacy, modellink, mindspeed, mindspeed-te.",
+        "Whose names: core-te (default), core-local, legacy, mindspeed, ...",
         panel=PANEL,
         common=True,
     )
@@ -40,7 +40,7 @@ class Grids:
     )
     like: Path | None = option(
         Paths("RUN"),
-        "Take layout, names, dtypes and arguments from this checkpoint.",
+        "Take layout, names and dtypes from this run.",
         panel=PANEL,
         common=True,
     )

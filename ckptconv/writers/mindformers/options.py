@@ -24,11 +24,10 @@ class MindFormersTarget:
         Paths("FILE_OR_DIR"),
         "Cut the model over ranks as these strategy files say.",
         panel=_PANEL,
-        common=True,
     )
     like: Path | None = option(
         Paths("CKPT"),
-        "Take names, packing, dtypes and container from this checkpoint.",
+        "Take names, packing and dtypes from this checkpoint.",
         panel=_PANEL,
         common=True,
     )
