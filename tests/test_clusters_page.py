@@ -52,6 +52,6 @@ def test_commands_are_ones_ckptconv_has() -> None:
     assert len(found) >= 5
     for line in found:
         name, *words = shlex.split(line)
-        usage = ckptconv(name, "--help").out
+        usage = ckptconv(name, "--help-all").out
         for flag in (w for w in words if w.startswith("--")):
             assert flag in usage, line

@@ -61,7 +61,9 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
 
             show_warnings()
 
-            wanted = next((a for a in arguments if not a.startswith("-")), None)
+            # A shell that completes a line tells it by the environment.
+            words = os.environ.get("COMP_WORDS", "").split()[1:] or arguments
+            wanted = next((a for a in words if not a.startswith("-")), None)
             app = build(wanted, everything="--help-all" in arguments)
             arguments = ["--help" if a == "--help-all" else a for a in arguments]
         code = app(arguments, prog_name="ckptconv", standalone_mode=True)

@@ -40,7 +40,6 @@ def build(wanted: str | None, *, everything: bool = False) -> typer.Typer:
     app = typer.Typer(
         name="ckptconv",
         no_args_is_help=True,
-        add_completion=False,
         rich_markup_mode=None,
         context_settings=SETTINGS,
         pretty_exceptions_enable=False,
