@@ -12,6 +12,7 @@ from typing import Literal
 
 from ckptconv.dialects.base import Dialect, Line, column, for_mtp, norm, plain, prefixed, row, whole
 from ckptconv.dialects.gates import GATES, gates
+from ckptconv.parallel import Cut
 from ckptconv.slots import Pack, concat, grouped
 
 EMBEDDING = (
@@ -80,6 +81,10 @@ ROUTER = (
     plain("layers.*.moe.router_bias", "mlp.router.expert_bias"),
 )
 _SHARED_FC1 = "mlp.shared_experts.linear_fc1"
+LATENT_EXPERTS = (
+    *whole("layers.*.moe.latent.down", "mlp.fc1_latent_proj"),
+    *whole("layers.*.moe.latent.up", "mlp.fc2_latent_proj"),
+)
 SHARED = (
     *column(
         concat("layers.*.moe.shared.gate", "layers.*.moe.shared.up"),
@@ -94,33 +99,64 @@ SHARED = (
 )
 SEQUENTIAL = experts("mlp.experts.local_experts.{{e}}.{}", "", "sequential")
 GROUPED = experts("mlp.experts.{}", "{e}", "!sequential")
-SPARSE = (*ROUTER, *SEQUENTIAL, *GROUPED, *SHARED)
+SPARSE = (*ROUTER, *LATENT_EXPERTS, *SEQUENTIAL, *GROUPED, *SHARED)
 
 
-def _parts(name: str, slots: dict[str, str]) -> tuple[Line, ...]:
+def _parts(
+    module: str, slots: dict[str, str], *, when: str = "", bias: bool = False, names: str = "weight bias"
+) -> tuple[Line, ...]:
     """Declare a tensor that a rank holds as parts one after the other; torch_dist saves each by itself.
 
     Megatron-core 0.19, ``ssm/gated_delta_net.py`` and ``ssm/mamba_mixer.py`` (``sharded_state_dict``).
     """
-    whole_one: Pack = grouped("tp", *slots.values())
-    return (
-        plain(whole_one, name, when="!apart", cut=0),
-        *(plain(slot, f"{name}.{part}", when="apart") for part, slot in slots.items()),
-    )
+    made: list[Line] = []
+    for leaf, end in zip(names.split(), ("", ".bias"), strict=True):
+        if end and not bias:
+            continue
+        name, optional = f"{module}{leaf}", bool(end)
+        together: Pack = grouped("tp", *(slot + end for slot in slots.values()))
+        made.append(Line(name, together, f"{when} !apart".strip(), optional, cut=Cut(0)))
+        made += [
+            Line(f"{name}.{part}", slot + end, f"{when} apart".strip(), optional)
+            for part, slot in slots.items()
+        ]
+    return tuple(made)
 
 
 _D = "layers.*.gdn"
 _CONV = {"query": f"{_D}.conv.q", "key": f"{_D}.conv.k", "value": f"{_D}.conv.v"}
 _IN = {"query": "q", "key": "k", "value": "v", "z": "z", "beta": "beta", "alpha": "alpha"}
 GATED_DELTA_NET = (
-    *_parts("self_attention.in_proj.weight", {part: f"{_D}.{slot}" for part, slot in _IN.items()}),
-    *_parts("self_attention.conv1d.weight", _CONV),
+    *_parts("self_attention.in_proj.", {part: f"{_D}.{slot}" for part, slot in _IN.items()}),
+    *_parts("self_attention.conv1d.", _CONV),
     plain(f"{_D}.a_log", "self_attention.A_log", cut=0),
     plain(f"{_D}.dt_bias", "self_attention.dt_bias", cut=0),
     plain(f"{_D}.norm", "self_attention.out_norm.weight"),
     *row(f"{_D}.o", "self_attention.out_proj", bias=False),
 )
-_BODY = (*ATTENTION, *GATED_DELTA_NET, *LATENT)
+_M = "layers.*.mamba"
+_MAMBA_IN = {"z": f"{_M}.z", "x": f"{_M}.x", "B": f"{_M}.b", "C": f"{_M}.c", "dt": f"{_M}.dt"}
+_MAMBA_CONV = {"x": f"{_M}.conv.x", "B": f"{_M}.conv.b", "C": f"{_M}.conv.c"}
+
+
+def _mamba(module: str, when: str) -> tuple[Line, ...]:
+    """Declare a Mamba 2 mixer; newer releases call the convolution's parameters otherwise (core 0.19)."""
+    return (
+        *_parts(f"{module}.in_proj.", _MAMBA_IN, when=when, bias=True),
+        *_parts(f"{module}.conv1d.", _MAMBA_CONV, when=when, bias=True),
+        *_parts(f"{module}.", _MAMBA_CONV, when=when, bias=True, names="conv1d_weight conv1d_bias"),
+        plain(f"{_M}.a_log", f"{module}.A_log", cut=0, when=when),
+        plain(f"{_M}.d", f"{module}.D", cut=0, when=when),
+        plain(f"{_M}.dt_bias", f"{module}.dt_bias", cut=0, when=when),
+        plain(f"{_M}.norm", f"{module}.norm.weight", cut=0, when=when),
+        *row(f"{_M}.o", f"{module}.out_proj", when=when),
+    )
+
+
+# Beside attention in one layer, as in Falcon-H1, and alone.
+_ALONE, _BESIDE = "mamba !attn", "mamba attn"
+MAMBA = (*_mamba("mixer", _ALONE), *_mamba("mamba_mixer", _BESIDE))
+_BODY = (*MAMBA, *ATTENTION, *GATED_DELTA_NET, *LATENT)
 _LOCAL_LAYER = (
     *norm("layers.*.attn_norm", "input_layernorm."),
     *_BODY,
@@ -131,9 +167,11 @@ _LOCAL_LAYER = (
     *SPARSE,
 )
 _TE_LAYER = (
-    *norm("layers.*.attn_norm", "self_attention.linear_qkv.layer_norm_", when="!mla !gdn"),
+    *norm("layers.*.attn_norm", "mixer.in_proj.layer_norm_", when=_ALONE),
+    *norm("layers.*.attn_norm", "norm.", when=_BESIDE),
+    *norm("layers.*.attn_norm", "self_attention.linear_qkv.layer_norm_", when="attn !mamba"),
     *norm("layers.*.attn_norm", "self_attention.in_proj.layer_norm_", when="gdn"),
-    *norm("layers.*.attn_norm", "input_layernorm.", when="mla"),
+    *norm("layers.*.attn_norm", "input_layernorm.", when="!attn !gdn !mamba"),
     *_BODY,
     *norm("layers.*.mla.q_a_norm", "self_attention.linear_q_up_proj.layer_norm_", when="mla"),
     *norm("layers.*.mla.kv_a_norm", "self_attention.linear_kv_up_proj.layer_norm_", when="mla"),
@@ -143,7 +181,9 @@ _TE_LAYER = (
     *SPARSE,
 )
 ENDS = (
-    *norm("final_norm", "decoder.final_layernorm."),
+    # Models with Mamba layers are HybridModel (core 0.19, ``models/hybrid/hybrid_block.py``).
+    *norm("final_norm", "decoder.final_norm.", when="any.mamba"),
+    *norm("final_norm", "decoder.final_layernorm.", when="!any.mamba"),
     *column("head", "output_layer", bias=True),
 )
 MTP_ENDS = (

@@ -71,7 +71,7 @@ def spread(layout: Layout, slots: Mapping[str, Spec], dims: Dims) -> Spread:
         PlanError: if the dialect has no place for a slot, or a tensor cannot be cut evenly.
     """
     _heads(layout.grid.tp, slots, dims)
-    table = layout.dialect.table(layout.words(slots), {"tp": layout.grid.tp})
+    table = layout.dialect.table(layout.words(slots), {"tp": layout.grid.tp}).with_own(dims)
     found, left = table.holding(slots)
     if left:
         raise PlanError(
@@ -137,8 +137,7 @@ def _local(
     layout: Layout, rank: Rank, found: Found, number: int, spec: Spec, dims: Dims
 ) -> tuple[str, Spec] | None:
     """Return name and shape of a rank's slice; None if it holds none."""
-    line = found.entry
-    assert isinstance(line, Line)
+    line = found.entry if isinstance(found.entry, Line) else Line(found.entry.name, found.entry.pack)
     values: tuple[int, ...] = (number,) if "*" in line.name else ()
     grid = layout.grid
     slices, at = grid.tp, rank.tp

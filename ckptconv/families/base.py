@@ -31,6 +31,7 @@ _SIZES: dict[str, tuple[str, ...]] = {
     "positions": ("max_position_embeddings", "n_positions"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "expert_inner": ("moe_intermediate_size", "intermediate_size"),
+    "expert_hidden": ("moe_latent_size",),
     "shared_inner": ("shared_expert_intermediate_size",),
     "q_rank": ("q_lora_rank",),
     "kv_rank": ("kv_lora_rank",),
@@ -60,6 +61,7 @@ def dims(config: Config) -> dict[str, int]:
     }
     if "hidden" in found:
         found.setdefault("inner", 4 * found["hidden"])
+        found.setdefault("expert_hidden", found["hidden"])
         if found.get("heads"):
             found.setdefault("head_dim", found["hidden"] // found["heads"])
     if "heads" in found:

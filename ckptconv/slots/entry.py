@@ -41,19 +41,22 @@ def one(
     return Entry(name, slot, when, optional, copy)
 
 
-def linear(slot: str | Pack, module: str, *, bias: str | bool | None = None) -> tuple[Entry, ...]:
+def linear(
+    slot: str | Pack, module: str, *, bias: str | bool | None = None, when: str | None = None
+) -> tuple[Entry, ...]:
     """Declare a module's ``weight`` and its ``bias``, which packs the ``.bias`` of the same slots.
 
     Args:
         slot: What the weight holds.
         module: Name of the module.
         bias: What the bias exists for (`Entry.when`); True if it always does, None if it may, False if never.
+        when: What both exist for.
     """
-    weight = Entry(f"{module}.weight", slot)
+    weight = Entry(f"{module}.weight", slot, when)
     if bias is False:
         return (weight,)
-    when = bias if isinstance(bias, str) else None
-    return weight, Entry(f"{module}.bias", _biased(slot), when, optional=bias is None)
+    both = " ".join(w for w in (when, bias) if isinstance(w, str)) or None
+    return weight, Entry(f"{module}.bias", _biased(slot), both, optional=bias is None)
 
 
 def predicting(entries: Iterable[Entry], layer: str, under: str) -> tuple[Entry, ...]:

@@ -14,6 +14,9 @@ from ckptconv.slots.words import ANY, Words
 
 __all__ = ["Found", "Table"]
 
+# What frameworks' names of a family's own slots begin with, in a layer and outside.
+_OWN = {"layers": "decoder.layers.*.own.", "mtp": "mtp.layers.*.own.", "": "own."}
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -57,6 +60,21 @@ class Table:
     layers: int | None = None
     words: Words = ANY
     grid: Mapping[str, int] = field(default_factory=dict)
+
+    def with_own(self, dims: Dims) -> Table:
+        """Return the table with places for the slots a family brings itself: whole, under their own names."""
+        own: Mapping[str, tuple[str, ...]] = getattr(dims, "shapes", {})
+        if not own:
+            return self
+        here = {s for e in self.entries for s in e.slots}
+        added = [
+            Entry(_OWN[kind if rest else ""] + (rest or slot) + end, slot + end, optional=bool(end))
+            for slot in own
+            if slot not in here
+            for kind, _, rest in [slot.partition(".*.")]
+            for end in ("", ".bias")
+        ]
+        return replace(self, entries=(*self.entries, *added))
 
     def named(self, names: Iterable[str]) -> tuple[list[Found], list[str]]:
         """Look up stored tensors; return what was found and the names the table does not know."""

@@ -45,6 +45,7 @@ def to_slots(
     Raises:
         PlanError: if a name is unknown, a slot is held twice, or a shape is not the one asked for.
     """
+    table = table.with_own(dims)
     found, unknown = table.named(tensors)
     refused = [name for name in unknown if name not in passing]
     if refused:

@@ -52,10 +52,11 @@ def as_laid_out(
 
     words = layout.dialect.reading(layout.words(slots))
     joined = assemble(grid, made.held, layout.dialect, key, words=words)
-    found, unknown = joined.table.named(joined.relation.right)
+    table = joined.table.with_own(dims)
+    found, unknown = table.named(joined.relation.right)
     if unknown:
         raise AssertionError(f"{layout.dialect.name} writes {unknown[0]}, which it does not read")
-    whole = joined.table.relation(joined.relation.right, found, dims, "the model")
+    whole = table.relation(joined.relation.right, found, dims, "the model")
     relation = pad_vocabulary(whole.invert()).compose(joined.relation.invert())
     step = f"iter_{iteration:07d}"
 

@@ -74,7 +74,7 @@ def as_saved(model: Layout, slots: Mapping[str, Spec], dims: Dims, arguments: Ma
     """
     model_te = replace(model, dialect=CORE_TE, apart=True)
     held = spread(model_te, slots, dims).held[Rank(0, 0, 0)][0]
-    table = CORE_TE.table(CORE_TE.reading(model_te.words(slots)), {"tp": 1})
+    table = CORE_TE.table(CORE_TE.reading(model_te.words(slots)), {"tp": 1}).with_own(dims)
     found, unknown = table.named(held)
     if unknown:
         raise AssertionError(f"{CORE_TE.name} writes {unknown[0]}, which it does not read")
