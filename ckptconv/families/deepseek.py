@@ -44,10 +44,10 @@ MTP = (
 )
 
 
-def shared(bias: str | bool = False) -> tuple[Entry, ...]:
-    """Declare the shared experts, one MLP of their common width."""
+def shared(bias: str | bool = False, when: str = "n_shared_experts") -> tuple[Entry, ...]:
+    """Declare the shared experts, one MLP of their common width, where the config has this key."""
     made = gated("layers.*.moe.shared", "model.layers.*.mlp.shared_experts", bias=bias)
-    return tuple(replace(e, when=f"n_shared_experts {e.when or ''}".strip()) for e in made)
+    return tuple(replace(e, when=f"{when} {e.when or ''}".strip()) for e in made)
 
 
 _KEYS = {

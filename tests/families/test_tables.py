@@ -32,6 +32,17 @@ DELTA: Config = dict(
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=3, linear_value_head_dim=5,
     linear_conv_kernel_dim=4, shared_expert_intermediate_size=7,
 )  # fmt: skip
+STATE: Config = dict(vocab_size=11, hidden_size=16, num_hidden_layers=2, n_groups=2)
+MAMBA: Config = dict(mamba_n_heads=4, mamba_d_head=3, mamba_n_groups=2, mamba_d_state=5, mamba_d_conv=4)
+TURNS: Config = dict(layer_types=["mamba", "attention", "mamba"])
+NEMOTRON: Config = STATE | dict(
+    mamba_num_heads=4, mamba_head_dim=3, ssm_state_size=5, conv_kernel=4, hybrid_override_pattern="M*-EM",
+    num_attention_heads=4, num_key_value_heads=2, head_dim=5, intermediate_size=12, n_routed_experts=3,
+    moe_intermediate_size=5, moe_shared_expert_intermediate_size=7,
+)  # fmt: skip
+KDA: Config = MANY | dict(
+    linear_num_heads=2, linear_head_dim=3, linear_conv_kernel_dim=4, num_shared_experts=1, q_lora_rank=None
+)
 CHATGLM: Config = dict(
     padded_vocab_size=11, hidden_size=16, ffn_hidden_size=12, num_layers=2, num_attention_heads=4,
     kv_channels=4, multi_query_attention=True, multi_query_group_num=2, add_qkv_bias=True,
@@ -75,6 +86,22 @@ CONFIGS: list[tuple[str, Config]] = [
     ("qwen3_next", BASE | MANY | DELTA | dict(mtp_num_hidden_layers=1, full_attention_interval=2)),
     ("qwen3_5_text", BASE | DELTA | dict(mtp_num_hidden_layers=1, full_attention_interval=2)),
     ("qwen3_5_moe_text", BASE | MANY | DELTA),
+    ("mamba2", STATE | dict(num_heads=4, head_dim=3, state_size=5, conv_kernel=4, use_bias=True)),
+    ("bamba", BASE | MAMBA | dict(layer_types=["mamba", "attention", "mamba"])),
+    ("falcon_h1", BASE | MAMBA | dict(mamba_rms_norm=True)),
+    ("falcon_h1", BASE | MAMBA | dict(mamba_proj_bias=True, mlp_bias=True, mamba_conv_bias=False)),
+    ("nemotron_h", NEMOTRON),
+    ("nemotron_h", NEMOTRON | dict(moe_latent_size=6, attention_bias=True, use_bias=True)),
+    ("granitemoehybrid", BASE | MAMBA | TURNS | dict(num_local_experts=3, shared_intermediate_size=6)),
+    ("granitemoehybrid", BASE | MAMBA | TURNS | dict(num_local_experts=0, shared_intermediate_size=6)),
+    ("jamba", BASE | dict(num_experts=3, attn_layer_period=3, attn_layer_offset=1, mamba_dt_rank=3)),
+    (
+        "lfm2",
+        BASE | dict(layer_types=["conv", "full_attention", "conv"], conv_bias=True, block_multiple_of=8),
+    ),
+    ("lfm2_moe", BASE | MANY | dict(layer_types=["conv", "full_attention", "conv"], num_dense_layers=1)),
+    ("minimax", BASE | dict(layer_types=["full_attention", *["linear_attention"] * 2], num_local_experts=3)),
+    ("bailing_hybrid", BASE | LATENT | KDA | dict(first_k_dense_replace=1, layer_group_size=2)),
 ]
 each_config = pytest.mark.parametrize(
     ("model_type", "config"), CONFIGS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CONFIGS)]
