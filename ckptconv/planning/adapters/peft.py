@@ -15,7 +15,6 @@ from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.places import place
 from ckptconv.planning.adapters.adapter import (
-    PREFIX,
     WITH_PEFT,
     AdapterConfig,
     Scales,
