@@ -61,7 +61,7 @@ def decode_rect(stored: Decoded, rect: Rect, out: Array, read: Read) -> None:
     row, _, left, _ = rect
     kind, straight = numpy_dtype(stored.dtype), out.flags.c_contiguous
     try:
-        for block in _blocks(rect, *how.STEP):
+        for block in _blocks(rect, *how.step):
             parts = {
                 role: _within(tiles[role], wanted[role], part)
                 for role, part in how.needs(params, block).items()

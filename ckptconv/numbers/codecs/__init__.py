@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import cast
+from importlib import import_module
 
-from ckptconv.numbers.codecs import awq, bnb, fp4, gptq, packed, scaled
+from ckptconv.errors import PlanError
 from ckptconv.numbers.codecs.base import Array, BadCode, Codec, Params, Rect
+from ckptconv.plugins import Registry
 
-__all__ = ["Array", "BadCode", "Codec", "Params", "Rect", "codec"]
+__all__ = ["CODECS", "Array", "BadCode", "Codec", "Params", "Rect", "codec"]
 
-_OWN = (scaled, fp4, packed, gptq, awq, bnb)
+_OWN = ("scaled", "fp4", "packed", "gptq", "awq", "bnb")
+
+
+def _own() -> Iterator[Codec]:
+    for name in _OWN:
+        yield import_module(f"ckptconv.numbers.codecs.{name}").CODEC
+
+
+CODECS: Registry[Codec] = Registry("codecs", _own, lambda: Codec)
+"""ckptconv's codecs, then those of installed plug-ins (entry point ``ckptconv.codecs``)."""
 
 
 @cache
@@ -18,6 +29,9 @@ def codec(name: str) -> Codec:
     """Return a codec by its name.
 
     Raises:
-        KeyError: if there is none.
+        PlanError: if there is none: a plan of another machine may name a plug-in that this one has not.
     """
-    return {one.NAME: one for one in cast("tuple[Codec, ...]", _OWN)}[name]
+    found = CODECS.find(name)
+    if found is None:
+        raise PlanError(f"there is no codec {name!r}", hint="install the plug-in on every machine")
+    return found

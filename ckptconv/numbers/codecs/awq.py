@@ -6,14 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ckptconv.numbers.codecs.base import Array, Params, Rect, checked_scales, round_into
+from ckptconv.numbers.codecs.base import Array, Codec, Params, Rect, checked_scales, round_into
 from ckptconv.numbers.codecs.bits import unpack_columns
 from ckptconv.numbers.codecs.gptq import decode_groups
 
-__all__ = ["NAME", "STEP", "decode", "needs"]
-
-NAME = "awq"
-STEP = (128, 1 << 16)
+__all__ = ["CODEC"]
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -51,3 +48,6 @@ def _apart(halves: Array) -> Array:
     halves = (halves | halves << np.uint32(8)) & np.uint32(0x00FF00FF)
     apart: Array = (halves | halves << np.uint32(4)) & np.uint32(0x0F0F0F0F)
     return apart
+
+
+CODEC = Codec("awq", needs, decode, (128, 1 << 16))

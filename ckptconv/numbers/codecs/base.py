@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -40,34 +41,32 @@ class BadCode(ValueError):
         self.text, self.row, self.column = text, row, column
 
 
-class Codec(Protocol):
+Needs: TypeAlias = Callable[[Params, Rect], dict[str, Rect]]
+"""Return which part of each operand a part of the matrix is made of; none of them is empty."""
+
+Decode: TypeAlias = Callable[[Params, Rect, Mapping[str, Array], Array], None]
+"""Compute a part of the matrix from the parts of its operands into an array of its shape: float32, bfloat16
+or float16. Raises `BadCode` if a code or scale stands for no number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
     """Turn tiles of codes and scales into values: ``float32(code - zero) * float32(scale)``, rounded once.
 
-    A codec is a module of these three; another package adds one by an entry point of ``ckptconv.codecs``.
-    It sees a matrix of ``params["rows"]`` by ``params["columns"]``, and what it is made of as matrices too.
+    It sees a matrix of ``params["rows"]`` by ``params["columns"]``, and what that is made of as matrices too.
+
+    Attributes:
+        name: What plans call it.
+        needs: Says what of the operands is to be read.
+        decode: Computes values.
+        step: Rows to decode at a time, or a multiple of them, and about how many elements: so that what is
+            computed stays in the second-level cache.
     """
 
-    NAME: str
-    """What plans call it."""
-
-    STEP: tuple[int, int]
-    """Rows to decode at a time, and elements: so that what is computed stays in the second-level cache."""
-
-    def needs(self, params: Params, rect: Rect) -> dict[str, Rect]:
-        """Return which part of each operand a part of the matrix is made of; none of them is empty."""
-
-    def decode(self, params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -> None:
-        """Compute a part of the matrix, a few ten thousand elements, into ``out`` of its shape.
-
-        Args:
-            params: What is to be known of the matrix.
-            rect: The part.
-            tiles: The parts of the operands that `needs` names.
-            out: float32, bfloat16 or float16.
-
-        Raises:
-            BadCode: if a code or scale stands for no number.
-        """
+    name: str
+    needs: Needs
+    decode: Decode
+    step: tuple[int, int] = (1, 1 << 16)
 
 
 def as_float32(values: Array) -> Array:

@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ckptconv.numbers.codecs.base import Array, Params, Rect, checked_scales, round_into
+from ckptconv.numbers.codecs.base import Array, Codec, Params, Rect, checked_scales, round_into
 
-__all__ = ["NAME", "STEP", "decode", "needs"]
-
-NAME = "bnb"
-STEP = (1, 1 << 16)
+__all__ = ["CODEC"]
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -58,3 +55,6 @@ def _scales(params: Params, tiles: Mapping[str, Any], rect: Rect, first: int) ->
     wide = np.repeat(outer, nested)[start : start + stored.size]
     scales: Array = table[stored] * wide + np.float32(params["offset"])
     return checked_scales(scales, rect)
+
+
+CODEC = Codec("bnb", needs, decode, (1, 1 << 16))

@@ -6,12 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, round_into, spread
+from ckptconv.numbers.codecs.base import (
+    Array,
+    BadCode,
+    Codec,
+    Params,
+    Rect,
+    checked_scales,
+    round_into,
+    spread,
+)
 
-__all__ = ["NAME", "STEP", "decode", "needs"]
+__all__ = ["CODEC"]
 
-NAME = "fp4"
-STEP = (1, 1 << 16)
 
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
@@ -49,3 +56,6 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
     with np.errstate(all="ignore"):
         values *= spread(scales, group, left, right, left // group)
     round_into(values, out)
+
+
+CODEC = Codec("fp4", needs, decode, (1, 1 << 16))

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, round_into
+from ckptconv.numbers.codecs.base import Array, BadCode, Codec, Params, Rect, checked_scales, round_into
 from ckptconv.numbers.codecs.bits import unpack_columns, unpack_rows, word_range
 
-__all__ = ["NAME", "STEP", "decode", "decode_groups", "needs"]
-
-NAME = "gptq"
-STEP = (256, 1 << 16)
+__all__ = ["CODEC", "decode_groups"]
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -58,3 +55,6 @@ def decode_groups(values: Array, zeros: Array, scales: Array, number: Array) -> 
         for at, stop in zip((0, *ends), (*ends, len(number)), strict=True):
             values[at:stop] -= zeros[number[at]]
             values[at:stop] *= scales[number[at]]
+
+
+CODEC = Codec("gptq", needs, decode, (256, 1 << 16))

@@ -6,13 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ckptconv.numbers.codecs.base import Array, BadCode, Params, Rect, checked_scales, round_into, spread
+from ckptconv.numbers.codecs.base import (
+    Array,
+    BadCode,
+    Codec,
+    Params,
+    Rect,
+    checked_scales,
+    round_into,
+    spread,
+)
 from ckptconv.numbers.codecs.bits import unpack_columns, unpack_rows, word_range
 
-__all__ = ["NAME", "STEP", "decode", "needs"]
-
-NAME = "packed"
-STEP = (1, 1 << 16)
+__all__ = ["CODEC"]
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -76,3 +82,6 @@ def _numbers(order: Array, params: Params, rect: Rect) -> Array:
         text = f"column {column} is of group {int(number[bad[0]])}, of {params['groups']}"
         raise BadCode(text, rect[0], column)
     return number
+
+
+CODEC = Codec("packed", needs, decode, (1, 1 << 16))

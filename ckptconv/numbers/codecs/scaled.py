@@ -10,6 +10,7 @@ import numpy as np
 from ckptconv.numbers.codecs.base import (
     Array,
     BadCode,
+    Codec,
     Params,
     Rect,
     checked_scales,
@@ -18,10 +19,8 @@ from ckptconv.numbers.codecs.base import (
     spread,
 )
 
-__all__ = ["NAME", "STEP", "decode", "needs"]
+__all__ = ["CODEC"]
 
-NAME = "scaled"
-STEP = (1, 1 << 20)
 
 _FEW = 1 << 16  # elements worked on at a time
 
@@ -187,3 +186,6 @@ def _pairs(dtype: str) -> Array:
     values = _values(dtype)
     both = np.stack([np.tile(values, 256), np.repeat(values, 256)], axis=1)
     return np.ascontiguousarray(both).view(np.uint64).reshape(-1)
+
+
+CODEC = Codec("scaled", needs, decode, (1, 1 << 20))
