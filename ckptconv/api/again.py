@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptconv.assets.find import CONFIG
 from ckptconv.errors import CkptconvError, PlanError, UsageError
-from ckptconv.planning.decode import quantised
+from ckptconv.planning.decode import form_of, quantised
 from ckptconv.planning.model import Architecture, ConfigFound, find_architecture
 from ckptconv.planning.plan import plan_checkpoint
 from ckptconv.planning.request import find_writer, request_of
@@ -126,7 +126,11 @@ def plan_again(sides: Sides) -> tuple[Plan, Relation, bool]:
         return _typed(plan, there.relation, ours), there.relation, False
     source = settled(source)
     if there.table is None and there.settle is None:
-        how = replace(asked.writing, dequantize=values or asked.writing.dequantize)
+        how = replace(
+            asked.writing,
+            dequantize=values or asked.writing.dequantize,
+            quantize=asked.writing.quantize or form_of(source, there),
+        )
         plan, complete = _as_model(source, replace(ours, writing=how, assets=asked.assets), there)
         return plan, there.relation, complete
     model = find_architecture(source, ours, needed=False)

@@ -39,7 +39,7 @@ _EITHER = ("strategy", "qkv_layout", "mlp_layout")
 def _groups() -> dict[str, Flags]:
     sources = of_readers()
     outputs = sourced(sources, pick(of_writers("mindformers"), _EITHER))
-    beside = pick(of_writers("hf"), ("tokenizer", "copy_code", "dequantize"))
+    beside = pick(of_writers("hf"), ("tokenizer", "copy_code", "dequantize", "quantize"))
     fields = {**sources, **beside, **{n: o for n, o in outputs.items() if n not in sources}}
     run = pick(owned(Options), ("workers", "max_memory"))
     return {"fields": {**fields, **pick(owned(Request), _DECIDE)}, "run": run}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ckptconv.places.places import is_remote
 from ckptconv.plans.plan import OutFile, Plan
 from ckptconv.relations.pair import Pair
+from ckptconv.relations.terms import operands
 
 __all__ = ["needed"]
 
@@ -24,8 +25,9 @@ def needed(
         pairs: The plan's pairs by tensor.
     """
     found: dict[str, list[tuple[int, int]]] = {}
-    for tensor in file.layout.tensors:
-        for pair in pairs.get(tensor.name, ()):
+    names = [t.name for t in file.layout.tensors]
+    for name in (*names, *operands({n: plan.terms[n] for n in names if n in plan.terms})):
+        for pair in pairs.get(name, ()):
             stored = plan.stored[pair.left.tensor]
             if any(is_remote(path) for path in stored.paths()):
                 for path, start, count in stored.spans(pair.left.first, pair.left.last + 1):

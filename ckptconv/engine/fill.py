@@ -14,6 +14,7 @@ from ckptconv.containers.decoded import Decoded
 from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
+from ckptconv.engine.encode import Encoder
 from ckptconv.engine.gather import Array, Shared, gather, raw_dtype, window
 from ckptconv.engine.rows import Rows
 from ckptconv.engine.terms import Adder, blocks
@@ -21,7 +22,7 @@ from ckptconv.errors import MismatchError
 from ckptconv.numbers.casts import cast, cast_chain
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan
-from ckptconv.relations import Pair, Relation, restrict
+from ckptconv.relations import InBlocks, Pair, Relation, restrict
 from ckptconv.relations.terms import operands
 
 __all__ = ["Filler", "pairs_by_tensor"]
@@ -69,6 +70,7 @@ class Filler:
         self._pairs = {n: _index(pairs.get(n, ())) for n in (*names, *parts)}
         self._decoded: dict[str, bool] = {}
         self._adder = Adder(plan.relation.right, self._operand)
+        self._encoder = Encoder(plan.relation.right, self._operand)
 
     def fill(self, lo: int, hi: int, buffers: Buffers) -> tuple[Array, list[tuple[int, int, int]], int]:
         """Compute bytes ``lo`` up to ``hi`` of the file.
@@ -134,6 +136,10 @@ class Filler:
         count = out.nbytes // tensor.dtype.itemsize
         chain = self._plan.casts.get(tensor.name, (tensor.dtype,))
         terms = self._plan.terms.get(tensor.name)
+        if terms and isinstance(one := terms[0], InBlocks):
+            kind = np.uint8 if one.part == "codes" else np.float32
+            self._encoder.fill(one, lo, out.view(kind))
+            return 0
         if not terms and self._decodes(tensor.name, chain):
             chain = chain[1:]  # what is decoded is rounded as it is
         direct = len(chain) == 1 and not terms

@@ -20,6 +20,7 @@ from ckptconv.planning.model import ConfigFound
 from ckptconv.planning.names import Named
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.plans.plan import AssetFile, Step
+from ckptconv.relations import InBlocks
 from ckptconv.slots.translate import some
 
 __all__ = ["compare", "gather_assets"]
@@ -84,6 +85,7 @@ def gather_assets(
     for name, spec in named.written.items():
         if (
             name not in checkpoint.buffers
+            and not any(isinstance(t, InBlocks) for t in named.terms.get(name, ()))
             and dtype_named(spec.dtype).kind == "float"
             and not spec.dtype.startswith("float8")
         ):

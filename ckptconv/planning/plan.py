@@ -15,6 +15,7 @@ from ckptconv.planning.adapters.carry import ones
 from ckptconv.planning.adapters.lora import term_steps
 from ckptconv.planning.adapters.peft import prepare
 from ckptconv.planning.decode import as_values, check_whole, decode_steps, decoded
+from ckptconv.planning.decode.encode import form_asked, in_blocks, quantization_config
 from ckptconv.planning.folder import compare, gather_assets
 from ckptconv.planning.foreign import judged
 from ckptconv.planning.model import Architecture, ConfigFound, find_architecture
@@ -151,6 +152,12 @@ def _in_names(
         notes += judged(checkpoint, model, values, partial=partial, alone=not request.assets)
         if family is not None and family.entries:
             notes += compare(family, config.values, values)
+    form = form_asked(request, alone=adapter is not None)
+    named = in_blocks(named, form)
+    if form is not None and model.config is not None:
+        says = quantization_config(form, named, model.config.values.get("model_type"))
+        said = {**model.config.values, "quantization_config": says}
+        model = replace(model, config=replace(model.config, values=said))
     told = None if model.config is None else model.config.values
     laid = Laid(named.written, checkpoint, told, family, named.tied, adapter)
     steps = [*named.steps, *model.steps]

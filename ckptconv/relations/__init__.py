@@ -18,12 +18,13 @@ from ckptconv.relations.packing import (
 )
 from ckptconv.relations.pair import Drop, Pair, Spec, join, restrict
 from ckptconv.relations.relation import Relation
-from ckptconv.relations.terms import Constant, LowRank, Scaled, Term, Terms
+from ckptconv.relations.terms import Constant, InBlocks, LowRank, Scaled, Term, Terms
 
 __all__ = [
     "Box",
     "Constant",
     "Drop",
+    "InBlocks",
     "LowRank",
     "Pair",
     "Relation",

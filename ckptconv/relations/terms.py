@@ -10,7 +10,17 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
 from ckptconv.relations.pair import Spec
 
-__all__ = ["Constant", "LowRank", "Scaled", "Term", "Terms", "check_terms", "operands", "term_dict"]
+__all__ = [
+    "Constant",
+    "InBlocks",
+    "LowRank",
+    "Scaled",
+    "Term",
+    "Terms",
+    "check_terms",
+    "operands",
+    "term_dict",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,35 @@ class LowRank:
         return (self.a, self.b)
 
 
-Term: TypeAlias = "Constant | Scaled | LowRank"
+@dataclass(frozen=True, slots=True)
+class InBlocks:
+    """Be the codes or the scales of a matrix that is quantised in blocks; nothing else is added.
+
+    Attributes:
+        tensor: Name of the matrix.
+        part: ``codes`` or ``scales``.
+        block: Rows and columns that share a scale.
+        powers: Whether scales are powers of two.
+    """
+
+    tensor: str
+    part: str
+    block: tuple[int, int]
+    powers: bool = False
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The tensors the term is made of."""
+        return (self.tensor,)
+
+    def shape(self, matrix: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of what a matrix becomes."""
+        if self.part == "codes":
+            return matrix
+        return tuple([-(-n // b) for n, b in zip(matrix, self.block, strict=True)])
+
+
+Term: TypeAlias = "Constant | Scaled | LowRank | InBlocks"
 Terms = Mapping[str, tuple[Term, ...]]
 """What is added to a tensor, by its name. Operands are right tensors of the relation that are not written."""
 
@@ -119,5 +157,9 @@ def _problems(
                     f"{name}{list(shape)} cannot take the{turned} product of {term.b}{list(b)} and "
                     f"{term.a}{list(a)}"
                 )
+        elif isinstance(term, InBlocks) and (
+            len(matrix := tensors[term.tensor].shape) != 2 or shape != term.shape(matrix)
+        ):
+            yield f"{name}{list(shape)} cannot be the {term.part} of {term.tensor}{list(matrix)}"
         elif isinstance(term, Scaled) and tensors[term.tensor].shape != shape:
             yield f"{name}{list(shape)} cannot take {term.tensor}{list(tensors[term.tensor].shape)}"

@@ -106,6 +106,11 @@ class HuggingFaceOptions:
         panel=_WHAT,
         common=True,
     )
+    quantize: Literal["fp8-block", "fp8-block-ue8m0"] | None = option(
+        Choice(("fp8-block", "fp8-block-ue8m0")),
+        "Quantise linear layers to FP8 in blocks of 128 x 128, as DeepSeek does; ue8m0: by powers of two.",
+        panel=_WHAT,
+    )
     tokenizer: str | None = option(
         Text("DIR_OR_HUB_ID"),
         "Where the tokenizer is, if not beside it.",

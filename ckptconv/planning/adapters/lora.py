@@ -229,7 +229,7 @@ def term_steps(terms: Terms, tensors: Mapping[str, Spec]) -> list[Step]:
                 found["lora", f"+ {term.scale:g} {product} of rank {tensors[term.a].shape[0]}"] += 1
             elif isinstance(term, Scaled):
                 found["lora", f"+ {term.scale:g} bias of B"] += 1
-            else:
+            elif isinstance(term, Constant):
                 found["add", f"{term.value:+g}"] += 1
     why = "in float32, rounded once"
     return [

@@ -29,6 +29,7 @@ __all__ = [
     "check_whole",
     "decode_steps",
     "decoded",
+    "form_of",
     "noted",
     "quantised",
     "values_of",
@@ -52,6 +53,7 @@ def decoded(checkpoint: Checkpoint, options: Request) -> Checkpoint:
         FormatError: if what stands beside it is damaged.
     """
     dequantize = getattr(options.writing, "dequantize", True)
+    dequantize = dequantize or getattr(options.writing, "quantize", None) is not None
     values = dequantize or options.dtype != "keep" or options.adapter is not None or options.lora == "merge"
     says = _says(checkpoint, options.config)
     if values:
@@ -120,6 +122,19 @@ def quantised(checkpoint: Checkpoint, says: Says | None = None) -> Quantised | N
 def _kinds(parts: Collection[Part]) -> tuple[str, ...]:
     counts = Counter(p.kind for p in parts)
     return tuple(f"{kind} ({count} weight{'' if count == 1 else 's'})" for kind, count in counts.items())
+
+
+def form_of(source: Checkpoint, there: Checkpoint) -> str | None:
+    """Return what a source was quantised to, of `encode.FORMS`, if what was written of it was."""
+    found, says = quantised(there), _says(there, None)
+    if found is None or not found.members or says.method != "fp8":
+        return None
+    if says.values.get("weight_block_size") != [128, 128] or source.relation.right == there.relation.right:
+        return None
+    ours = quantised(source)
+    if ours is not None and ours.kinds == found.kinds:  # as it was, under other names
+        return None
+    return "fp8-block-ue8m0" if says.values.get("scale_fmt") == "ue8m0" else "fp8-block"
 
 
 def with_values(checkpoint: Checkpoint, says: Says | None = None) -> Checkpoint:
