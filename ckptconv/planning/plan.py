@@ -14,7 +14,7 @@ from ckptconv.families import Family
 from ckptconv.planning.adapters.carry import ones
 from ckptconv.planning.adapters.lora import term_steps
 from ckptconv.planning.adapters.peft import prepare
-from ckptconv.planning.decode import as_values, check_whole, decode_steps, decoded
+from ckptconv.planning.decode import as_values, check_whole, decode_steps, decoded, is_opaque
 from ckptconv.planning.decode.encode import form_asked, in_blocks, quantization_config
 from ckptconv.planning.folder import compare, gather_assets
 from ckptconv.planning.foreign import judged
@@ -145,6 +145,8 @@ def _in_names(
     config, family = model.config, model.family
     if adapter is not None:
         model = replace(model, config=None)
+    elif is_opaque(checkpoint):
+        notes.append(Note("info", "its layout is not known: names and shapes pass unchecked"))
     elif config is not None:
         values = as_values(checkpoint, named)
         # DeepSpeed can leave frozen parameters out of a save; what is dropped is known to be missing.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from ckptconv.containers.container import CONTAINERS, Container, Tensor
 from ckptconv.dtypes import dtype as dtype_named

@@ -30,6 +30,7 @@ __all__ = [
     "decode_steps",
     "decoded",
     "form_of",
+    "is_opaque",
     "noted",
     "quantised",
     "values_of",
@@ -310,6 +311,12 @@ def check_whole(checkpoint: Checkpoint, relation: Relation) -> None:
                 where=checkpoint.data,
                 hint=f"drop or keep all of {weight}'s tensors, or write values with --dequantize",
             )
+
+
+def is_opaque(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint is quantised in a layout that is not known, and goes as it is."""
+    found = checkpoint.quantised
+    return found is not None and not found.decoded and not found.members
 
 
 def as_values(checkpoint: Checkpoint, named: Named) -> Named:
