@@ -100,8 +100,9 @@ def rename_by_values(
     strange = {n: t for n, t in module.items() if n not in masters and n not in others and n not in frozen}
     out: dict[str, Master] = {}
     for name, master in masters.items():
-        like = [n for n, t in strange.items() if t.shape == master.shape and t.numel]
-        if name in module or name.startswith("tied_modules.") or is_expert(name) or not like:
+        known = name in module or name.startswith("tied_modules.") or is_expert(name)
+        like = [] if known else [n for n, t in strange.items() if t.shape == master.shape and t.numel]
+        if not like:
             out[name] = master
             continue
         box = master.boxes[0]

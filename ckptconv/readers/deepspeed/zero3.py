@@ -121,9 +121,10 @@ def _check_order(rank: ModelRank, row: int, need: int) -> None:
 def zero3_frozen(rank: ModelRank, graph: GraphBuilder) -> dict[str, tuple[Master, FileTensor]]:
     """Locate stage 3's frozen parameters: a slice of each on every rank, in the module's dtype."""
     frozen: dict[str, tuple[Master, FileTensor]] = {}
+    shapes = rank.frozen_shapes() or {}
     for stored_as in as_dict(rank.head.get("frozen_param_shapes")):
         name = rank.saved(stored_as)
-        shape = (rank.frozen_shapes() or {})[name]
+        shape = shapes[name]
         parts: list[FileTensor] = []
         for r, fragments in enumerate(rank.fragments):
             part = fragments.get(stored_as)
