@@ -228,7 +228,7 @@ def _placed(
         found = None
         if listed is not None and sum(w.numel for w in fitting) == run.stored.numel:
             whole = _one_by_one(_dealt([w.name for w in fitting], run), left)
-            found = whole if is_proven(run.stored, whole, left, sampler) else None
+            found = whole if is_proven(run.stored, whole, left, sampler, padding=0) else None
         found = found or find_by_values(run.stored, fitting, sampler, padding=run.padding)
         if found is None:
             raise _nameless(rank, run, listed is not None)
@@ -294,9 +294,9 @@ def _as_listed(
             if dealt:
                 group = {name: group[name] for name in _dealt(list(group), run)}
             out.append(_by_shapes(rank, run, group, experts))
-        if all(is_proven(r.stored, p, wanted, sampler) for r, p in zip(runs, out, strict=True)) and all(
-            r.stored.numel - sum(prod(s) for _, s, _ in p) <= r.padding
-            for r, p in zip(runs, out, strict=True)
+        if all(
+            is_proven(run.stored, parts, wanted, sampler, padding=run.padding)
+            for run, parts in zip(runs, out, strict=True)
         ):
             return out
     return None

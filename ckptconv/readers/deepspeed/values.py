@@ -9,7 +9,7 @@ gaps, and in no such order they are not told apart. What is found is compared in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -53,12 +53,15 @@ class _Path:
     start: int = 0
 
 
-def is_proven(run: Stored, placed: Iterable[Placed], wanted: Mapping[str, Wanted], sampler: Sampler) -> bool:
-    """Whether every parameter, where it is said to lie, rounds to its 16-bit weights."""
+def is_proven(
+    run: Stored, placed: Sequence[Placed], wanted: Mapping[str, Wanted], sampler: Sampler, *, padding: int
+) -> bool:
+    """Whether every parameter, where it is said to lie, rounds to its 16-bit weights, and padding follows."""
+    end = max((at + prod(shape) for _, shape, at in placed), default=0)
+    if end > run.numel or not _ends_at(run, end, padding, sampler):
+        return False
     return all(
-        name in wanted and at + prod(shape) <= run.numel and _is_at(run, at, wanted[name], sampler)
-        for name, shape, at in placed
-        if prod(shape)
+        name in wanted and _is_at(run, at, wanted[name], sampler) for name, shape, at in placed if prod(shape)
     )
 
 
@@ -95,7 +98,7 @@ def _in_order(run: Stored, wanted: Sequence[Wanted], sampler: Sampler, padding: 
                 paths[at] = path
         if len(paths) > _MAX_PATHS:
             paths = {at: paths[at] for at in sorted(paths)[-_MAX_PATHS:]}
-    ends = [at for at in paths if run.numel - padding <= at]
+    ends = [at for at in paths if _ends_at(run, at, padding, sampler)]
     if not ends:
         return None
     best: _Path | None = paths[min(ends, key=lambda at: (at != run.numel, paths[at].gaps, -at))]
@@ -124,7 +127,14 @@ def _in_any_order(
         del left[found.name]
         out.append((found.name, found.shape, at))
         at += found.numel
-    return out if run.numel - padding <= at else None
+    return out if _ends_at(run, at, padding, sampler) else None
+
+
+def _ends_at(run: Stored, at: int, padding: int, sampler: Sampler) -> bool:
+    """Whether nothing but padding, which is zero, follows."""
+    if run.numel - padding > at:
+        return False
+    return not sampler.elements(run, at, min(run.numel, at + _SAMPLED)).any()
 
 
 def _is_at(run: Stored, at: int, candidate: Wanted, sampler: Sampler) -> bool:
