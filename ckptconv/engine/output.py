@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptconv.engine.journal import JOURNAL, Entries, Journal, read_entries
+from ckptconv.engine.journal import JOURNAL, Entries, Journal, parse, read_entries
 from ckptconv.engine.options import Options
 from ckptconv.engine.whole import is_whole
-from ckptconv.errors import InterruptedRunError, OutputError
+from ckptconv.errors import CkptconvError, InterruptedRunError, OutputError
 from ckptconv.places.places import advice, is_remote, local_advice
+from ckptconv.places.regular import read_bytes
 from ckptconv.plans.loaded import leftovers
 from ckptconv.plans.plan import OutFile, Plan
 
@@ -45,7 +46,7 @@ def explain(error: BaseException, folder: Path) -> BaseException:
     if elsewhere and error.errno in _DENIED:  # a source
         hint = local_advice(error) or "copy the source to where you may read it"
     elif error.errno in _DENIED:
-        hint = "choose a folder you may write to"
+        hint = f"choose a folder you may write to, or see to the right to, and run again{_resuming(folder)}"
     else:
         hint = f"{_FIRST.get(error.errno or 0, 'see to the cause')}, then run again{_resuming(folder)}"
     return OutputError(
@@ -55,8 +56,16 @@ def explain(error: BaseException, folder: Path) -> BaseException:
 
 def _resuming(folder: Path) -> str:
     """Return the flag to add next time; without a journal a folder that holds other files takes none."""
-    there = not is_remote(folder) and folder.is_dir() and not (folder / JOURNAL).exists()
+    there = not is_remote(folder) and folder.is_dir() and not _has_begun(folder)
     return "" if there and any(folder.iterdir()) else " with --resume"
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether the journal of a run is there, and says of which plan it is."""
+    try:
+        return parse(read_bytes(folder / JOURNAL).decode(errors="replace")) is not None
+    except (CkptconvError, OSError):
+        return False
 
 
 @contextmanager

@@ -7,11 +7,12 @@ the user can. So every file that is read is opened here.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import stat as statlib
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 from ckptconv.errors import FormatError
 from ckptconv.places.places import is_remote, place
@@ -70,7 +71,67 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     """
     if is_remote(path):
         return cast(BinaryIO, place(path).open("rb"))
-    return cast(BinaryIO, os.fdopen(open_descriptor(path), "rb", buffering=0))
+    return cast(BinaryIO, RegularFile(open_descriptor(path), os.fspath(path)))
+
+
+class RegularFile(io.RawIOBase):
+    """Read a file unbuffered: all that is asked for, fewer bytes only at its end.
+
+    One call of the system may give less (network file systems do), and its errors name no file.
+
+    Args:
+        fd: The open file; it is closed with this one.
+        path: Its name, for errors.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd, self._path, self._at = fd, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = (0, self._at, os.fstat(self._fd).st_size if whence == io.SEEK_END else 0)[whence]
+        if base + offset < 0:
+            raise ValueError("before the file's first byte")
+        self._at = base + offset
+        return self._at
+
+    def read(self, count: int | None = -1) -> bytes:
+        if count is None or count < 0:
+            count = max(0, os.fstat(self._fd).st_size - self._at)
+        data = self._read(count)
+        while data and len(data) < count and (more := self._read(count - len(data))):
+            data += more
+        return data
+
+    def _read(self, count: int) -> bytes:
+        try:
+            data = os.pread(self._fd, count, self._at)
+        except OSError as e:
+            e.filename = e.filename or self._path
+            raise
+        self._at += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self._fd)
 
 
 def read_bytes(path: str | os.PathLike[str], *, most: int = MOST, within: Path | None = None) -> bytes:
@@ -96,12 +157,16 @@ def read_bytes(path: str | os.PathLike[str], *, most: int = MOST, within: Path |
             where=path,
             hint="put a copy of the file in its place, or name the folder it is in with a flag of its own",
         )
-    with os.fdopen(open_descriptor(path), "rb", buffering=0) as file:
-        try:
-            return _whole(file.fileno(), path, most)
-        except OSError as e:
-            e.filename = os.fspath(path)
-            raise
+    with RegularFile(open_descriptor(path), os.fspath(path)) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise _large(path, size, most)
+        pieces, held = [], 0
+        while piece := file.read(max(size - held, 0) + 1):  # one byte more than it says: /proc says 0
+            pieces.append(piece)
+            held += len(piece)
+            if held > most:
+                raise _large(path, held, most)
+        return b"".join(pieces)
 
 
 def read_head(path: str | os.PathLike[str], count: int) -> bytes:
@@ -113,21 +178,6 @@ def read_head(path: str | os.PathLike[str], count: int) -> bytes:
     """
     with open_binary(path) as file:
         return file.read(count) or b""
-
-
-def _whole(fd: int, path: str | os.PathLike[str], most: int) -> bytes:
-    size = os.fstat(fd).st_size
-    if size > most:
-        raise _large(path, size, most)
-    pieces, held = [], 0
-    while piece := os.read(
-        fd, min(max(size - held, 0) + 1, 1 << 26)
-    ):  # files of /proc are longer than they say
-        pieces.append(piece)
-        held += len(piece)
-        if held > most:
-            raise _large(path, held, most)
-    return b"".join(pieces)
 
 
 def _large(path: str | os.PathLike[str], size: int, most: int) -> FormatError:
