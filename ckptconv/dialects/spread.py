@@ -77,7 +77,7 @@ def spread(layout: Layout, slots: Mapping[str, Spec], dims: Dims) -> Spread:
         raise PlanError(
             f"the dialect {layout.dialect.name} has no place for {', '.join(left[:4])}"
             + (f" and {len(left) - 4} more" if len(left) > 4 else ""),
-            hint="choose another --dialect, or leave tensors out with --drop",
+            hint="choose another --dialect: a model that computes with them has to be written with them",
         )
     whole = table.specs(found, slots, dims)
     for f in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ckptconv.facts.computing import odd_arguments
 from ckptconv.facts.experts import read_experts
 from ckptconv.facts.layers import read_layers
 from ckptconv.facts.layout import read_layout
@@ -27,7 +28,7 @@ def read_facts(args: Mapping[str, Any]) -> dict[str, Fact]:
     """
     read = Args(args)
     sizes = read_sizes(read)
-    found = {**sizes, **read_positions(read), **read_layers(read), **read_layout(read)}
+    found = {**sizes, **read_positions(read), **read_layers(read), **read_layout(read), **odd_arguments(args)}
     if "experts" in sizes:
         found |= read_experts(read, sizes.get("layers"))
     return found

@@ -120,6 +120,8 @@ def _attention(args: Args) -> dict[str, Fact]:
         found["activation_clamp"] = clamp
     if (offset := args.number("glu_linear_offset")) is not None:
         found["gate_offset"] = offset
+    if (scale := args.number("softmax_scale")) is not None and not _is_usual(scale, args):
+        found["query_pre_attn_scalar"] = computed(scale.value**-2 if scale.value else None, scale)
     for name, given in {
         "attn_softcap": ("attn_logit_softcapping",),
         "logit_softcap": ("output_logit_softcapping", "final_logit_softcapping"),
@@ -127,9 +129,17 @@ def _attention(args: Args) -> dict[str, Fact]:
     }.items():
         if (value := args.number(*given)) is not None:
             found[name] = value
+        elif name in found:
+            continue
         elif any(args.has(n) for n in given) or args.converted:
             found[name] = Fact(None, f"args.{given[0]}")
     return found
+
+
+def _is_usual(scale: Fact, args: Args) -> bool:
+    """Whether a softmax scale is one over the root of a head's width, which is what it is by itself."""
+    width = args.whole("kv_channels", "head_dim")
+    return width is not None and width.value > 0 and abs(scale.value - width.value**-0.5) < 1e-6
 
 
 def _window(args: Args) -> dict[str, Fact]:
@@ -147,7 +157,11 @@ def _window(args: Args) -> dict[str, Fact]:
     if (sides := args.numbers("window_size")) is not None:
         left = sides.value[0]
         found = {"window": computed(left + 1 if left >= 0 else None, sides)}
-        if (skip := args.whole("window_attn_skip_freq")) is not None:
+        skip = args.whole("window_attn_skip_freq")
+        if skip is None and (each := args.numbers("window_attn_skip_freq")) is not None:
+            # core 0.19, transformer/utils.py (is_layer_window_attention): 1 where there is a window.
+            skip = computed([bool(v) for v in each.value], each)
+        if skip is not None and left >= 0:
             found["window_skip"] = skip
         return found
     if args.converted or args.has("window_size") or args.has("sliding_window"):

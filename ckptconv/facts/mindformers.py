@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.errors import FormatError
+from ckptconv.facts.computing import odd_arguments
 from ckptconv.facts.typed import KINDS, MOST_LAYERS, as_flag, as_number, as_whole, bounded, short
 from ckptconv.facts.value import Fact, computed
 from ckptconv.places.yamlfile import read_yaml
@@ -107,7 +108,7 @@ def run_facts(config: Mapping[str, Any]) -> dict[str, Fact]:
     Args:
         config: What `read_run` returned.
     """
-    found: dict[str, Fact] = {}
+    found: dict[str, Fact] = odd_arguments(config, "yaml model_config")
     for table, kinds in ((_WHOLE, int), (_NUMBERS, (int, float)), (_FLAGS, bool), (_TEXTS, str)):
         for name, keys in table.items():
             fact = _first(config, keys, kinds)

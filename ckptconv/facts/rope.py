@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ckptconv.facts.sizes import is_latent
@@ -38,6 +39,8 @@ def read_positions(args: Args) -> dict[str, Fact]:
 def _kind(args: Args) -> Fact | None:
     if args.converted:  # it says rotary of every model
         return None
+    if args.is_word("position_embedding_type", "none") and not args.on("use_rotary_position_embeddings"):
+        return Fact("none", "args.position_embedding_type")
     if (kind := args.text("position_embedding_type")) is not None:
         rotary = kind.value in ("rope", "yarn", "mrope")
         if not rotary and (old := args.on("use_rotary_position_embeddings")):
@@ -128,6 +131,8 @@ def _latent_yarn(args: Args) -> Fact | None:
         "original_max_position_embeddings": before.value if before else 4096,
         **{k: float(f.value) for k, f in more.items() if f is not None},
     }
+    if (own := _concentration(args, factor, "mscale", "mscale_all_dim")) is not None:
+        value["attention_factor"] = own.value
     return computed(value, factor, kind, *more.values(), before)
 
 
@@ -144,9 +149,29 @@ def _yarn(args: Args) -> Fact | None:
     }
     if (rounded := args.flag("yarn_correction_range_round_to_int")) is not None and not rounded.value:
         more["truncate"] = rounded
+    more["attention_factor"] = _concentration(args, factor, "yarn_mscale", "yarn_mscale_all_dim")
     return computed(
         {"rope_type": "yarn", **{k: f.value for k, f in more.items() if f is not None}}, kind, *more.values()
     )
+
+
+def _concentration(args: Args, factor: Fact | None, own: str, all_dim: str) -> Fact | None:
+    """Return what queries and keys are multiplied with, where it is not what transformers computes itself.
+
+    megatron-core 0.19, ``yarn_rotary_pos_embedding.py`` (_yarn_get_concentration_factor); transformers 5.23,
+    ``modeling_rope_utils.py`` (_compute_yarn_parameters), which takes 0.1 ln(factor) + 1 where either is 0.
+    """
+    one, two = args.number(own), args.number(all_dim)
+    if factor is None or factor.value <= 1 or one is None or two is None:
+        return None
+    ratio = _mscale(factor.value, one.value) / _mscale(factor.value, two.value)
+    # Without the two of them in the config (usual attention), or with either 0, it is that of 1 and 0.
+    written = own == "mscale" and one.value and two.value
+    return None if written or abs(ratio - _mscale(factor.value, 1.0)) < 1e-9 else computed(ratio, one, two)
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0
 
 
 def _linear(args: Args) -> Fact | None:

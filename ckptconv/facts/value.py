@@ -57,6 +57,11 @@ class Args:
         """Whether there is such an argument, be it None."""
         return name in self._args
 
+    def is_word(self, name: str, word: str) -> bool:
+        """Whether an argument is this word, in any case of letters."""
+        value = self._args.get(name)
+        return isinstance(value, str) and value.lower() == word
+
     def whole(self, *names: str) -> Fact | None:
         """Return the first that is an int."""
         for name in names:

@@ -6,12 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptconv.errors import PlanError
+from ckptconv.facts.computing import ARGUMENTS
 from ckptconv.facts.value import Fact, Facts
 from ckptconv.families import Config, Family
 from ckptconv.families.derived import DERIVED, known
 from ckptconv.families.template import Template, usual
 
-__all__ = ["config_from", "contradictions", "facts_of", "flat", "same", "template_of", "unspoken"]
+__all__ = [
+    "config_from",
+    "contradictions",
+    "facts_of",
+    "flat",
+    "same",
+    "template_of",
+    "unconsumed",
+    "unspoken",
+]
 
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
@@ -61,6 +71,7 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
         for name, value in fixed.items()
         if (fact := known(facts, name)) is not None and not same(name, fact.value, value)
     ]
+    against += unconsumed(template, facts)
     against += [why] if (why := unspoken(template, facts)) else []
     if against:
         raise PlanError(
@@ -92,6 +103,42 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
     if (dtype := facts.get("dtype")) is not None:
         values["torch_dtype"], origins["torch_dtype"] = dtype.value, dtype.origin
     return values, origins
+
+
+# What a model does not do unless something says so; the words of templates that have not all of Llama's.
+_UNUSUAL: Mapping[str, Any] = {
+    "window": None,
+    "window_skip": None,
+    "query_pre_attn_scalar": None,
+    "attn_softcap": None,
+    "logit_softcap": None,
+    "activation_clamp": None,
+    "gate_offset": 0.0,
+    "sinks": False,
+    "output_gate": False,
+    "multipliers": False,
+    "embed_scaled": False,
+    **dict.fromkeys((a.names[0] for a in ARGUMENTS if not a.facts), None),
+}
+_STATED = {fact for a in ARGUMENTS for fact in a.facts}
+
+
+def unconsumed(template: Template | None, facts: Facts) -> list[str]:
+    """Say which facts change what a model computes, and are none that the architecture computes.
+
+    Args:
+        template: What its config states; None for only those that none can.
+        facts: What is known of the model.
+    """
+    used = set(template.fixed) if template is not None else set(_STATED)
+    for words in template.keys.values() if template is not None else ():
+        for word in words.rstrip("?").split():
+            used |= {word, *DERIVED.get(word, ((), None))[0]}
+    return [
+        f"{name} is {facts[name].value} ({facts[name].origin}), which it does not compute"
+        for name, usual in _UNUSUAL.items()
+        if name in facts and name not in used and facts[name].value != usual
+    ]
 
 
 def unspoken(template: Template, facts: Facts) -> str | None:

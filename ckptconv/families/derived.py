@@ -24,9 +24,12 @@ def _first_k_dense(v: Values) -> int:
     return count
 
 
-def _shared_count(v: Values) -> int | None:
+def _shared_count(v: Values) -> int:
     if not v["shared_inner"]:
-        return None
+        raise PlanError(
+            "there is no shared expert (shared_inner), without which this architecture cannot be",
+            hint="give the model's config.json with --config",
+        )
     count, rest = divmod(v["shared_inner"], v["expert_inner"])
     if rest:
         raise PlanError(
@@ -43,6 +46,8 @@ def _mixer_types(v: Values) -> list[str]:
 def _layer_types(v: Values) -> list[str]:
     skip = v["window_skip"]
     full, sliding = "full_attention", "sliding_attention"
+    if isinstance(skip, list):
+        return [sliding if windowed else full for windowed in skip]
     return [full if skip and (i + 1) % skip == 0 else sliding for i in range(v["layers"])]
 
 

@@ -9,13 +9,13 @@ from ckptconv.errors import PlanError
 from ckptconv.facts import read_facts
 from ckptconv.facts.value import Fact, Facts
 from ckptconv.families import FAMILIES, Family, find_family
-from ckptconv.families.config import same, unspoken
+from ckptconv.families.config import same, unconsumed, unspoken
 from ckptconv.families.derived import known
 from ckptconv.families.template import Template
 from ckptconv.slots import template as as_listed
 from ckptconv.slots.words import block
 
-__all__ = ["fitting", "is_zero_centered", "lacks_one", "observed"]
+__all__ = ["fitting", "is_zero_centered", "lacks_one", "nearest", "observed"]
 
 _SEEN = "the checkpoint's tensors"
 # What only few models do, so that there must be a word of it.
@@ -88,35 +88,85 @@ def fitting(facts: Facts, slots: Collection[str]) -> list[Family]:
 
 def _score(family: Family, template: Template, facts: Facts, slots: Collection[str]) -> int | None:
     """Return how many facts speak for a family, or None if one speaks against it."""
+    if next(_against(family, template, facts, slots), None) is not None:
+        return None
+    return sum(n in facts for n in template.fixed) + (family.zero_centered and "zero_centered" in facts)
+
+
+def nearest(facts: Facts, slots: Collection[str]) -> tuple[Family, list[str]] | None:
+    """Return the family that the least speaks against, and what does.
+
+    Args:
+        facts: What the arguments say.
+        slots: The slots of the checkpoint as tables write them: ``layers.*.attn.q``.
+    """
+    seen = observed(facts, slots)
+    found = [
+        (list(_against(family, family.template, seen, slots)), family)
+        for family in FAMILIES
+        if family.template is not None
+    ]
+    # Of those that as little speaks against, the one that is meant if nothing is said.
+    like = {name for _, f in found if f.template is not None for name in f.template.like}
+    against, family = min(found, key=lambda f: (len(f[0]), f[1].name not in like), default=([], None))
+    return None if family is None else (family, list(dict.fromkeys(against)))
+
+
+# What people call parts of a model, by the slots and facts that show them.
+_CALLED = {
+    "layers.*.attn.sinks": "attention sinks",
+    "layers.*.attn.gate": "an output gate of attention",
+    "sinks": "attention sinks",
+    "output_gate": "an output gate of attention",
+}
+
+
+def _called(name: str) -> str:
+    """Name a slot or a fact, and what people call it."""
+    word = next((w for start, w in _CALLED.items() if name.startswith(start)), None)
+    return name if word is None else f"{word} ({name})"
+
+
+def _against(family: Family, template: Template, facts: Facts, slots: Collection[str]) -> Iterator[str]:
+    """Yield what speaks against a family: facts it does not compute, tensors without a place, or lacking."""
     flags: dict[str, object] = {}
-    if unspoken(template, facts) is not None:
-        return None
-    try:
-        for name, value in template.fixed.items():
+    if (why := unspoken(template, facts)) is not None:
+        yield why
+    yield from unconsumed(template, facts)
+    for name, value in template.fixed.items():
+        try:
             fact = known(facts, name)
-            said = _ORDINARY.get(name, value) if fact is None else fact.value
-            if not same(name, said, value):
-                return None
-        for key, words in template.keys.items():
+        except PlanError as e:
+            yield e.message
+            continue
+        said = _ORDINARY.get(name, value) if fact is None else fact.value
+        if not same(name, said, value):
+            origin = f" ({fact.origin})" if fact is not None else ""
+            yield f"{_called(name)}: {said}{origin}, not {value}"
+    for key, words in template.keys.items():
+        try:
             stated = [f.value for w in words.rstrip("?").split() if (f := known(facts, w)) is not None]
-            if any(v != stated[0] for v in stated):
-                return None
-            if stated:
-                flags[key] = stated[0]
-    except PlanError:
-        return None
+        except PlanError as e:
+            yield e.message
+            continue
+        if any(v != stated[0] for v in stated):
+            yield f"{key} cannot say all of {', '.join(words.rstrip('?').split())}: {stated}"
+        if stated:
+            flags[key] = stated[0]
     flags |= template.literals
     if family.zero_centered and not (facts.get("zero_centered") or Fact(False, "")).value:
-        return None
+        yield "norms are not stored around zero"
     tied = facts.get("tied")
     here = {s for s in slots if not (s == "head" and tied is not None and tied.value)}
     places, required = set[str](), set[str]()
     for slot, needed in _slots(family, flags, here):
         places.add(slot)
         required |= {slot} if needed else set()
-    unplaced = {s for s in here if s not in places and not _in_mtp(s, places)}
-    score = sum(n in facts for n in template.fixed) + (family.zero_centered and "zero_centered" in facts)
-    return None if unplaced or not required <= here else score
+    unplaced = sorted(s for s in here if s not in places and not _in_mtp(s, places))
+    ahead = {s for s in unplaced if s.startswith("mtp.")}
+    yield from ["no place for layers for multi-token prediction (mtp.*)"] if ahead else []
+    yield from (f"no place for {_called(slot)}" for slot in unplaced if slot not in ahead)
+    yield from (f"{_called(slot)} is not there" for slot in sorted(required - here))
 
 
 def _in_mtp(slot: str, places: set[str]) -> bool:

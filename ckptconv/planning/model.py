@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
 from ckptconv.facts.typed import typed_config
 from ckptconv.families import FAMILIES, Family, find_family
-from ckptconv.families.config import config_from, contradictions
-from ckptconv.families.detect import fitting, lacks_one, observed
+from ckptconv.families.config import config_from, contradictions, unconsumed
+from ckptconv.families.detect import fitting, lacks_one, nearest, observed
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.plans.plan import Step
 from ckptconv.plans.request import Request
@@ -123,13 +124,14 @@ def find_architecture(
         if family is not None and family.entries:
             file = None if config.folder is None else config.folder / CONFIG
             config = replace(config, values=typed_config(config.values, file))
+        _refuse_unconsumed(facts, family, config.origin)
         known = facts and family is not None and family.template is not None
         against = contradictions(facts, config.values, family) if known and family is not None else []
         notes = tuple(Note("warning", text) for text in against)
         return Architecture(config, family, (), notes, lacks_one(facts, family), tokenizer)
     if not built:
         return Architecture(None, family)
-    slots = _slots(checkpoint)
+    slots = _slots(checkpoint, options.drop)
     family = family or _fitting(checkpoint, facts, slots)
     facts = observed(facts, slots)
     if options.vocab_size is not None:
@@ -141,13 +143,27 @@ def find_architecture(
     return Architecture(found, family, steps, (), lacks_one(facts, family), tokenizer)
 
 
+def _refuse_unconsumed(facts: Mapping[str, Fact], family: Family | None, origin: str) -> None:
+    """Refuse arguments that change what the model computes in a way that no config.json here can say."""
+    if odd := unconsumed(None, facts):
+        name = family.name if family is not None else "this architecture"
+        raise PlanError(
+            f"this is no {name}: {'; '.join(odd)}",
+            where=origin,
+            hint="the config is of a model that computes otherwise; --family takes a table of your own",
+        )
+
+
 def _facts(producer: str, args: Mapping[str, Any]) -> dict[str, Fact]:
     return run_facts(args) if producer == "mindspore" else read_facts(args)
 
 
-def _slots(checkpoint: Checkpoint) -> set[str]:
+def _slots(checkpoint: Checkpoint, drop: Sequence[str]) -> set[str]:
+    """Return the slots a checkpoint holds, as tables write them, but for those that are dropped."""
     assert checkpoint.table is not None
-    found, _ = checkpoint.table.named(checkpoint.tensors)
+    found, _ = checkpoint.table.named(
+        n for n in checkpoint.tensors if not any(fnmatchcase(n, d) for d in drop)
+    )
     return {template(s) for f in found for s in f.slots}
 
 
@@ -155,14 +171,22 @@ def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str])
     fit = fitting(facts, slots)
     if len(fit) == 1:
         return fit[0]
-    names = ", ".join(f.name for f in fit) or ", ".join(f.name for f in FAMILIES if f.template is not None)
-    raise PlanError(
-        f"several families fit the arguments and tensors: {names}"
-        if fit
-        else "no family fits the arguments and tensors",
-        where=checkpoint.data,
-        hint=f"give --family with one of {names}, or the model's config.json with --config",
-    )
+    names = ", ".join(f.name for f in fit)
+    if fit:
+        raise PlanError(
+            f"several families fit the arguments and tensors: {names}",
+            where=checkpoint.data,
+            hint=f"give --family with one of {names}, or the model's config.json with --config",
+        )
+    close = nearest(facts, slots)
+    text, hint = "no family fits the arguments and tensors", "give the model's config.json with --config"
+    if close is not None:
+        family, against = close
+        more = f" and {len(against) - 4} more" if len(against) > 4 else ""
+        text += f"; the nearest is {family.name}, but {'; '.join(against[:4])}{more}"
+        if all("multi-token prediction" in why for why in against):
+            hint = "--drop 'mtp.*' leaves them out, which changes nothing of what the model itself computes"
+    raise PlanError(text, where=checkpoint.data, hint=hint)
 
 
 def _tokenizer(facts: Mapping[str, Fact]) -> str | None:

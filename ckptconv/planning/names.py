@@ -223,7 +223,7 @@ def _tie(
             f"the checkpoint names {some(sorted(unresolved))}, but holds no data for it",
             where=checkpoint.data,
             hint="deepspeed before 0.9.1 did not save frozen ZeRO-3 parameters, and before 0.9.2 did not say "
-            "which are tied (give the model's --config); otherwise leave them out with --drop",
+            "which are tied (give the model's --config); otherwise save again with a newer release",
         )
     if embed is None or head is None:
         guess = any(n.endswith(("embed_tokens.weight", "wte.weight")) for n in aliases.values())

@@ -30,6 +30,18 @@ def some(names: Sequence[str], count: int = 4) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
+def _way(unknown: Sequence[str]) -> str:
+    """Say what to do about names without a place: what lies inside a layer is computed with."""
+    if all("mtp" in name.split(".") for name in unknown):
+        return "--drop 'mtp.*' leaves the layers for multi-token prediction out: the model does without them"
+    if any(word.isdigit() for name in unknown for word in name.split(".")):
+        return (
+            "the model computes with them: give the --config or --family of this very model, or let them "
+            "pass under a name given with --rename"
+        )
+    return "leave them out with --drop, or let them pass under a name given with --rename"
+
+
 def to_slots(
     tensors: Mapping[str, Spec], table: Table, dims: Dims, *, what: str, passing: Collection[str] = ()
 ) -> Relation:
@@ -51,7 +63,7 @@ def to_slots(
     if refused:
         raise PlanError(
             f"unknown: {some(refused)}",
-            hint="leave them out with --drop, or let them pass under a name given with --rename",
+            hint=_way(refused),
         )
     held: dict[str, str] = {}
     for f in found:
@@ -75,7 +87,7 @@ def from_slots(
     if left:
         raise PlanError(
             f"{who} has no place for {some(left)}",
-            hint="give the --family the model is of, or leave tensors out with --drop",
+            hint=f"give the --family the model is of; {_way(left)}",
         )
     specs = table.specs(found, plain, dims)
     made = table.relation(specs, found, dims, who).invert()

@@ -45,7 +45,7 @@ def carried(
     if unknown:
         raise PlanError(
             f"there is a LoRA adapter of {unknown[0]}, which is no weight of a model that is known",
-            hint=f"leave it out with --drop, or {WITH_PEFT}",
+            hint=WITH_PEFT,
         )
     owner: dict[str, str] = {}
     unpacked: list[Relation] = []

@@ -50,7 +50,7 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
                 f"the checkpoint holds LoRA adapters of {len(found)} weights: {some(list(found), 2)}",
                 where=checkpoint.data,
                 hint="say what is to become of them: --lora merge adds them to their weights, --lora adapter "
-                "writes them alone for PEFT; --drop '*.lora_*' leaves them out",
+                "writes them alone for PEFT",
             )
         return Prepared(checkpoint)
     trained = checkpoint

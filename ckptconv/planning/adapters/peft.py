@@ -282,7 +282,7 @@ def _unasked(checkpoint: Checkpoint, options: Request) -> Checkpoint:
             f"wrapped: {factors[0]}",
             where=checkpoint.data,
             hint="say what is to become of them: --lora merge adds them to their weights, --lora adapter "
-            "writes them alone for PEFT; --drop '*.lora_*' leaves them out",
+            "writes them alone for PEFT",
         )
     text = f"LoRA adapters of {count} weights pass through; --lora merge or --lora adapter makes use of them"
     return replace(checkpoint, notes=(*checkpoint.notes, Note("info", text)))
