@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.stored import Stored, concatenated
@@ -31,7 +31,10 @@ from ckptconv.readers.deepspeed.values import Placed, Wanted, find_by_values, is
 from ckptconv.readers.sample import Sampler
 from ckptconv.relations import Box, Drop
 
-__all__ = ["flat_masters"]
+__all__ = ["Order", "flat_masters"]
+
+Order = Literal["told", "proven", "found"]
+"""How it is known which master is whose: files say it; they do, and values prove it; or these alone."""
 
 _MODEL = "take the 16-bit weights (--weights model)"
 _OTHERS = "the partitions do not belong to these model states"
@@ -63,7 +66,7 @@ def flat_masters(
     module: Mapping[str, FileTensor],
     others: frozenset[str],
     sampler: Sampler,
-) -> tuple[dict[str, Master], bool]:
+) -> tuple[dict[str, Master], Order]:
     """Locate the masters.
 
     Args:
@@ -74,7 +77,7 @@ def flat_masters(
         sampler: Reads the elements that decide where nothing else does.
 
     Returns:
-        The masters, and whether it was the values that named them.
+        The masters, and how it is known which is whose.
 
     Raises:
         PlanError: if partitions are missing, too short or too long for the parameters, or if nothing says
@@ -82,13 +85,13 @@ def flat_masters(
     """
     runs = list(_runs(rank))
     experts = Experts([*module, *rank.param_names()])
-    placed, by_values = _placed(rank, runs, module, others, experts, sampler)
+    placed, order = _placed(rank, runs, module, others, experts, sampler)
     masters: dict[str, Master] = {}
     for run, parts in zip(runs, placed, strict=True):
         key = f"mp_rank_{rank.mp:02d}/fp32_group_{run.group}" + (f"/ep_{run.ep_rank}" if run.ep > 1 else "")
         graph.store(key, run.stored)
         masters |= _cut(rank, run, key, parts, graph)
-    return masters, by_values
+    return masters, order
 
 
 def _cut(
@@ -205,20 +208,20 @@ def _placed(
     others: frozenset[str],
     experts: Experts,
     sampler: Sampler,
-) -> tuple[list[list[Placed]], bool]:
-    """Say which parameters lie where in each run, and whether it was the values that said it."""
+) -> tuple[list[list[Placed]], Order]:
+    """Say which parameters lie where in each run, and how that is known."""
     shapes = rank.param_shapes()
     if shapes is None and _has_slices(rank, runs):
-        return [_by_slices(rank, run, module, experts) for run in runs], False
+        return [_by_slices(rank, run, module, experts) for run in runs], "told"
     if shapes is not None and not orders_by_module(rank):
         by_group = _split_groups(shapes, runs)
-        return [_by_shapes(rank, run, by_group[run.group], experts) for run in runs], False
+        return [_by_shapes(rank, run, by_group[run.group], experts) for run in runs], "told"
     listed = None if shapes is None else {k: s for group in shapes for k, s in group.items()}
     wanted = _wanted(listed, module, others)
     if shapes is not None:
         proven = _as_listed(rank, shapes, runs, wanted, experts, sampler)
         if proven is not None:
-            return proven, True
+            return proven, "proven"
     left = dict(wanted)
     out: list[list[Placed]] = []
     for run in runs:
@@ -235,7 +238,7 @@ def _placed(
         for name, _, _ in found:
             del left[name]
         out.append(found)
-    return out, True
+    return out, "found"
 
 
 def _nameless(rank: ModelRank, run: _Run, listed: bool) -> PlanError:

@@ -62,7 +62,12 @@ def tensors_of(reading: Reading, module: Mapping[Any, Any]) -> dict[str, FileTen
 def locate_masters(
     reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]
 ) -> tuple[dict[str, Master], bool]:
-    """Locate the rank's fp32 masters, however its optimizer keeps them; say whether values named them."""
+    """Locate the rank's fp32 masters, however its optimizer keeps them.
+
+    Returns:
+        The masters, and whether all of them are to be compared with the 16-bit weights, as it is their values
+        that tell or prove which is whose.
+    """
     if reading.files.universal is not None:
         if is_scrambled(rank):
             text = (
@@ -75,8 +80,8 @@ def locate_masters(
     if not rank.optim:
         return _stage0_masters(reading, rank, module), True
     others = buffers_of(rank) | aliases_of(rank, module).keys()
-    masters, by_values = flat_masters(rank, reading.graph, module, others, reading.sampler)
-    if by_values:
+    masters, order = flat_masters(rank, reading.graph, module, others, reading.sampler)
+    if order == "found":
         why = "is not that of the masters" if orders_by_module(rank) else "is not in the files"
         text = (
             f"the order of the parameters {why} in this release: each master was given to the parameter it "
@@ -84,11 +89,11 @@ def locate_masters(
         reading.note("guess", text + "rounds to, and is compared with it")
     masters = rename_by_values(reading, rank, module, masters, others)
     if reading.weights == "master":
-        return masters, by_values
+        return masters, order != "told"
     for name in [n for n in masters if n in module]:
         boxes = masters.pop(name).boxes
         reading.graph.left_only += [Drop(box, "the 16-bit value is read") for box in boxes]
-    return masters, by_values
+    return masters, order != "told"
 
 
 def _stage0_masters(reading: Reading, rank: ModelRank, module: Mapping[str, FileTensor]) -> dict[str, Master]:

@@ -170,12 +170,12 @@ def _read_tensor_parallel(reading: Reading, ranks: list[ModelRank]) -> Relation:
     prefixes = [f"mp_rank_{r.mp:02d}/" for r in ranks]
     for rank, prefix in zip(ranks, prefixes, strict=True):
         module = module_of(reading, rank)
-        masters, by_values = (
+        masters, compared = (
             locate_masters(reading, rank, module) if are_wanted(reading, rank) else ({}, False)
         )
         located = {n: [m] for n, m in masters.items()}
         check_rounding(reading, rank, module, located)
-        assemble(reading, rank, module, located, prefix=prefix, compared=by_values)
+        assemble(reading, rank, module, located, prefix=prefix, compared=compared)
     bare = {p + n: n for p in prefixes for n in ranks[0].module or {}}
     reading.aliases = {bare.get(a, a): bare.get(b, b) for a, b in reading.aliases.items()}
     reading.buffers = {bare.get(b, b) for b in reading.buffers}
@@ -221,8 +221,8 @@ def _read_stages(reading: Reading, ranks: list[ModelRank]) -> None:
     compared = files.universal is not None and is_scrambled(head)
     for rank in ranks if files.universal is None else ranks[:1]:
         if are_wanted(reading, rank):
-            found, by_values = locate_masters(reading, rank, module)
-            compared |= by_values
+            found, of_rank = locate_masters(reading, rank, module)
+            compared |= of_rank
             for name, master in found.items():
                 masters.setdefault(name, []).append(master)
     ties: dict[str, list[str]] = {}
