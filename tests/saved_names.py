@@ -268,6 +268,7 @@ def taken_down() -> Json:
             for n, t in kept.items()
         },
         "auto": auto,
+        "types": {c: t for t, c in heads().items() if t in names},
         "heads": {t: c for t, c in heads().items() if c in known},
     }
 

@@ -55,6 +55,19 @@ LATENT = (
     *column(KEY_VALUE_UP, "self_attention.linear_kv_up_proj", bias=False, when="mla"),
     *row("layers.*.mla.o", "self_attention.linear_proj", when="mla"),
 )
+# Sparse attention over latents (core 0.19, ``transformer/experimental_attention_variant/dsa.py``)
+_INDEXER_AT = "self_attention.core_attention.indexer"
+INDEXER = (
+    *whole("layers.*.mla.indexer.q_b", f"{_INDEXER_AT}.linear_wq_b"),
+    *whole("layers.*.mla.indexer.k", f"{_INDEXER_AT}.linear_wk"),
+    *norm("layers.*.mla.indexer.k_norm", f"{_INDEXER_AT}.k_norm."),
+    *whole("layers.*.mla.indexer.weights", f"{_INDEXER_AT}.linear_weights_proj"),
+)
+# Norms after attention and MLP, as Megatron-Bridge's Gemma and Exaone have them (0.6.2, gemma/, exaone/).
+POST_NORMS = (
+    *norm("layers.*.attn_post_norm", "self_attention.linear_proj.post_layernorm."),
+    *norm("layers.*.mlp_post_norm", "mlp.linear_fc2.post_layernorm."),
+)
 MLP = (
     *column(concat("layers.*.mlp.gate", "layers.*.mlp.up"), "mlp.linear_fc1", parts=2, when="mlp.gate"),
     *column("layers.*.mlp.up", "mlp.linear_fc1", when="!mlp.gate"),
@@ -156,7 +169,7 @@ def _mamba(module: str, when: str) -> tuple[Line, ...]:
 # Beside attention in one layer, as in Falcon-H1, and alone.
 _ALONE, _BESIDE = "mamba !attn", "mamba attn"
 MAMBA = (*_mamba("mixer", _ALONE), *_mamba("mamba_mixer", _BESIDE))
-_BODY = (*MAMBA, *ATTENTION, *GATED_DELTA_NET, *LATENT)
+_BODY = (*MAMBA, *ATTENTION, *GATED_DELTA_NET, *LATENT, *INDEXER, *POST_NORMS)
 _LOCAL_LAYER = (
     *norm("layers.*.attn_norm", "input_layernorm."),
     *_BODY,
@@ -173,8 +186,10 @@ _TE_LAYER = (
     *norm("layers.*.attn_norm", "self_attention.in_proj.layer_norm_", when="gdn"),
     *norm("layers.*.attn_norm", "input_layernorm.", when="!attn !gdn !mamba"),
     *_BODY,
-    *norm("layers.*.mla.q_a_norm", "self_attention.linear_q_up_proj.layer_norm_", when="mla"),
-    *norm("layers.*.mla.kv_a_norm", "self_attention.linear_kv_up_proj.layer_norm_", when="mla"),
+    *norm("layers.*.mla.q_a_norm", "self_attention.linear_q_up_proj.layer_norm_", when="mla !mla.indexer"),
+    *norm("layers.*.mla.kv_a_norm", "self_attention.linear_kv_up_proj.layer_norm_", when="mla !mla.indexer"),
+    *norm("layers.*.mla.q_a_norm", "self_attention.q_layernorm.", when="mla.indexer"),
+    *norm("layers.*.mla.kv_a_norm", "self_attention.kv_layernorm.", when="mla.indexer"),
     *norm("layers.*.mlp_norm", "mlp.linear_fc1.layer_norm_", when="!moe"),
     *norm("layers.*.mlp_norm", "pre_mlp_layernorm.", when="moe"),
     *MLP,
@@ -217,6 +232,7 @@ _EXPERT_MODULES = (
 TELLS = {
     "mla": r".*\.(linear_kv_up_proj|linear_kvb|linear_kv_nope)\..*",
     "mla.q_a": r".*\.(linear_q_up_proj|linear_qb|linear_qk_nope)\..*",
+    "mla.indexer": r".*\.(core_attention\.indexer|dsa_indexer)\..*",
 }
 
 

@@ -39,6 +39,12 @@ _SPLIT = (
     *column("layers.*.mla.kv_b.k", "self_attention.linear_kv_nope", bias=False, when="mla mm_split"),
     *column("layers.*.mla.kv_b.v", "self_attention.linear_v", bias=False, when="mla mm_split"),
 )
+_INDEXER = (
+    *whole("layers.*.mla.indexer.q_b", "self_attention.dsa_indexer.wq_b"),
+    *whole("layers.*.mla.indexer.k", "self_attention.dsa_indexer.wk"),
+    *norm("layers.*.mla.indexer.k_norm", "self_attention.dsa_indexer.k_norm."),
+    *whole("layers.*.mla.indexer.weights", "self_attention.dsa_indexer.weights_proj"),
+)
 _POST_NORMS = (
     *norm("layers.*.attn_post_norm", "post_attn_norm."),
     *norm("layers.*.mlp_post_norm", "post_mlp_layernorm."),
@@ -76,6 +82,7 @@ _V2 = (
     *_UP,
     *_SPLIT,
     *_KV_NORM,
+    *_INDEXER,
     *_POST_NORMS,
     *MLP,
     *ROUTER,

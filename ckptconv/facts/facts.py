@@ -11,7 +11,7 @@ from ckptconv.facts.layers import read_layers
 from ckptconv.facts.layout import read_layout
 from ckptconv.facts.rope import read_positions
 from ckptconv.facts.sizes import read_sizes
-from ckptconv.facts.value import Args, Fact
+from ckptconv.facts.value import Args, Fact, computed
 
 __all__ = ["read_facts"]
 
@@ -21,7 +21,8 @@ def read_facts(args: Mapping[str, Any]) -> dict[str, Fact]:
 
     Two dialects are read: the Namespace of a training run (Megatron-LM, ModelLink, MindSpeed-LLM), and that
     of MindSpeed-LLM's weight converter, which holds the scalars of a config.json. A fact the arguments do not
-    settle is not there.
+    settle is not there. ``hf_config`` is what our own arguments hold beside those of the framework: fields of
+    a config.json that these have no word for.
 
     Args:
         args: The arguments by name; dtypes may be strings or inert globals, other objects count as absent.
@@ -31,4 +32,8 @@ def read_facts(args: Mapping[str, Any]) -> dict[str, Fact]:
     found = {**sizes, **read_positions(read), **read_layers(read), **read_layout(read), **odd_arguments(args)}
     if "experts" in sizes:
         found |= read_experts(read, sizes.get("layers"))
+    if (own := read.record("hf_config")) is not None:
+        found["hf_config"] = own
+        if isinstance(kind := own.value.get("model_type"), str):
+            found["model_type"] = computed(kind, own)
     return found

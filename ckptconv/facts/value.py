@@ -121,6 +121,13 @@ class Args:
             return Fact([float(bounded(v, f"args.{name}")) for v in value], f"args.{name}")
         return None
 
+    def record(self, name: str) -> Fact | None:
+        """Return a dictionary whose keys are strings."""
+        value = self._args.get(name)
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return Fact(value, f"args.{name}")
+        return None
+
     def dtype(self, *names: str) -> Fact | None:
         """Return the first that names an element type, as ``bfloat16`` or as the inert ``torch.bfloat16``."""
         for name in names:

@@ -23,13 +23,13 @@ Shape = tuple[int, ...]
 _SIZES: dict[str, tuple[str, ...]] = {
     "vocab": ("vocab_size", "padded_vocab_size"),
     "hidden": ("hidden_size", "n_embd", "d_model", "n_embed"),
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "heads": ("num_attention_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads",),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads"),
     "head_dim": ("head_dim",),
-    "inner": ("intermediate_size", "n_inner", "ffn_hidden_size"),
-    "positions": ("max_position_embeddings", "n_positions"),
-    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "inner": ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim"),
+    "positions": ("max_position_embeddings", "n_positions", "max_seq_len"),
+    "experts": ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"),
     "expert_inner": ("moe_intermediate_size", "intermediate_size"),
     "expert_hidden": ("moe_latent_size",),
     "shared_inner": ("shared_expert_intermediate_size",),
@@ -44,6 +44,8 @@ _SIZES: dict[str, tuple[str, ...]] = {
     "delta_value": ("linear_value_head_dim",),
     "delta_kernel": ("linear_conv_kernel_dim",),
     "mtp": ("num_nextn_predict_layers", "mtp_num_hidden_layers"),
+    "index_heads": ("index_n_heads",),
+    "index_dim": ("index_head_dim",),
 }
 
 
@@ -66,6 +68,9 @@ def dims(config: Config) -> dict[str, int]:
             found.setdefault("head_dim", found["hidden"] // found["heads"])
     if "heads" in found:
         found.setdefault("kv_heads", found["heads"])
+    if "head_dim" in found:
+        found.setdefault("q_norm", found["head_dim"])
+        found.setdefault("k_norm", found["head_dim"])
     if config.get("n_shared_experts") and "expert_inner" in found:
         found.setdefault("shared_inner", config["n_shared_experts"] * found["expert_inner"])
     for name, most in _MOST.items():
@@ -80,6 +85,8 @@ def is_sparse(config: Config, layer: int) -> bool:
     """Whether a layer has experts, by any of the ways configs say it (transformers 5.23)."""
     if not dims(config).get("experts"):
         return False
+    if isinstance(kinds := config.get("mlp_layer_types"), list):
+        return layer < len(kinds) and kinds[layer] == "sparse"
     if layer in (config.get("mlp_only_layers") or ()):
         return False
     if (step := config.get("decoder_sparse_step")) is not None and (not step or (layer + 1) % step):

@@ -48,5 +48,6 @@ FAMILY = Family(
             "window": None,
         },
         assumed={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        carried=True,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptconv.errors import PlanError
@@ -13,6 +13,7 @@ from ckptconv.families.derived import DERIVED, known
 from ckptconv.families.template import Template, usual
 
 __all__ = [
+    "beside",
     "config_from",
     "contradictions",
     "facts_of",
@@ -24,6 +25,16 @@ __all__ = [
 ]
 
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
+# What every config says of rotary embedding, whatever its family calls it.
+_ROTARY = {
+    "rope_theta": "rope_theta",
+    "rope_scaling": "rope_scaling",
+    "partial_rotary_factor": "partial_rotary",
+}
+# Fields that hold what others held in transformers 4.
+_TOGETHER = {"rope_parameters": ("rope_theta", "rope_scaling", "partial_rotary_factor")}
+# Fields that say nothing of the model, or are said for every family.
+_NOTHING = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
 # What the shapes of the weights tell, so that arguments that say otherwise are found by them.
 _SHAPES = (
@@ -63,17 +74,9 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
     Raises:
         PlanError: if the architecture needs a value that is not known, or cannot say what the facts say.
     """
-    template = template_of(family)
-    model_type = family.model_types[0]
-    fixed = {**template.fixed, **({"zero_centered": True} if family.zero_centered else {})}
-    against = [
-        f"{name} is {fact.value} ({fact.origin}), not {value}"
-        for name, value in fixed.items()
-        if (fact := known(facts, name)) is not None and not same(name, fact.value, value)
-    ]
-    against += unconsumed(template, facts)
-    against += [why] if (why := unspoken(template, facts)) else []
-    if against:
+    template, given = template_of(family), _given(facts)
+    model_type = given.get("model_type", family.model_types[0])
+    if against := _against(facts, family, template) if not given else []:
         raise PlanError(
             f"this is no {family.name}: {'; '.join(against)}",
             hint="give another --family, or the model's config.json with --config",
@@ -82,9 +85,11 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
     origins = dict.fromkeys(values, f"family {family.name}")
     lacking: list[str] = []
     for key, words in template.keys.items():
-        found = _stated(facts, words, key)
+        found = _stated(facts, words, key) if key not in given else None
         if found is not None:
             values[key], origins[key] = found.value, found.origin
+        elif key in given or any(key in keys and name in given for name, keys in _TOGETHER.items()):
+            continue
         elif not words.endswith("?"):
             lacking.append(key)
         elif key in template.assumed:
@@ -102,7 +107,68 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
         origins[key] = fact.origin if fact else "not in the arguments"
     if (dtype := facts.get("dtype")) is not None:
         values["torch_dtype"], origins["torch_dtype"] = dtype.value, dtype.origin
-    return values, origins
+    for name, keys in _TOGETHER.items():
+        for key in keys if name in given else ():
+            values.pop(key, None)
+            origins.pop(key, None)
+    return {**values, **given}, {**origins, **{key: f"{facts['hf_config'].origin}.{key}" for key in given}}
+
+
+def _given(facts: Facts) -> Mapping[str, Any]:
+    """Return what goes along with arguments of a config.json, for lack of words."""
+    found = facts.get("hf_config")
+    return found.value if found is not None else {}
+
+
+def _against(facts: Facts, family: Family, template: Template) -> list[str]:
+    """Say which facts are not what the family computes, or cannot be said in its config.json."""
+    fixed = {**template.fixed, **({"zero_centered": True} if family.zero_centered else {})}
+    against = [
+        f"{name} is {fact.value} ({fact.origin}), not {value}"
+        for name, value in fixed.items()
+        if (fact := known(facts, name)) is not None and not same(name, fact.value, value)
+    ]
+    against += unconsumed(template, facts)
+    return against + ([why] if (why := unspoken(template, facts)) else [])
+
+
+def beside(config: Config, facts: Facts, family: Family, gaps: Sequence[str]) -> dict[str, Any]:
+    """Return what goes along with arguments because they have no word for it: ``hf_config``, or nothing.
+
+    These are the fields of config.json that cannot be built from what the arguments say, and ``model_type``.
+
+    Args:
+        config: The content of config.json.
+        facts: What the arguments say of the same model.
+        family: Its architecture.
+        gaps: What they cannot say, as far as is known.
+    """
+    if family.template is None or not (gaps or family.template.carried):
+        return {}
+    return {"hf_config": _left_unsaid(config, facts, family)}
+
+
+def _left_unsaid(config: Config, facts: Facts, family: Family) -> dict[str, Any]:
+    plain, template = flat(config), template_of(family)
+    said: dict[str, Any] = {"architectures": [template.architecture], **template.literals}
+    for key, words in template.keys.items():
+        try:
+            found = _stated(facts, words, key)
+        except PlanError:  # they disagree, or follow from others in another way
+            continue
+        if found is not None:
+            said[key] = found.value
+    missing = object()
+    equal = {
+        key for key, value in said.items() if plain.get(key, template.assumed.get(key, missing)) == value
+    }
+    rest = {k: v for k, v in config.items() if k not in equal and k not in _NOTHING and k not in _TOGETHER}
+    for name, keys in _TOGETHER.items():
+        value = config.get(name)
+        nested = isinstance(value, Mapping) and any(isinstance(part, Mapping) for part in value.values())
+        if value is not None and (nested or not equal >= {key for key in keys if key in plain}):
+            rest[name] = value
+    return {**rest, "model_type": config.get("model_type")}
 
 
 # What a model does not do unless something says so; the words of templates that have not all of Llama's.
@@ -195,6 +261,9 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
         for word in words.rstrip("?").split():
             if word not in sizes or word in template.fixed:
                 found[word] = Fact(value, origin)
+    for key, name in _ROTARY.items():
+        if key in plain and name not in found:
+            found[name] = Fact(plain[key], f"config.{key}")
     latent = "kv_rank" in found
     if latent:
         found.pop("head_dim", None)
@@ -291,8 +360,14 @@ def contradictions(facts: Facts, config: Config, family: Family) -> list[str]:
     if family.template is None:
         return []
     said = facts_of(config, family)
+    alone = set(_SHAPES)
+    if given := _given(facts):  # what arguments cannot say, they say wrongly
+        beside = {w for key, words in family.template.keys.items() if key in given for w in words.split()}
+        alone |= (
+            {w.rstrip("?") for w in beside} | family.template.fixed.keys() | {"rope_theta", "rope_scaling"}
+        )
     return [
         f"{name}: {fact.origin} says {fact.value}, {said[name].origin} says {said[name].value}"
         for name, fact in facts.items()
-        if name in said and name not in _SHAPES and not same(name, fact.value, said[name].value)
+        if name in said and name not in alone and not same(name, fact.value, said[name].value)
     ]

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 (and Lite, whose query is not compressed) and V3: latent attention and routed experts.
+"""DeepSeek-V2 (and Lite, whose query is not compressed), V3 and Kimi K2: latent attention and routed experts.
 
 The rotary part of queries and keys stays in neighbouring pairs, as the models are published; transformers
 reorders it while it computes (5.23, ``modeling_deepseek_v3.py``).
@@ -13,7 +13,7 @@ from ckptconv.families.template import decoder
 from ckptconv.slots import Entry, grouped, linear, one
 
 _AT = "model.layers.*.self_attn"
-_LATENT = (
+LATENT = (
     one(
         grouped("heads", "layers.*.mla.q.nope", "layers.*.mla.q.rope"),
         f"{_AT}.q_proj.weight",
@@ -69,7 +69,7 @@ _KEYS = {
 V2 = Family(
     name="deepseek_v2",
     model_types=("deepseek_v2",),
-    entries=(EMBED, *_LATENT, *NORMS, *BIASED_MLP, *ROUTED, *shared("mlp_bias"), *ENDS),
+    entries=(EMBED, *LATENT, *NORMS, *BIASED_MLP, *ROUTED, *shared("mlp_bias"), *ENDS),
     flags={"tie_word_embeddings": False},
     ignored=IGNORED,
     template=decoder(
@@ -83,8 +83,8 @@ V2 = Family(
 )
 V3 = Family(
     name="deepseek_v3",
-    model_types=("deepseek_v3",),
-    entries=(EMBED, *_LATENT, *NORMS, *MLP, *ROUTED, ROUTER_BIAS, *shared(), *ENDS, *MTP),
+    model_types=("deepseek_v3", "kimi_k2"),
+    entries=(EMBED, *LATENT, *NORMS, *MLP, *ROUTED, ROUTER_BIAS, *shared(), *ENDS, *MTP),
     flags={"tie_word_embeddings": False, "first_k_dense_replace": 3},
     ignored=IGNORED,
     template=decoder(

@@ -79,7 +79,9 @@ def fitting(facts: Facts, slots: Collection[str]) -> list[Family]:
     fit = [
         (-score, family)
         for family in FAMILIES
-        if family.template is not None and (score := _score(family, family.template, seen, slots)) is not None
+        if family.template is not None
+        and not family.template.by_name
+        and (score := _score(family, family.template, seen, slots)) is not None
     ]
     names = {f.name for _, f in fit}
     left = [(s, f) for s, f in fit if f.template is not None and not names & set(f.template.like)]

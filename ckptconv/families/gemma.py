@@ -24,6 +24,7 @@ GEMMA = Family(
         {"attention_bias": "qkv_bias o_bias"},
         fixed={"embed_scaled": True},
         assumed={"attention_bias": False, "rms_norm_eps": 1e-6, **_ASSUMED},
+        carried=True,
     ),
 )
 GEMMA2 = Family(
@@ -56,5 +57,6 @@ GEMMA2 = Family(
         without=("hidden_act",),
         fixed={"embed_scaled": True, "post_norm": True, "window_skip": 2},
         assumed={"attention_bias": False, "rms_norm_eps": 1e-6, **_ASSUMED},
+        carried=True,
     ),
 )

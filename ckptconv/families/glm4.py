@@ -34,6 +34,10 @@ GLM4 = Family(
     flags=_FLAGS,
     ignored=IGNORED,
     template=decoder(
-        "Glm4ForCausalLM", _KEYS, fixed={"interleaved": True, "post_norm": True}, assumed=_ASSUMED
+        "Glm4ForCausalLM",
+        _KEYS,
+        fixed={"interleaved": True, "post_norm": True},
+        assumed=_ASSUMED,
+        carried=True,
     ),
 )

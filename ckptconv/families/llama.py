@@ -28,7 +28,7 @@ def gated(
     module: str,
     names: str = "gate_proj up_proj down_proj",
     *,
-    bias: str | bool = False,
+    bias: str | bool | None = False,
 ) -> tuple[Entry, ...]:
     """Declare the projections of a gated MLP: gate, up and down below a slot."""
     parts = zip(("gate", "up", "down"), names.split(), strict=True)

@@ -30,6 +30,6 @@ FAMILY = Family(
         {"sliding_window": "window", "partial_rotary_factor": "partial_rotary?"},
         without=("head_dim",),
         assumed={"sliding_window": None, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-5},
-        like=("llama",),
+        like=("llama", "mistral"),
     ),
 )

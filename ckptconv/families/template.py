@@ -23,6 +23,9 @@ class Template:
         literals: Keys that say the same in every such config.
         assumed: What transformers assumes where a config lacks the key.
         like: Families that compute the same where both fit, and are meant if nothing is said.
+        carried: What a framework's arguments have no word for is written beside them, as ``hf_config``, and
+            not refused.
+        by_name: It is found by ``model_type`` alone, since arguments do not say how it computes.
     """
 
     architecture: str
@@ -31,6 +34,8 @@ class Template:
     literals: Mapping[str, Any] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
     like: tuple[str, ...] = ()
+    carried: bool = False
+    by_name: bool = False
 
 
 # What the decoders after Llama have in common.
@@ -84,6 +89,8 @@ def decoder(
     literals: Mapping[str, Any] | None = None,
     assumed: Mapping[str, Any] | None = None,
     like: tuple[str, ...] = (),
+    carried: bool = False,
+    by_name: bool = False,
 ) -> Template:
     """Declare a decoder by what it has beyond Llama's keys; a fact that a key states is not fixed.
 
@@ -95,6 +102,8 @@ def decoder(
         literals: As in `Template`.
         assumed: As in `Template`.
         like: As in `Template`.
+        carried: As in `Template`.
+        by_name: As in `Template`.
     """
     stated = {k: v for k, v in {**_KEYS, **(keys or {})}.items() if k not in without}
     facts = {word for words in stated.values() for word in words.rstrip("?").split()}
@@ -106,6 +115,8 @@ def decoder(
         literals or {},
         {"tie_word_embeddings": False, "hidden_act": "silu", "rope_theta": 10000.0, **(assumed or {})},
         like,
+        carried or by_name,
+        by_name,
     )
 
 

@@ -36,7 +36,8 @@ class Pack:
             ``stacked`` along a new one; or one part in another form: ``transposed``, ``rotary`` (the rows of
             each head, pairs in the part and halves in the tensor), ``rows`` and ``columns`` (a tensor
             ``[n, a, b]`` as ``[n*a, b]`` and as ``[a, n*b]``, the same elements in the same order).
-        parts: What is combined, in order. In a ``stacked`` one, slots with ``{e}`` stand for all experts.
+        parts: What is combined, in order. In a ``stacked`` one, slots with ``{e}`` stand for all experts; one
+            slot without gets a leading axis of one.
         groups: Name of the size that counts the groups, or the heads; or a number.
     """
 
@@ -97,7 +98,7 @@ def every_expert(pack: str | Pack, dims: Dims) -> str | Pack:
     if isinstance(pack, str):
         return pack
     parts = tuple([every_expert(p, dims) for p in pack.parts])
-    if pack.kind == "stacked" and len(parts) == 1:
+    if pack.kind == "stacked" and len(parts) == 1 and any("{e}" in slot for slot in leaves(parts[0])):
         (part,) = parts
 
         def numbered(expert: int) -> str | Pack:

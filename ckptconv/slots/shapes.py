@@ -24,8 +24,8 @@ _LAYER = {
     "attn.k": "kv_heads*head_dim,hidden",
     "attn.v": "kv_heads*head_dim,hidden",
     "attn.o": "hidden,heads*head_dim",
-    "attn.q_norm": "head_dim",
-    "attn.k_norm": "head_dim",
+    "attn.q_norm": "q_norm",
+    "attn.k_norm": "k_norm",
     "attn.gate": "heads*head_dim,hidden",
     "attn.sinks": "heads",
     # Multi-head latent attention; each head's query and key are a part without and a part with position.
@@ -40,6 +40,11 @@ _LAYER = {
     "mla.kv_b.k": "heads*nope,kv_rank",
     "mla.kv_b.v": "heads*v_dim,kv_rank",
     "mla.o": "hidden,heads*v_dim",
+    # The indexer of sparse attention over latents.
+    "mla.indexer.q_b": "index_heads*index_dim,q_rank",
+    "mla.indexer.k": "index_dim,hidden",
+    "mla.indexer.k_norm": "index_dim",
+    "mla.indexer.weights": "index_heads,hidden",
     # Gated delta net; beta and alpha are one for each value head.
     "gdn.q": "delta_keys*delta_key,hidden",
     "gdn.k": "delta_keys*delta_key,hidden",

@@ -31,23 +31,25 @@ def rules_for(config: Config) -> list[Rule]:
     A class is looked up before its ``model_type``, and what holds for a model is not looked up again for one
     inside it (transformers 5.23, ``conversion_mapping.py``, ``get_model_conversion_mapping``).
     """
-    root = _class_of(config)
+    root, kind = _class_of(config), str(config.get("model_type") or "")
+    if _rules(kind) is None:  # another name of a model type, as kimi_k2 is of deepseek_v3
+        kind = _list()["types"].get(root, kind)
     prefix = _list()["classes"].get(root, {}).get("prefix", "")
     claimed: defaultdict[str, list[str]] = defaultdict(list)
     rules: list[Rule] = []
-    for path, name, kind in _models(config, "", root, str(config.get("model_type") or "")):
+    for path, name, its in _models(config, "", root, kind):
         if _inside(path, claimed[name]):
             continue
         said = _rules(name)
         if by_type := said is None:
-            said = None if _inside(path, claimed[kind]) else _rules(kind)
+            said = None if _inside(path, claimed[its]) else _rules(its)
         if said is None:
             continue
         scope = _scope(path, prefix) if path else ("",)
         rules += [rule for one in said if (rule := rule_of(one, scope)) is not None]
         claimed[name].append(path)
         if by_type:
-            claimed[kind].append(path)
+            claimed[its].append(path)
     return rules
 
 
@@ -61,7 +63,8 @@ def _class_of(config: Config) -> str:
     """Return the class of a model: the one config.json names, or the one its type stands for."""
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
-    if isinstance(name, str) and (name in _list()["classes"] or _rules(name) is not None):
+    known = (_list()["classes"], _list()["types"])
+    if isinstance(name, str) and (any(name in part for part in known) or _rules(name) is not None):
         return name
     found: str = _list()["heads"].get(config.get("model_type"), name or "")
     return found

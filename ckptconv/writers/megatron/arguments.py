@@ -8,9 +8,9 @@ from typing import Any, Literal
 from ckptconv.containers.torch.picklevm import Global
 from ckptconv.dialects import Dialect
 from ckptconv.dialects.spread import Layout
-from ckptconv.facts import Form, arguments_from
+from ckptconv.facts import Form, arguments_from, read_facts
 from ckptconv.families import Family
-from ckptconv.families.config import facts_of
+from ckptconv.families.config import beside, facts_of
 from ckptconv.families.detect import is_zero_centered
 from ckptconv.parallel import chunk_order
 from ckptconv.plans.checkpoint import Note
@@ -75,6 +75,7 @@ def arguments_of(layout: Layout, how: MegatronTarget, model: Laid, gaps: list[st
         moe_tp_extend_ep=how.extend_ep,
     )
     arguments = arguments_from(facts_of(model.config, model.family), form, gaps)
+    arguments |= beside(model.config, read_facts(arguments), model.family, gaps)
     arguments["use_legacy_models"] = dialect.name == "legacy"
     arguments["use_mcore_models"] = dialect.name != "legacy"
     if counts is not None and dialect.arguments == "megatron":

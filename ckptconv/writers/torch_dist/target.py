@@ -13,8 +13,8 @@ from ckptconv.dialects.saved import FORMAT, common_state, weights_of
 from ckptconv.dialects.spread import Layout
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.facts import Form, arguments_from
-from ckptconv.families.config import facts_of
+from ckptconv.facts import Form, arguments_from, read_facts
+from ckptconv.families.config import beside, facts_of
 from ckptconv.parallel import Grid, stage_layers
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.options import Size, option
@@ -110,6 +110,7 @@ def _arguments(how: TorchDistTarget, layout: Layout, model: Laid, gaps: list[str
         mtp=mtp_layers(model),
     )
     arguments = arguments_from(facts_of(model.config, model.family), form, gaps)
+    arguments |= beside(model.config, read_facts(arguments), model.family, gaps)
     freq = arguments.get("moe_layer_freq")
     if isinstance(freq, list) and set(freq) == {1}:
         arguments["moe_layer_freq"] = 1  # Megatron's default; of a list it saves layers one by one
