@@ -15,10 +15,11 @@ QKV = grouped("kv_heads", "layers.*.attn.q", "layers.*.attn.k", "layers.*.attn.v
 
 
 def _sizes(config: Config) -> dict[str, int]:
-    heads = dims(config).get("heads", 0)
+    sizes = dims(config)
+    heads, inner = sizes.get("heads", 0), config.get("ffn_hidden_size") or 4 * sizes.get("hidden", 0)
     if config.get("new_decoder_architecture"):
-        return {"kv_heads": config.get("num_kv_heads") or heads}
-    return {"kv_heads": 1 if config.get("multi_query", True) else heads}
+        return {"inner": inner, "kv_heads": config.get("num_kv_heads") or heads}
+    return {"inner": inner, "kv_heads": 1 if config.get("multi_query", True) else heads}
 
 
 def _norm(slot: str, name: str, when: str) -> tuple[Entry, ...]:

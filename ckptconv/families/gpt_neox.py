@@ -1,11 +1,19 @@
 """GPT-NeoX and Pythia: query, key and value of each head together, attention and MLP side by side."""
 
-from ckptconv.families.base import Family
+from ckptconv.families.base import Config, Family, dims
 from ckptconv.families.template import decoder
 from ckptconv.slots import grouped, linear, one
 
 _AT = "gpt_neox.layers.*"
 QKV = grouped("heads", "layers.*.attn.q", "layers.*.attn.k", "layers.*.attn.v")
+
+
+def ungrouped(config: Config) -> dict[str, int]:
+    """Return that each head has a key and a value of its own, whatever else a config says."""
+    sizes = dims(config)
+    return {"kv_heads": sizes["heads"]} if "heads" in sizes else {}
+
+
 FAMILY = Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
@@ -25,6 +33,7 @@ FAMILY = Family(
         r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
         r"embed_out\.weight",
     ),
+    sizes=ungrouped,
     template=decoder(
         "GPTNeoXForCausalLM",
         {

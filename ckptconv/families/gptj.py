@@ -16,7 +16,8 @@ _AROUND = (
     *linear("layers.*.mlp.up", f"{_AT}.mlp.fc_in", bias=True),
     *linear("layers.*.mlp.down", f"{_AT}.mlp.fc_out", bias=True),
     *linear("final_norm", "transformer.ln_f", bias=True),
-    *linear("head", "lm_head", bias=True),
+    one("head", "lm_head.weight", when="!tie_word_embeddings"),
+    one("head.bias", "lm_head.bias"),
 )
 _KEYS = {
     "vocab_size": "vocab",
@@ -38,7 +39,10 @@ def _family(name: str, architecture: str, *attention: Entry) -> Family:
         model_types=(name,),
         entries=(*_AROUND, *attention),
         flags={"tie_word_embeddings": False},
-        ignored=(r"transformer\.h\.\d+\.attn\.(masked_)?(bias|causal_mask|embed_positions)",),
+        ignored=(
+            r"transformer\.h\.\d+\.attn\.(masked_)?(bias|causal_mask|embed_positions)",
+            r"lm_head\.weight",
+        ),
         template=Template(architecture, _KEYS, _FIXED, assumed=_ASSUMED, carried=True, by_name=True),
     )
 

@@ -72,6 +72,7 @@ DBRX = Family(
         one(rows(stacked(transposed(f"{_E}.down"))), f"{_X}.w2"),
     ),
     flags={"tie_word_embeddings": False},
+    ignored=(r"lm_head\.weight",),
     sizes=_sizes,
     kinds=lambda config: ["attn moe"] * dims(config).get("layers", 0),
     template=Template(

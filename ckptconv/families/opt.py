@@ -4,6 +4,7 @@ transformers 5.23, ``modeling_opt.py``, ``modeling_xglm.py``, ``modeling_biogpt.
 """
 
 from ckptconv.families.base import Config, Family
+from ckptconv.families.gpt_neox import ungrouped
 from ckptconv.families.template import decoder
 from ckptconv.slots import Entry, linear, one
 
@@ -33,7 +34,7 @@ def _layers(at: str, bias: str | bool = True) -> tuple[Entry, ...]:
 
 
 def _positions(config: Config) -> dict[str, int]:
-    return {"positions": (config.get("max_position_embeddings") or 0) + 2}
+    return {**ungrouped(config), "positions": (config.get("max_position_embeddings") or 0) + 2}
 
 
 OPT = Family(
@@ -65,6 +66,7 @@ XGLM = Family(
     ),
     flags={"tie_word_embeddings": True},
     ignored=(r"lm_head\.weight", r"model\.embed_positions\.weights"),
+    sizes=ungrouped,
     template=decoder(
         "XGLMForCausalLM", _KEYS, without=_WITHOUT, fixed={**_FIXED, "position": "sinusoidal"}, by_name=True
     ),

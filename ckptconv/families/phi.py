@@ -5,7 +5,7 @@ from dataclasses import replace
 from ckptconv.families.base import Family
 from ckptconv.families.llama import EMBED, IGNORED
 from ckptconv.families.template import decoder
-from ckptconv.slots import linear
+from ckptconv.slots import linear, one
 
 _AT = "model.layers.*"
 _QK_NORMS = (
@@ -24,7 +24,8 @@ FAMILY = Family(
         *linear("layers.*.mlp.up", f"{_AT}.mlp.fc1", bias=True),
         *linear("layers.*.mlp.down", f"{_AT}.mlp.fc2", bias=True),
         *linear("final_norm", "model.final_layernorm", bias=True),
-        *linear("head", "lm_head", bias=True),
+        one("head", "lm_head.weight", when="!tie_word_embeddings"),
+        one("head.bias", "lm_head.bias"),
     ),
     flags={"tie_word_embeddings": False},
     ignored=IGNORED,

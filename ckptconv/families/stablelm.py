@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ckptconv.families.base import Family
-from ckptconv.families.gpt_neox import QKV
+from ckptconv.families.gpt_neox import QKV, ungrouped
 from ckptconv.families.llama import EMBED, IGNORED, MLP, attention
 from ckptconv.families.template import decoder
 from ckptconv.slots import linear, one
@@ -58,6 +58,7 @@ PERSIMMON = Family(
     ),
     flags={"tie_word_embeddings": False, "qk_layernorm": True},
     ignored=IGNORED,
+    sizes=ungrouped,
     template=decoder(
         "PersimmonForCausalLM",
         {**_KEYS, "qk_layernorm": "qk_norm"},

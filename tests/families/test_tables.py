@@ -27,6 +27,7 @@ LATENT: Config = dict(q_lora_rank=6, kv_lora_rank=5, qk_nope_head_dim=4, qk_rope
 ROUTED: Config = dict(
     n_routed_experts=3, n_shared_experts=2, moe_intermediate_size=5, first_k_dense_replace=1
 )
+INDEX: Config = dict(index_n_heads=4, index_head_dim=2)
 MANY: Config = dict(num_experts=3, moe_intermediate_size=5)
 DELTA: Config = dict(
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=3, linear_value_head_dim=5,
@@ -47,6 +48,7 @@ CHATGLM: Config = dict(
     padded_vocab_size=11, hidden_size=16, ffn_hidden_size=12, num_layers=2, num_attention_heads=4,
     kv_channels=4, multi_query_attention=True, multi_query_group_num=2, add_qkv_bias=True,
 )  # fmt: skip
+# fmt: off
 CONFIGS: list[tuple[str, Config]] = [
     ("llama", BASE),
     ("llama", BASE | dict(attention_bias=True, mlp_bias=True, head_dim=6, tie_word_embeddings=True)),
@@ -102,7 +104,54 @@ CONFIGS: list[tuple[str, Config]] = [
     ("lfm2_moe", BASE | MANY | dict(layer_types=["conv", "full_attention", "conv"], num_dense_layers=1)),
     ("minimax", BASE | dict(layer_types=["full_attention", *["linear_attention"] * 2], num_local_experts=3)),
     ("bailing_hybrid", BASE | LATENT | KDA | dict(first_k_dense_replace=1, layer_group_size=2)),
+    ("kimi_k2", BASE | LATENT | ROUTED),
+    ("glm4_moe_lite", BASE | LATENT | ROUTED | dict(mlp_layer_types=["dense", "sparse", "sparse"])),
+    ("deepseek_v32", BASE | LATENT | ROUTED | INDEX),
+    ("glm_moe_dsa", BASE | LATENT | ROUTED | INDEX | dict(num_experts=256)),
+    ("minicpm3", BASE | LATENT),
+    ("youtu", BASE | LATENT | dict(mlp_bias=True)),
+    *((name, BASE) for name in (
+        "smollm3", "granite", "ministral", "ministral3", "internlm3", "helium", "cwm", "arcee", "nanochat",
+        "ernie4_5", "hunyuan_v1_dense", "olmo", "olmo2", "olmo3", "exaone4", "cohere", "cohere2",
+        "starcoder2", "nemotron", "phi", "stablelm", "persimmon", "gpt_neox", "gemma3_text", "vaultgemma",
+        "hyperclovax",
+    )),
+    ("granitemoe", BASE | dict(num_local_experts=3)),
+    ("granitemoeshared", BASE | dict(num_local_experts=3, shared_intermediate_size=7)),
+    ("ernie4_5_moe", BASE | dict(
+        moe_num_experts=3, moe_intermediate_size=5, moe_num_shared_experts=2, moe_layer_start_index=1,
+    )),
+    ("hunyuan_v1_moe", BASE | dict(num_experts=3)),
+    ("hy_v3", BASE | MANY | dict(num_shared_experts=1, mlp_layer_types=["dense", "sparse", "sparse"])),
+    ("olmoe", BASE | dict(num_experts=3)),
+    ("exaone_moe", BASE | MANY | dict(num_shared_experts=2)),
+    ("cohere2_moe", BASE | dict(num_experts=3)),
+    ("llama4_text", BASE | dict(num_local_experts=3, interleave_moe_layer_step=2, intermediate_size_mlp=9)),
+    ("minimax_m2", BASE | dict(num_local_experts=3)),
+    ("phimoe", BASE | dict(num_local_experts=3, attention_bias=True, lm_head_bias=True)),
+    ("dots1", BASE | ROUTED),
+    ("solar_open", BASE | ROUTED | dict(first_k_dense_replace=0)),
+    ("bailing_moe_v2", BASE | MANY | dict(first_k_dense_replace=1, num_shared_experts=1, use_qk_norm=True)),
+    ("bailing_moe", BASE | MANY | dict(num_nextn_predict_layers=1, moe_router_enable_expert_bias=True)),
+    ("falcon", BASE),
+    ("falcon", BASE | dict(multi_query=False, parallel_attn=False, bias=True)),
+    ("falcon", BASE | dict(new_decoder_architecture=True, num_kv_heads=2)),
+    ("opt", BASE | dict(ffn_dim=12, max_position_embeddings=7)),
+    ("opt", BASE | dict(max_position_embeddings=7, do_layer_norm_before=False, enable_bias=False)),
+    ("xglm", dict(vocab_size=11, d_model=16, ffn_dim=12, num_layers=2, attention_heads=4)),
+    ("biogpt", BASE | dict(max_position_embeddings=7)),
+    ("gptj", GPT),
+    ("codegen", GPT),
+    ("gpt_neo", dict(vocab_size=11, hidden_size=16, num_layers=2, num_heads=4, max_position_embeddings=7)),
+    ("gpt_bigcode", GPT),
+    ("gpt_bigcode", GPT | dict(multi_query=False)),
+    ("mpt", dict(vocab_size=11, d_model=16, n_layers=2, n_heads=4)),
+    ("dbrx", dict(
+        vocab_size=11, d_model=16, n_layers=2, n_heads=4, attn_config=dict(kv_n_heads=2),
+        ffn_config=dict(ffn_hidden_size=12, moe_num_experts=3),
+    )),
 ]
+# fmt: on
 each_config = pytest.mark.parametrize(
     ("model_type", "config"), CONFIGS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CONFIGS)]
 )
