@@ -146,7 +146,10 @@ _SIZES = """
     n_shared_experts first_k_dense_replace decoder_sparse_step n_group topk_group sliding_window
     max_window_layers multi_query_group_num kv_channels seq_length model_max_length multiple_of
     full_attention_interval interleave_moe_layer_step window_size dim_model_base
-    original_max_position_embeddings
+    original_max_position_embeddings n_heads num_heads attention_heads n_layers num_kv_heads ffn_dim
+    max_seq_len intermediate_size_mlp expansion_ratio index_n_heads index_head_dim moe_num_experts moe_k
+    num_shared_experts moe_num_shared_experts moe_layer_start_index moe_layer_interval
+    shared_intermediate_size
 """
 _NUMBERS = """
     rms_norm_eps layer_norm_epsilon layernorm_epsilon layer_norm_eps norm_eps rope_theta rope_ratio
@@ -154,14 +157,18 @@ _NUMBERS = """
     attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar rope_local_base_freq
     attention_factor beta_fast beta_slow low_freq_factor high_freq_factor mscale mscale_all_dim
     embedding_multiplier residual_multiplier attention_multiplier logits_scaling initializer_range
+    norm_epsilon moe_layer_end_index
 """
 _FLAGS = """
     attention_bias add_qkv_bias qkv_bias mlp_bias no_bias bias attention_out_bias use_qk_norm qk_norm
     multi_query_attention norm_topk_prob tie_word_embeddings use_sliding_window add_bias_linear use_bias
     attention_output_gate scale_attn_by_inverse_layer_idx apply_residual_connection_post_layernorm
+    do_layer_norm_before enable_bias moe_router_enable_expert_bias parallel_attn qk_layernorm use_post_norm
+    use_qkv_bias multi_query new_decoder_architecture
 """
 _TEXTS = """
-    model_type hidden_act hidden_activation activation_function topk_method scoring_func rope_type
+    model_type hidden_act hidden_activation activation_function topk_method scoring_func rope_type activation
+    score_function
 """
 
 KINDS: Final[Mapping[str, Callable[[Any], Any]]] = {

@@ -24,6 +24,6 @@ FAMILY = Family(
         {"attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},
         fixed={"gated": False},
         assumed={"attention_bias": False, "mlp_bias": False, "rms_norm_eps": 1e-5, "hidden_act": "relu2"},
-        carried=True,
+        by_name=True,
     ),
 )

@@ -250,8 +250,9 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
     found = {k: Fact(v, f"family {family.name}") for k, v in template.fixed.items()}
     if family.zero_centered:
         found["zero_centered"] = Fact(True, f"family {family.name}")
-    found |= {k: Fact(v, f"config.{k}") for k, v in family.dims(config).items()}
-    sizes = dict(found)
+    sizes = {k: v for k, v in family.dims(config).items() if k not in ("q_norm", "k_norm")}
+    found |= {k: Fact(v, f"config.{k}") for k, v in sizes.items()}
+    known_sizes = dict(found)
     for key, words in template.keys.items():
         value, origin = plain.get(key), f"config.{key}"
         if key not in plain:
@@ -259,7 +260,7 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
                 continue
             value, origin = template.assumed[key], f"default of {family.model_types[0]}"
         for word in words.rstrip("?").split():
-            if word not in sizes or word in template.fixed:
+            if word not in known_sizes or word in template.fixed:
                 found[word] = Fact(value, origin)
     for key, name in _ROTARY.items():
         if key in plain and name not in found:
