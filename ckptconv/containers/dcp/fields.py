@@ -1,0 +1,84 @@
+"""Read fields of inert objects, whatever their class is called, out of either form a pickle is read in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import Any, Final
+
+from ckptconv.containers.torch.picklevm import Global, Record
+from ckptconv.containers.torch.quick import Thing, pairs
+
+__all__ = ["Fields", "class_of", "is_object", "items_of", "state_of"]
+
+_ABSENT: Final = object()
+
+
+def class_of(value: object) -> Global | None:
+    """Return the name of an object's class, or of a class itself; None for plain values."""
+    if isinstance(value, Thing):
+        return value.stands_for()
+    if type(value) is Record:
+        return value.callee
+    if type(value) is Global:
+        return value
+    return value.stands_for() if isinstance(value, type) and issubclass(value, Thing) else None
+
+
+def is_object(value: object) -> bool:
+    """Whether a value stands for an object, not for a class."""
+    return isinstance(value, Thing) or type(value) is Record
+
+
+def state_of(value: object) -> object:
+    """Return the state of an object, as its pickle gives it."""
+    if isinstance(value, Thing):
+        return value[0] if len(value) == 1 else None
+    return value.state if type(value) is Record else None
+
+
+def items_of(value: object) -> Iterable[tuple[Any, Any]] | None:
+    """Return the items of a dict; None if it is none."""
+    if type(value) is list:
+        return pairs(value)
+    return value.items() if type(value) is dict else None
+
+
+class Fields:
+    """Get the same fields of many objects.
+
+    Where each lies in a state is looked up once for all states with the same keys.
+
+    Args:
+        names: The fields.
+    """
+
+    __slots__ = ("_getters", "_names")
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self._getters: dict[tuple[object, ...], Callable[[list[Any]], Any] | None] = {}
+
+    def of(self, value: object) -> tuple[Any, ...] | None:
+        """Return the fields' values; None if it is no object, or lacks one of them."""
+        if isinstance(value, Thing):
+            if len(value) != 1 or type(value[0]) is not list:
+                return None
+            state = value[0]
+            if state and type(state[0]) is tuple:
+                state = [x for pair in pairs(state) for x in pair]
+            keys = tuple(state[::2])
+            if keys not in self._getters:
+                self._getters[keys] = self._getter(keys)
+            getter = self._getters[keys]
+            return None if getter is None else getter(state)
+        if type(value) is not Record:
+            return None
+        found = tuple([value.get(name, _ABSENT) for name in self._names])
+        return None if _ABSENT in found else found
+
+    def _getter(self, keys: tuple[object, ...]) -> Callable[[list[Any]], Any] | None:
+        if len(set(keys)) < len(keys) or not set(keys).issuperset(self._names):
+            return None
+        at = [2 * keys.index(name) + 1 for name in self._names]
+        return itemgetter(*at) if len(at) > 1 else lambda state: (state[at[0]],)
