@@ -21,7 +21,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
 KILLS ?= 20
 DAMAGE ?= 40
 FUZZ_SECONDS ?= 1800
-FUZZ_TARGETS ?= unpickler torch protobuf safetensors dcp hdf5 tf1
+FUZZ_TARGETS ?= unpickler torch protobuf safetensors dcp hdf5 tf1 yaml config arguments
 
 DEMO_RUN := fixtures/demo-run/checkpoint-2
 DEMO_OUT := demo-out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from ckptconv.errors import FormatError
+from ckptconv.facts.typed import short
 from ckptconv.places.places import is_remote
 from ckptconv.places.regular import is_within
 from ckptconv.plans.checkpoint import Checkpoint, Note
@@ -16,13 +18,15 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 __all__ = ["sound"]
 
 _SHOWN = 3
+_DIGITS = 18  # of a layer's or an expert's number
+_NUMBER = re.compile(rf"(?:^|\.)[0-9]{{{_DIGITS + 1},}}(?:\.|$)")
 
 
 def sound(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Return a checkpoint with a note on files behind links that lead out of it.
 
     Raises:
-        FormatError: if a name is no text: no file of the formats written can hold it.
+        FormatError: if a name is no text, which no file that is written can hold, or counts without end.
     """
     relation = checkpoint.relation
     _refuse_no_text(
@@ -39,6 +43,9 @@ def sound(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
 def _refuse_no_text(names: Iterable[str], path: Path) -> None:
     found = list(names)
+    if (long := next((n for n in found if len(n) > _DIGITS and _NUMBER.search(n)), None)) is not None:
+        text = f"the name {short(long)} counts further than any model"
+        raise FormatError(text, where=path, hint="rename the tensor where the checkpoint was saved")
     try:
         "".join(found).encode()
     except UnicodeEncodeError as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import json
 import lzma
 import pickle
 import tarfile
@@ -152,6 +153,65 @@ def _tensorflow() -> Iterator[tuple[str, bytes]]:
                 yield member.name, file.read()
 
 
+_CONFIG = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 96, "hidden_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "hidden_act": "silu",
+    "tie_word_embeddings": False, "eos_token_id": [1, 2],
+    "rope_scaling": {"rope_type": "linear", "factor": 2},
+}  # fmt: skip
+_MOE = {
+    **_CONFIG, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True,
+    "moe_intermediate_size": 16, "decoder_sparse_step": 1, "mlp_only_layers": [0], "sliding_window": None,
+}  # fmt: skip
+
+
+def _config() -> Iterator[bytes]:
+    for config in (_CONFIG, _MOE, {**_MOE, "model_type": "deepseek_v3", "first_k_dense_replace": 1}):
+        yield json.dumps(config).encode()
+
+
+_YAML = b"""
+seed: 0
+base: &base {theta: 10000.0, rms_norm_eps: 1.0e-06}
+model:
+  arch: {type: LlamaForCausalLM}
+  model_config:
+    <<: *base
+    type: LlamaConfig
+    hidden_size: 32
+    num_layers: 2
+    num_heads: 4
+    n_kv_heads: ~
+    vocab_size: 96
+    seq_length: 64
+    multiple_of: 0x10
+    extend_method: "PI"
+    scaling_factor: 2.0
+    moe_config: {expert_num: 4, num_experts_chosen: 2}
+"""
+
+
+def _yaml() -> Iterator[bytes]:
+    yield _YAML
+    yield b"- !!python/name:torch.float ''\n- &a [1, .inf, 'x']\n- *a\n- ? [1]\n  : |\n    text\n"
+
+
+def _arguments() -> Iterator[bytes]:
+    args = {
+        "num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 64,
+        "num_query_groups": 2,
+        "group_query_attention": True, "vocab_size": 96, "padded_vocab_size": 128, "swiglu": True,
+        "max_position_embeddings": 64, "normalization": "RMSNorm", "norm_epsilon": 1e-5, "rotary_base": 10000,
+        "position_embedding_type": "rope", "add_bias_linear": False, "noop_layers": "1,3",
+        "num_experts": None,
+        "untie_embeddings_and_output_weights": True, "params_dtype": "bfloat16", "window_size": [7, 0],
+        "moe_layer_freq": [0, 1, 1, 1], "use_rope_scaling": True, "rope_scaling_factor": 8.0,
+    }  # fmt: skip
+    yield json.dumps(args).encode()
+    yield json.dumps({**args, "num_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 16}).encode()
+
+
 _SEEDS = {
     "unpickler": _unpickler,
     "torch": _torch,
@@ -160,6 +220,9 @@ _SEEDS = {
     "dcp": _dcp,
     "hdf5": _hdf5,
     "tf1": _tf1,
+    "yaml": _yaml,
+    "config": _config,
+    "arguments": _arguments,
 }
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ckptconv.assets.config import read_config
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.containers.hdf5 import open_hdf5
@@ -25,6 +27,15 @@ from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.mindformers.strategy import read_strategies
 from ckptconv.errors import CkptconvError
+from ckptconv.facts import Fact, read_facts, run_facts
+from ckptconv.facts.mindformers import read_run
+from ckptconv.facts.reverse import Form, arguments_from
+from ckptconv.facts.typed import typed_config
+from ckptconv.families import find_family
+from ckptconv.families.config import config_from, facts_of
+from ckptconv.families.detect import fitting, observed
+from ckptconv.places.jsonfile import read_json
+from ckptconv.places.yamlfile import read_yaml
 from ckptconv.readers.registry import open_checkpoint
 from fuzz.seeds import distributed
 from tensorflow_models import sealed, table
@@ -195,6 +206,64 @@ def tf1(data: bytes) -> None:
             _outcome(partial(open_checkpoint, path))
 
 
+def yaml_file(data: bytes) -> None:
+    """Read a run's YAML, and the facts it states of a model."""
+    path = _file("config.yaml", data)
+
+    def facts() -> None:
+        run = read_run(path)
+        if run is not None:
+            _weighed(run_facts(run))
+
+    _outcome(lambda: read_yaml(path))
+    _outcome(facts)
+
+
+def _weighed(facts: Mapping[str, Fact]) -> None:
+    """Make of facts what a conversion does: the families that fit, their config."""
+    for family in fitting(facts, SLOTS):
+        _outcome(partial(config_from, observed(facts, SLOTS), family))
+
+
+def config_file(data: bytes) -> None:
+    """Read a config.json, and all that is made of it: sizes, expected tensors, facts, arguments."""
+    path = _file("config.json", data)
+    found: dict[str, Any] = {}
+
+    def read() -> None:
+        config = read_config(path.parent)
+        found.update(typed_config(config, path))
+
+    if _outcome(read) is not None:
+        return
+    family = find_family(found.get("model_type")) or find_family("llama")
+    assert family is not None
+    _outcome(partial(family.compare, found, SHAPES))
+
+    def written(form: Form) -> None:
+        arguments_from(facts_of(found, family), form)
+
+    _outcome(partial(written, Form("megatron")))
+    _outcome(partial(written, Form("mindspeed", pp=2)))
+
+
+def arguments(data: bytes) -> None:
+    """Read the same as training arguments."""
+    path = _file("args.json", data)
+
+    def facts() -> None:
+        found = read_json(path)
+        if isinstance(found, dict):
+            _weighed(read_facts(found))
+
+    _outcome(facts)
+
+
+SLOTS = ("embed", "final_norm", "head", *(f"layers.*.{s}" for s in (
+    "attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "mlp_norm", "mlp.gate", "mlp.up", "mlp.down",
+)))  # fmt: skip
+SHAPES = {"model.embed_tokens.weight": (96, 32), "model.norm.weight": (32,)}
+
 TARGETS: dict[str, Target] = {
     "unpickler": unpickle,
     "torch": torch_file,
@@ -203,4 +272,7 @@ TARGETS: dict[str, Target] = {
     "dcp": dcp,
     "hdf5": hdf5,
     "tf1": tf1,
+    "yaml": yaml_file,
+    "config": config_file,
+    "arguments": arguments,
 }
