@@ -227,22 +227,28 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") and name != ".metadata"  # by which a distributed checkpoint is read
 
 
+def _is_its_own(name: str) -> bool:
+    """Whether a file is the certificate, or a signature of it."""
+    return name.startswith(NAME)
+
+
 def _files(folder: Path) -> Iterator[str]:
     """Yield the files of a folder; hidden ones and those of an unfinished run are none of a model's."""
     if is_remote(folder):
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             inside = path.relative_to(folder)
             hidden = any(_is_hidden(part) for part in inside.parts)
-            if not hidden and path.suffix != ".part" and path != folder / NAME:
+            if not hidden and path.suffix != ".part" and not _is_its_own(inside.as_posix()):
                 yield inside.as_posix()
         return
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
             path = Path(root, name)
-            if _is_hidden(name) or name.endswith(".part") or not path.is_file() or path == folder / NAME:
+            found = path.relative_to(folder).as_posix()
+            if _is_hidden(name) or name.endswith(".part") or not path.is_file() or _is_its_own(found):
                 continue
-            yield path.relative_to(folder).as_posix()
+            yield found
 
 
 def _entry(digest: FileDigest) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,22 @@ def test_sha256_is_for_those_who_ask(certified: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     assert list(check(out).wrong) == [path.name]
+
+
+def test_a_signature_beside_it_is_no_file_of_the_model(certified: Path, tmp_path: Path) -> None:
+    """As the page on signing says: with ssh-keygen, which most have."""
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("needs ssh-keygen")
+    out, key = shutil.copytree(certified, tmp_path / "out"), tmp_path / "key"
+    run = partial(subprocess.run, check=True, capture_output=True)
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
+    run(["ssh-keygen", "-Y", "sign", "-f", str(key), "-n", "ckptconv", str(out / NAME)])
+    signers = tmp_path / "allowed_signers"
+    signers.write_text(f'you@example.org namespaces="ckptconv" {key.with_suffix(".pub").read_text()}')
+    verify = ["ssh-keygen", "-Y", "verify", "-f", str(signers), "-I", "you@example.org", "-n", "ckptconv"]
+    verify += ["-s", str(out / f"{NAME}.sig")]
+    run(verify, input=(out / NAME).read_bytes())
+    found = check(out)
+    assert found.ok and not found.extra
+    with pytest.raises(subprocess.CalledProcessError):
+        run(verify, input=(out / NAME).read_bytes().replace(b"xxh3", b"xxh4"))
