@@ -14,6 +14,9 @@ FRAMEWORKS_READY := $(FRAMEWORKS)/.ready
 # MindSpore has bfloat16 in numpy 1 only, so it has an environment of its own, without torch.
 MINDSPORE := .venv-mindspore
 MINDSPORE_READY := $(MINDSPORE)/.ready
+# Nor does transformers of today know TensorFlow: 4.57 is the last release that does.
+TENSORFLOW := .venv-tensorflow
+TENSORFLOW_READY := $(TENSORFLOW)/.ready
 # DeepSpeed's build imports torch, so the build tools come first and it is built without isolation.
 # -qq: pip warns of every local index it does not find.
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -71,12 +74,13 @@ bench: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## measure every conversion at 1 
 bench-full: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## the same at 8 GB, against cp (needs 40 GB of disk)
 	$(FRAMEWORKS)/bin/python benchmarks/run.py --full
 
-test-frameworks: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## make fresh checkpoints with the real frameworks and convert them
+test-frameworks: $(FRAMEWORKS_READY) $(MINDSPORE_READY) $(TENSORFLOW_READY)  ## make fresh checkpoints with the real frameworks and convert them
 	$(FRAMEWORKS)/bin/python -m pytest -q -m frameworks tests/frameworks
 	$(MINDSPORE)/bin/python -m pytest -q -m frameworks tests/frameworks/test_mindspore.py
+	$(TENSORFLOW)/bin/python -m pytest -q -m frameworks tests/frameworks/test_tensorflow.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(FRAMEWORKS) $(MINDSPORE) $(DEMO_OUT) build dist .fuzz .fuzz-*.log .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FRAMEWORKS) $(MINDSPORE) $(TENSORFLOW) $(DEMO_OUT) build dist .fuzz .fuzz-*.log .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -95,4 +99,12 @@ $(MINDSPORE_READY): pyproject.toml
 	$(MINDSPORE)/bin/python -m pip install -qq --disable-pip-version-check \
 		mindspore==2.10.0 numpy==1.26.4 'ml_dtypes<0.6' safetensors xxhash isal huggingface_hub pyyaml pytest hypothesis
 	$(MINDSPORE)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(TENSORFLOW_READY): pyproject.toml
+	$(PYTHON) -m venv $(TENSORFLOW)
+	$(TENSORFLOW)/bin/python -m pip install -qq --disable-pip-version-check \
+		tensorflow-cpu==2.21.0 tf-keras==2.21.0 transformers==4.57.6 torch==2.13.0 h5py safetensors ml_dtypes \
+		xxhash isal pyyaml rich typer pytest hypothesis
+	$(TENSORFLOW)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e .
 	@touch $@

@@ -214,6 +214,9 @@ _STALE = (
     "model-*-of-*.safetensors",
     "pytorch_model.bin",
     "pytorch_model-*-of-*.bin",
+    "tf_model.h5.index.json",
+    "tf_model.h5",
+    "tf_model-*-of-*.h5",
 )
 
 

@@ -134,6 +134,7 @@ def name_tensors(
             terms = {**terms, **ones(outer, lambda norm: zero - table_of.is_zero_centered(norm))}
     elif (
         options.lora != "adapter"
+        and checkpoint.producer != "tensorflow"  # its rule gives the names of files
         and (packing := _saved(model, relation.right, aliases, unresolved)) is not None
     ):
         packed, aliases, unresolved = packing

@@ -50,7 +50,9 @@ _WEIGHTS: Final = (
     "pytorch_model.bin",
     "pytorch_model-*-of-*.bin",
     "diffusion_pytorch_model*.bin",
+    "tf_model.h5.index.json",
     "tf_model.h5",
+    "tf_model-*-of-*.h5",
     "flax_model.msgpack",
 )
 # peft 0.21, utils/constants.py: transformers puts an adapter beside a model on top of its weights.

@@ -214,7 +214,7 @@ def _is_preferred(name: str, certified: Collection[str]) -> bool:
     if not is_model(certified):
         return False
     part = part_of(name)
-    if part == "weights" and name.endswith((".bin", ".bin.index.json", ".h5", ".msgpack")):
+    if part == "weights" and name.endswith((".bin", ".bin.index.json", ".h5", ".h5.index.json", ".msgpack")):
         return not any(n.endswith(".safetensors") for n in certified)
     if part == "tokenizer":  # where no tokenizer was certified, one may well be put beside the model later
         return any(part_of(n) == "tokenizer" for n in certified)

@@ -15,6 +15,7 @@ from ckptconv.plans.options import Choice, Size, Switch, Text, option
 from ckptconv.plans.plan import AssetFile, OutFile
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
+from ckptconv.writers.tensorflow import lay_out_h5
 from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITER", "HuggingFaceOptions", "layout_weights"]
@@ -91,8 +92,8 @@ class HuggingFaceOptions:
     """Own what a Hugging Face model is written with."""
 
     format: str = option(
-        Choice(("safetensors", "bin"), more=lambda: (c.name for c in CONTAINERS if c.stem)),
-        "Container of the weights.",
+        Choice(("safetensors", "bin", "h5"), more=lambda: (c.name for c in CONTAINERS if c.stem)),
+        "Container of the weights; h5 is what transformers 4's TensorFlow classes read.",
         default="safetensors",
         panel=_WHAT,
         common=True,
@@ -129,6 +130,8 @@ class HuggingFaceOptions:
 def _lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
     """Lay out the files of a model, or the one of an adapter."""
     how: HuggingFaceOptions = request.writing
+    if how.format == "h5":
+        return lay_out_h5(request, model, how.max_shard_size)
     tensors = [(n, dtype_named(s.dtype), s.shape) for n, s in model.tensors.items()]
     if model.adapter is not None:
         file = _layout_adapter(tensors, how.format)

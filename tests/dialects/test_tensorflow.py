@@ -13,6 +13,7 @@ from ckptconv.dialects.tensorflow import (
     stripped,
     torch_variable,
     unscoped,
+    variables_for,
 )
 from ckptconv.errors import FormatError, PlanError
 from tensorflow_models import class_names
@@ -104,3 +105,27 @@ def test_a_model_without_a_head_loses_its_own_level() -> None:
 def test_a_variable_of_no_known_model_is_refused_by_name() -> None:
     with pytest.raises(PlanError, match="loss/my_head"):
         saved_variables({"bert/embeddings/word_embeddings": (7, 4), "loss/my_head": (2,)}, "bert", "")
+
+
+@pytest.mark.parametrize("name", sorted(set(class_names()) - PARTIAL))
+def test_every_class_is_written_with_the_variables_it_saves(name: str) -> None:
+    case = class_names()[name]
+    model = Model(case["model_type"], name)
+    placements, homeless = variables_for(model, {n: tuple(s) for n, s in case["torch"].items()})
+    found = {p.name: list(p.shape) for p in placements}
+    wanted = dict(case["tf"])
+    extra = {n: s for n, s in found.items() if wanted.get(n) != s}
+    lacking = {n for n in wanted if n not in found}
+    assert not extra
+    # What torch has not: a pooler nobody reads, sinusoids, indices of 32 bits.
+    unread = ("mpnet/pooler", "embed_positions", "relative_position_index", "attention_bias_idxs")
+    assert all(any(word in n for word in unread) for n in lacking), lacking
+    counted = (COUNTER, "position_ids", "relative_position_index", "attention_bias_idxs")
+    assert all(n.endswith(counted) for n in homeless), homeless
+
+
+def test_a_class_without_a_tensorflow_form_is_named() -> None:
+    with pytest.raises(PlanError, match="LlamaForCausalLM had no TensorFlow form"):
+        variables_for(Model("llama", "LlamaForCausalLM"), {"lm_head.weight": (2, 3)})
+    with pytest.raises(PlanError, match="BertForPreTraining"):
+        variables_for(Model("bert", "BertForDancing"), {})

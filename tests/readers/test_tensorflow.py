@@ -20,6 +20,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack(tmp_path_factory.mktemp("tensorflow"))
 
 
+@pytest.fixture(autouse=True)
+def _transformers_is_asked_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave transformers' word on names to the one test about loading: it takes seconds."""
+    if "transformers" not in request.node.name:
+        monkeypatch.setattr("ckptconv.planning.foreign.ask", lambda *asked: None)
+
+
 @pytest.fixture
 def copy(models: Path, tmp_path: Path) -> Path:
     """A copy of BERT's folder that may be spoilt."""
@@ -169,3 +176,51 @@ def test_one_of_several_savers_checkpoints(models: Path, tmp_path: Path) -> None
     found = open_checkpoint(tmp_path)
     assert found.iteration == 20 and found.data.name == "bert_model.ckpt-20.index"
     assert open_checkpoint(tmp_path / "bert_model.ckpt-10.index").iteration == 10
+
+
+WRITTEN = (
+    "albert-mlm",
+    "bert-base",
+    "bert-mlm",
+    "gpt2-sharded",
+    "marian",
+    "mistral-st",
+    "resnet",
+    "wav2vec2-ctc",
+)
+
+
+@pytest.mark.parametrize("size", ["5GB", "9KB"])
+@pytest.mark.parametrize("case", WRITTEN)
+def test_written_as_h5_and_read_again(models: Path, tmp_path: Path, case: str, size: str) -> None:
+    source, out = models / case / "hf", tmp_path / "out"
+    succeeds("convert", "--to", "hf", "--format", "h5", "--max-shard-size", size, source, out)
+    names = {p.name for p in out.iterdir() if p.name.startswith("tf_model")}
+    assert (
+        ("tf_model.h5.index.json" in names and len(names) > 2) if size == "9KB" else names == {"tf_model.h5"}
+    )
+    succeeds("convert", "--to", "hf", out, tmp_path / "back")
+    assert_equal(loaded(tmp_path / "back"), loaded(source))
+
+
+def test_h5_is_proved_certified_and_replaced(models: Path, tmp_path: Path) -> None:
+    source, out = models / "bert-mlm" / "hf", tmp_path / "out"
+    succeeds("convert", "--to", "hf", "--format", "h5", "--verify", source, out)
+    succeeds("check", out)
+    raw = bytearray((out / "tf_model.h5").read_bytes())
+    raw[-100] ^= 1
+    (out / "tf_model.h5").write_bytes(raw)
+    assert ckptconv("verify-roundtrip", source, out).code == 3 == ckptconv("check", out).code
+    succeeds("convert", "--to", "hf", "--overwrite", source, out)
+    assert not list(out.glob("*.h5"))
+
+
+def test_h5_is_refused_where_tensorflow_could_not_read_it(models: Path, tmp_path: Path) -> None:
+    source, out = models / "bert-mlm" / "hf", tmp_path / "out"
+    wrong = ("convert", "--format", "h5", source, out)
+    fails(4, *wrong, "--to", "hf", "--dtype", "bfloat16", naming=("bfloat16", "--dtype float32"), out=out)
+    config = tmp_path / "config"
+    config.mkdir()
+    said = json.loads((source / "config.json").read_bytes())
+    (config / "config.json").write_text(json.dumps({**said, "architectures": ["BertForQuestionAnswering"]}))
+    fails(4, *wrong, "--to", "hf", "--config", config, naming=("TFBertForQuestionAnswering", "cls."), out=out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ckptconv.dialects.tensorflow.classes import class_of, scope_of
+from ckptconv.dialects.tensorflow.inverse import Placement, variables_for
 from ckptconv.dialects.tensorflow.names import Variable, stripped, torch_variable, unscoped
 from ckptconv.dialects.tensorflow.saver import family_of, saved_variables
 from ckptconv.dialects.tensorflow.special import Left, Model, settle
@@ -10,6 +11,7 @@ from ckptconv.dialects.tensorflow.special import Left, Model, settle
 __all__ = [
     "Left",
     "Model",
+    "Placement",
     "Variable",
     "class_of",
     "family_of",
@@ -19,4 +21,5 @@ __all__ = [
     "stripped",
     "torch_variable",
     "unscoped",
+    "variables_for",
 ]
