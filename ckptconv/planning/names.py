@@ -20,8 +20,9 @@ from ckptconv.planning.adapters.carry import carried, ones
 from ckptconv.planning.adapters.lora import alone, follow, refuse_tied, term_steps
 from ckptconv.planning.foreign import own_names, renaming
 from ckptconv.planning.model import Architecture
+from ckptconv.planning.tied import ends, has_drifted
 from ckptconv.plans.casting import cast_chains, cast_steps
-from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.plans.request import Request
 from ckptconv.relations import Relation, Spec
@@ -47,6 +48,7 @@ class Named:
         terms: What is added to tensors; operands are among the relation's tensors, but not written.
         adapter: adapter_config.json, where a checkpoint of ranks gives its adapter alone.
         via: Dtypes tensors are rounded to on the way, by these names.
+        notes: What a user should know.
     """
 
     relation: Relation
@@ -57,6 +59,7 @@ class Named:
     terms: Terms = field(default_factory=dict)
     adapter: AssetFile | None = None
     via: Mapping[str, DType] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     @property
     def written(self) -> dict[str, Spec]:
@@ -141,7 +144,17 @@ def name_tensors(
         via = {p.right.tensor: via[p.left.tensor] for p in packed.pairs if p.left.tensor in via}
         steps += _saved_steps(packed)
         relation, terms = relation.compose(packed), follow(terms, packed)
-    relation, aliases, tied = _tie(checkpoint, relation, aliases, unresolved, family, config)
+    embed, head, says = ends(relation, family, config)
+    notes: list[Note] = []
+    drifted = bool(says and embed in relation.right and head in relation.right) and has_drifted(
+        checkpoint, relation, via, str(head), str(embed)
+    )
+    if drifted:
+        text = f"config.json ties {head} to {embed}, but they differ: both are written, and the flag is false"
+        notes.append(Note("warning", text))
+    relation, aliases, tied = _tie(
+        checkpoint, relation, aliases, unresolved, family, None if drifted else config
+    )
     refuse_tied(terms, aliases)
     steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
     if options.dtype != "keep":
@@ -152,7 +165,17 @@ def name_tensors(
     steps += cast_steps({n: c for n, c in casts.items() if n not in operands(terms)})
     copies = Counter(p.right.tensor for p in relation.pairs if p.left_copy)
     steps += [Step("compare", name, f"{n} other copies must agree") for name, n in copies.items()]
-    return Named(relation, casts, aliases, tied, tuple(steps), terms, adapter, via)
+    return Named(
+        relation,
+        casts,
+        aliases,
+        False if drifted else tied,
+        tuple(steps),
+        terms,
+        adapter,
+        via,
+        tuple(notes),
+    )
 
 
 def _with_dtype(relation: Relation, target: DType, kept: Collection[str]) -> Relation:

@@ -141,7 +141,7 @@ def _in_names(
         named.relation.check()
     check_whole(checkpoint, named.relation)
     adapter = made.config or named.adapter
-    notes = [*checkpoint.notes, *model.notes]
+    notes = [*checkpoint.notes, *model.notes, *named.notes]
     config, family = model.config, model.family
     if adapter is not None:
         model = replace(model, config=None)
@@ -189,7 +189,7 @@ def _in_slots(checkpoint: Checkpoint, request: Request, lent: ConfigFound | None
     relation = relation.compose(inner)
     steps = [s for s in named.steps if s.kind != "cast"]
     steps += [Step("drop", n, _BUFFER) for n in buffers]
-    notes = [*checkpoint.notes, *model.notes, *compare(family, config.values, named)]
+    notes = [*checkpoint.notes, *model.notes, *named.notes, *compare(family, config.values, named)]
     laid = Laid(relation.right, checkpoint, config.values, family, named.tied)
     return _Made(laid, relation, named, model, follow_through(named.via, inner), steps, notes)
 

@@ -39,7 +39,7 @@ WITH_PEFT = "merge it with peft (merge_and_unload) and convert the result"
 # What makes an adapter more than W + scale * (B @ A) (peft 0.21, tuners/lora/config.py).
 _REFUSED = (
     "use_dora", "use_qalora", "use_bdlora", "layer_replication", "alora_invocation_tokens", "arrow_config",
-    "kasa_config", "monteclora_config", "velora_config", "target_parameters", "trainable_token_indices",
+    "kasa_config", "monteclora_config", "velora_config", "target_parameters",
 )  # fmt: skip
 
 # Values of init_lora_weights that take the adapter's first product out of the base weights.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from math import isfinite
 from pathlib import Path
 
 from ckptconv.dialects.factors import factor_of
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.places.places import place
-from ckptconv.planning.adapters.adapter import WITH_PEFT, AdapterConfig, Scales, read_config
+from ckptconv.planning.adapters.adapter import WITH_PEFT, Scales
 from ckptconv.planning.adapters.lora import Prepared
+from ckptconv.planning.adapters.said import find_adapter_config
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import declared
 from ckptconv.plans.request import Request
@@ -65,7 +65,7 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
     if not found:
         raise UsageError("the checkpoint holds no LoRA adapters", hint="leave out --lora")
     tensors = checkpoint.relation.right
-    scales = Scales.of(_config(trained), options)
+    scales = Scales.of(find_adapter_config(trained, trained.root, trained.data), options)
     terms: dict[str, tuple[Term, ...]] = {}
     for weight, factors in found.items():
         rank = _rank(weight, factors, tensors, checkpoint.data)
@@ -121,23 +121,6 @@ def _rank(weight: str, factors: _Factors, tensors: Mapping[str, Spec], where: Pa
             hint=WITH_PEFT,
         )
     return a[0]
-
-
-def _config(checkpoint: Checkpoint) -> AdapterConfig | None:
-    """Return what an adapter_config.json says of the scale, else what the training arguments do.
-
-    MindSpeed-LLM's are ``lora_alpha`` and ``lora_r`` (c77308a1, ``features_manager/finetune/lora.py``).
-    """
-    found = read_config(*dict.fromkeys((checkpoint.root, checkpoint.data)))
-    if found is not None or not checkpoint.arguments.get("lora_target_modules"):
-        return found  # without targets the other arguments are what they are in every run, their defaults
-    said = {"lora_alpha": checkpoint.arguments.get("lora_alpha"), "r": checkpoint.arguments.get("lora_r")}
-    numbers = {
-        k: v
-        for k, v in said.items()
-        if isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v) and v > 0
-    }
-    return AdapterConfig(numbers, checkpoint.data, "the training run") if numbers else None
 
 
 def _open(folder: Path, base: Checkpoint, options: Request) -> Checkpoint:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from ckptconv.assets.config import read_config as read_model_config
 from ckptconv.containers import safetensors
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError, UsageError
+from ckptconv.families import find_family
 from ckptconv.places.places import place
 from ckptconv.planning.adapters.adapter import (
     WITH_PEFT,
@@ -23,11 +26,15 @@ from ckptconv.planning.adapters.adapter import (
 )
 from ckptconv.planning.adapters.lora import Prepared, as_adapter, low_rank, refuse_tied, renamed
 from ckptconv.planning.adapters.lora_ranks import prepare_ranks
+from ckptconv.planning.adapters.said import find_adapter_config
+from ckptconv.planning.adapters.tokens import rows_name, with_rows
+from ckptconv.planning.model import find_config
+from ckptconv.planning.tied import ends
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.request import Request
 from ckptconv.readers.torch_file import named_tensors
-from ckptconv.relations import LowRank, Relation, Scaled, Spec
+from ckptconv.relations import Box, LowRank, Pair, Relation, Scaled, Spec
 
 __all__ = ["prepare"]
 
@@ -40,6 +47,10 @@ _COPY = re.compile(r"\.modules_to_save\.(?P<adapter>[^.]+)(?=\.)")
 _ORIGINAL = re.compile(r"\.original_module(?=\.)")
 # What stands before the names of the model that PEFT wraps: a value head's module may stand around all of it.
 _AROUND = re.compile(r"^(?:[^.]+\.)*?base_model\.model\.")
+_TOKENS = re.compile(
+    r"(?P<module>.+)\.token_adapter\."
+    r"(?:base_layer\.weight|trainable_tokens_delta(?P<delta>)(?:\.(?P<adapter>[^.]+))?)"
+)
 _OTHER = re.compile(
     r"(?:^|\.)(?:lora_(?!A\b|B\b|embedding_[AB]\b)\w+|ia3_\w+|hada_\w+|lokr_\w+|oft_\w+|boft_\w+|vera_\w+"
     r"|token_adapter|trainable_tokens_\w+)(?:\.|$)"
@@ -64,11 +75,13 @@ class _Found:
         parts: Adapters by module.
         names: Every other tensor's own name, or None for what a trained copy replaces.
         saved: Names of those copies.
+        tokens: Rows trained for single tokens, by the module they are of.
     """
 
     parts: Mapping[str, _Parts]
     names: Mapping[str, str | None]
     saved: frozenset[str]
+    tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
@@ -94,9 +107,11 @@ def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
     if options.adapter is not None:
         checkpoint, config = _with_adapter(checkpoint, place(options.adapter).expanduser())
     else:
-        config = read_config(*dict.fromkeys((checkpoint.root, _folder(checkpoint))))
+        config = find_adapter_config(checkpoint, checkpoint.root, _folder(checkpoint))
     found = _find(checkpoint, options.drop)
     checkpoint = renamed(checkpoint, {**found.names, **_operand_names(found)})
+    if options.lora != "adapter" and found.tokens:
+        checkpoint = with_rows(checkpoint, list(found.tokens), config)
     tensors = dict(checkpoint.relation.right)
     scales = Scales.of(config, options)
     adapters, biases = {}, {}
@@ -115,7 +130,12 @@ def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
     embeddings = {f"{m}.weight" for m, p in found.parts.items() if p.embedding}
     products = low_rank(tensors, adapters, embeddings, config.fan_in_fan_out if config is not None else None)
     if options.lora == "adapter":
-        others = _trained(checkpoint, found, config)
+        kept, notes = _resized(checkpoint, options, config)
+        for alias in [n for n in kept if n in checkpoint.aliases]:
+            checkpoint = _doubled(checkpoint, alias)
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
+        rows = {rows_name(m): f"{m}.token_adapter.trainable_tokens_delta" for m in found.tokens}
+        others = {**kept, **rows, **_trained(checkpoint, found, config)}
         return as_adapter(checkpoint, products, config, embeddings=embeddings, others=others)
     return Prepared(checkpoint, {**{n: (t,) for n, t in products.items()}, **biases})
 
@@ -126,6 +146,7 @@ def _find(checkpoint: Checkpoint, drops: tuple[str, ...]) -> _Found:
     names: dict[str, str | None] = {}
     adapters: dict[str, str] = {}
     saved: set[str] = set()
+    tokens: dict[str, str] = {}
     every = [*checkpoint.relation.right, *checkpoint.aliases, *checkpoint.unresolved]
     for name in every:
         if any(fnmatchcase(name, d) for d in drops):
@@ -142,6 +163,15 @@ def _find(checkpoint: Checkpoint, drops: tuple[str, ...]) -> _Found:
                 here.a = name
             else:
                 here.b = name
+        elif m := _TOKENS.fullmatch(name):
+            module = _AROUND.sub("", m["module"], count=1)
+            if m["delta"] is None:
+                names[name] = f"{module}.weight"
+            else:
+                adapters.setdefault(m["adapter"] or "default", name)
+                shared = name in checkpoint.aliases
+                names[name] = None if shared else rows_name(module)
+                tokens |= {} if shared else {module: name}
         elif m := _COPY.search(name):
             adapters.setdefault(m["adapter"], name)
             names[name] = _bare(_COPY.sub("", name))
@@ -152,7 +182,7 @@ def _find(checkpoint: Checkpoint, drops: tuple[str, ...]) -> _Found:
             raise PlanError(f"{name} is of an adapter that is no plain LoRA", hint=WITH_PEFT)
         else:
             names[name] = _bare(name)
-    if not parts:
+    if not parts and not tokens:
         raise UsageError("the checkpoint holds no LoRA adapters", hint="leave out --lora")
     if len(adapters) > 1:
         raise PlanError(
@@ -164,7 +194,7 @@ def _find(checkpoint: Checkpoint, drops: tuple[str, ...]) -> _Found:
             if part not in checkpoint.relation.right:
                 there, lacks = (here.a, "lora_B") if here.a else (here.b, "lora_A")
                 raise PlanError(f"{module} has {there}, but no data of {lacks}", where=checkpoint.data)
-    return _Found(parts, names, frozenset(saved))
+    return _Found(parts, names, frozenset(saved), tokens)
 
 
 def _bare(name: str) -> str:
@@ -214,6 +244,53 @@ def _trained(checkpoint: Checkpoint, found: _Found, config: AdapterConfig | None
         if parts.bias:
             others[f"{module}.bias.lora_B"] = f"{module}.lora_B.bias"
     return others
+
+
+def _resized(
+    checkpoint: Checkpoint, options: Request, config: AdapterConfig | None
+) -> tuple[dict[str, str], list[Note]]:
+    """Return embedding and head where they have other rows than the base model's, and so exist nowhere else.
+
+    So PEFT saves them too (peft 0.21, ``utils/save_and_load.py``, ``save_embedding_layers="auto"``).
+    """
+    named = config.values.get("base_model_name_or_path") if config is not None else None
+    seen = isinstance(named, str) and bool(named) and (Path(named) / "config.json").is_file()
+    if seen:
+        base: Mapping[str, Any] = read_model_config(Path(str(named)))
+    else:
+        found = find_config(checkpoint, options.config, needed=False)
+        base = found.values if found is not None else {}
+    text = base.get("text_config")
+    size = base.get("vocab_size", text.get("vocab_size") if isinstance(text, Mapping) else None)
+    embed, head, _ = ends(checkpoint.relation, find_family(base.get("model_type")), base)
+    tensors = checkpoint.relation.right
+    if embed is None or embed not in tensors:
+        return {}, []
+    rows = tensors[embed].shape[0]
+    if isinstance(size, int) and rows != size:
+        return {n: n for n in (embed, head) if n is not None and n in {**tensors, **checkpoint.aliases}}, []
+    if seen or not named:
+        return {}, []
+    said = (
+        f"{embed} ({rows} rows) is left out as the base model's, but {named} is not here to compare: if "
+        "the vocabulary was resized, give the base model's config with --config to keep it"
+    )
+    return {}, [Note("warning", said)]
+
+
+def _doubled(checkpoint: Checkpoint, alias: str) -> Checkpoint:
+    """Make a name that shares another tensor's data a tensor of its own, as PEFT saves it."""
+    kept, tensors = checkpoint.aliases[alias], checkpoint.relation.right
+    spec = tensors[kept]
+    pairs = [Pair(Box.whole(n, s.shape), Box.whole(n, s.shape)) for n, s in tensors.items() if s.numel]
+    pairs.append(Pair(Box.whole(kept, spec.shape), Box.whole(alias, spec.shape), right_copy=True))
+    both = Relation(dict(tensors), {**tensors, alias: spec}, tuple(pairs))
+    return replace(
+        checkpoint,
+        relation=checkpoint.relation.compose(both),
+        via={**checkpoint.via, **({alias: checkpoint.via[kept]} if kept in checkpoint.via else {})},
+        aliases={a: k for a, k in checkpoint.aliases.items() if a != alias},
+    )
 
 
 def _with_adapter(checkpoint: Checkpoint, folder: Path) -> tuple[Checkpoint, AdapterConfig | None]:
