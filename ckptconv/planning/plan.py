@@ -14,7 +14,14 @@ from ckptconv.families import Family
 from ckptconv.planning.adapters.carry import ones
 from ckptconv.planning.adapters.lora import term_steps
 from ckptconv.planning.adapters.peft import prepare
-from ckptconv.planning.decode import as_values, check_whole, decode_steps, decoded, is_opaque
+from ckptconv.planning.decode import (
+    as_values,
+    check_whole,
+    decode_steps,
+    decoded,
+    is_opaque,
+    of_one_type,
+)
 from ckptconv.planning.decode.encode import form_asked, in_blocks, quantization_config
 from ckptconv.planning.folder import compare, gather_assets
 from ckptconv.planning.foreign import judged
@@ -218,6 +225,7 @@ def _finished(made: _Made, target: Target, request: Request, writer: Writer) -> 
         relation = relation.compose(outer)
         if request.dtype == "keep":
             relation = as_stored(relation, target.dtypes)
+        source, relation = of_one_type(source, relation)
         casts = cast_chains(source, relation, follow_through(made.via, outer))
         if not made.laid.keeps:
             terms = ones(outer, _centering(made, target))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
+from ckptconv.containers.decoded import Decoded
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
@@ -15,7 +16,7 @@ from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import Plan, Step
 from ckptconv.relations import Relation
 
-__all__ = ["cast_chains", "cast_steps", "recast"]
+__all__ = ["cast_chains", "cast_steps", "recast", "rounded"]
 
 
 def cast_chains(
@@ -70,8 +71,42 @@ def cast_steps(casts: Mapping[str, tuple[DType, ...]]) -> list[Step]:
     return steps
 
 
+def rounded(plan: Plan) -> Plan:
+    """Return the same plan with values rounded where they are decoded, in place of a cast from float32."""
+    keys: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
+    for pair in plan.relation.pairs:
+        names.setdefault(pair.left.tensor, set()).add(pair.right.tensor)
+        keys.setdefault(pair.right.tensor, set()).add(pair.left.tensor)
+    coded = {k for k in names if isinstance(plan.stored[k], Decoded)}
+    chains = {n: c for n, c in plan.casts.items() if len(c) == 2 and n not in plan.terms}
+    chosen = {n for n in chains if keys[n] <= coded}
+    while True:  # one that shares its codes with another is rounded as that is
+        fine = {
+            n
+            for n in chosen
+            if all(chains.get(m) == chains[n] and m in chosen for k in keys[n] for m in names[k])
+        }
+        if fine == chosen:
+            break
+        chosen = fine
+    if not chosen:
+        return plan
+    stored, left = dict(plan.stored), dict(plan.relation.left)
+    for name in chosen:
+        for key in keys[name]:
+            held, dtype = plan.stored[key], chains[name][1]
+            assert isinstance(held, Decoded)
+            stored[key] = held.rounded(dtype)
+            left[key] = replace(left[key], dtype=dtype.name)
+    casts = {n: c for n, c in plan.casts.items() if n not in chosen}
+    return replace(plan, relation=replace(plan.relation, left=left), stored=stored, casts=casts)
+
+
 def recast(plan: Plan, dtypes: Mapping[str, str]) -> Plan:
     """Return a plan that writes some tensors in other element types, rounded from what it would write.
+
+    What is decoded is rounded once, whatever it is written in.
 
     Raises:
         PlanError: if such a cast is not between floats.
@@ -84,9 +119,11 @@ def recast(plan: Plan, dtypes: Mapping[str, str]) -> Plan:
     left = plan.relation.left
     stored = {p.right.tensor: left[p.left.tensor].dtype for p in plan.relation.pairs if not p.left_copy}
     casts = dict(plan.casts)
+    coded = {p.right.tensor for p in plan.relation.pairs if isinstance(plan.stored[p.left.tensor], Decoded)}
     for name, to in changed.items():
         begin = stored.get(name, plan.relation.right[name].dtype)
-        chain = [*(casts.get(name) or (dtype_named(begin),)), dtype_named(to)]
+        before = casts.get(name) or (dtype_named(begin),)
+        chain = [*(before[:1] if name in coded else before), dtype_named(to)]
         if any(d.kind != "float" for d in chain):
             raise PlanError(f"{name} is stored as {chain[0]} and cannot become {to}")
         short = tuple(d for i, d in enumerate(chain) if i == 0 or d != chain[i - 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
@@ -28,7 +29,7 @@ def named_tensors(graph: GraphBuilder, tensors: dict[str, FileTensor]) -> dict[s
     for name, t in tensors.items():
         kept = first.setdefault((t.path, t.offset, t.shape, t.stride, t.dtype), name) if t.numel else name
         if kept == name:
-            graph.whole(f"{Path(t.path).name}/{name}", t, name)
+            graph.whole(f"{os.path.basename(t.path)}/{name}", t, name)
         else:
             aliases[name] = kept
     return aliases

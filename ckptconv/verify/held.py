@@ -10,6 +10,7 @@ from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import FormatError, PlanError
+from ckptconv.plans.casting import rounded
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import OutFile, Plan
 from ckptconv.relations import Box, Drop, Pair, Relation, Spec
@@ -76,7 +77,7 @@ def hold(plan: Plan, out: Checkpoint, way: Relation, wrong: Collection[str] = ()
         PlanError: if the output holds tensors in a form they cannot be compared in.
         FormatError: if tensors of a file overlap.
     """
-    wanted = planned(plan)
+    plan, wanted = rounded(plan), planned(plan)
     names = [n for n in wanted if n in way.right and n not in wrong]
     places = _simple(way, out.stored, names)
     if all(n in places for n in names):

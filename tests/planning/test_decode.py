@@ -95,6 +95,23 @@ def test_other_targets_get_values_by_themselves(tmp_path):
             )
 
 
+def test_a_tensor_of_ranks_may_be_quantised_in_parts(tmp_path):
+    stored, values = quantised.tensors_of("fp8-block")
+    for end in ("self_attn.k_proj.weight", "mlp.up_proj.weight"):
+        name = LAYER + end
+        del stored[f"{name}_scale_inv"]
+        stored[name] = values[name]
+    quantised.write(tmp_path / "q", stored, quantised.KINDS["fp8-block"][1])
+    quantised.plain(tmp_path / "p", values)
+    for source in ("q", "p"):
+        ckptconv.convert(tmp_path / source, tmp_path / f"{source}-out", to="megatron", tp=2)
+    files = [p for p in sorted((tmp_path / "q-out").rglob("*")) if p.is_file()]
+    assert files
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "p-out" / path.relative_to(tmp_path / "q-out")).read_bytes()
+    assert ckptconv.verify_roundtrip(tmp_path / "q", tmp_path / "q-out").ok
+
+
 @pytest.mark.parametrize("pattern", ["*scale_inv", "*q_proj.weight", "*.weight_scale_inv"])
 def test_dropping_scales_never_leaves_codes_as_weights(tmp_path, pattern):
     quantised.model(tmp_path / "q", "fp8-block")
@@ -268,6 +285,13 @@ def test_verify_computes_it_again_and_finds_a_flip_in_codes_and_scales(tmp_path,
         save_file({**held, name: changed}, path, {"format": "pt"})
         found = ckptconv.verify_roundtrip(tmp_path / "q", tmp_path / "out")
         assert not found.ok and "down_proj" in found.mismatches[0].tensor
+
+
+@pytest.mark.parametrize("to", ["hf", "megatron"])
+def test_verify_finds_out_what_values_were_rounded_to(tmp_path, to):
+    quantised.model(tmp_path / "q", "fp8-block")
+    ckptconv.convert(tmp_path / "q", tmp_path / "out", to=to, dtype="float16")
+    assert ckptconv.verify_roundtrip(tmp_path / "q", tmp_path / "out").ok
 
 
 def test_diff_compares_values(tmp_path):

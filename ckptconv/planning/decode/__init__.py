@@ -22,7 +22,6 @@ from ckptconv.plans.checkpoint import Checkpoint, Note, Quantised, beside_of
 from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.plans.request import Request
 from ckptconv.relations import Box, Drop, Pair, Relation, Spec
-from ckptconv.relations.pair import sorted_axes
 
 __all__ = [
     "as_values",
@@ -32,6 +31,7 @@ __all__ = [
     "form_of",
     "is_opaque",
     "noted",
+    "of_one_type",
     "quantised",
     "values_of",
     "with_values",
@@ -204,7 +204,7 @@ def _stored(checkpoint: Checkpoint, pairs: Mapping[str, Pair], name: str) -> Sto
     pair, spec = pairs.get(kept), checkpoint.relation.right[kept]
     if pair is not None:
         stored = checkpoint.stored[pair.left.tensor]
-        straight = all(s == 1 for _, s, _ in sorted_axes(pair.left)) and pair.left.size == pair.right.size
+        straight = pair.left.is_contiguous and pair.right.is_contiguous
         whole = pair.left.offset == 0 and pair.left.numel == stored.numel == spec.numel
         if straight and whole and stored.dtype.name == spec.dtype:
             return stored
@@ -262,9 +262,9 @@ def _decoded_pair(
     """Store a weight that is computed, and relate it to its name."""
     operands: dict[str, Stored] = {}
     for role, (name, matrix) in part.operands.items():
-        operands[role] = replace(_stored(checkpoint, pairs, name), shape=matrix)
-    order = part.order or tuple(range(len(part.shape)))
-    shape = tuple(part.shape[a] for a in order)
+        held = _stored(checkpoint, pairs, name)
+        operands[role] = Stored(held.dtype, matrix, held.extents)
+    shape = part.shape if part.order is None else tuple([part.shape[a] for a in part.order])
     key = f"decoded/{part.name}"
     stored[key] = Decoded(
         _FLOAT32,
@@ -277,7 +277,10 @@ def _decoded_pair(
         {role: name for role, (name, _) in part.operands.items()},
         part.kind,
     )
-    return Pair(Box.whole(key, shape), Box.of(part.name, part.shape, order=order))
+    here = Box.whole(part.name, shape)
+    if part.order is not None:
+        here = Box.of(part.name, part.shape, order=part.order)
+    return Pair(Box.whole(key, shape), here)
 
 
 def decode_steps(checkpoint: Checkpoint) -> list[Step]:
@@ -311,6 +314,32 @@ def check_whole(checkpoint: Checkpoint, relation: Relation) -> None:
                 where=checkpoint.data,
                 hint=f"drop or keep all of {weight}'s tensors, or write values with --dequantize",
             )
+
+
+def of_one_type(checkpoint: Checkpoint, relation: Relation) -> tuple[Checkpoint, Relation]:
+    """Round values as they are decoded where a tensor is also made of parts that are stored in its type.
+
+    A model may be quantised but for some layers, and ranks hold query, key and value as one tensor.
+    """
+    if checkpoint.quantised is None or not checkpoint.quantised.decoded:
+        return checkpoint, relation
+    plain: dict[str, set[str]] = {}
+    coded: dict[str, set[str]] = {}
+    for pair in relation.pairs:
+        key, name = pair.left.tensor, pair.right.tensor
+        if isinstance(checkpoint.stored[key], Decoded):
+            coded.setdefault(key, set()).add(name)
+        else:
+            plain.setdefault(name, set()).add(relation.left[key].dtype)
+    left, stored = dict(relation.left), dict(checkpoint.stored)
+    for key, names in coded.items():
+        dtypes = {relation.right[n].dtype for n in names}
+        if len(dtypes) == 1 and any(plain.get(n) == dtypes for n in names):
+            held, dtype = stored[key], dtypes.pop()
+            assert isinstance(held, Decoded)
+            stored[key] = held.rounded(BY_NAME[dtype])
+            left[key] = replace(left[key], dtype=dtype)
+    return replace(checkpoint, stored=stored), replace(relation, left=left)
 
 
 def is_opaque(checkpoint: Checkpoint) -> bool:

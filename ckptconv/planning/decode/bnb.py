@@ -17,6 +17,7 @@ MARK = ".quant_state.bitsandbytes__"
 
 _KINDS = ("nf4", "fp4")
 _MOST = 1 << 16  # bytes of a description
+_LONGEST = 1 << 16  # elements that share a scale; bitsandbytes knows 64 to 4,096
 
 
 def find(given: Given, state: str) -> Part:
@@ -74,7 +75,8 @@ def _state(given: Given, name: str) -> dict[str, Any]:
 
 def _whole(says: dict[str, Any], key: str, state: str, value: object = None) -> int:
     value = says.get(key) if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    most = _LONGEST if key.endswith("blocksize") else 1 << 62
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise PlanError(f"{state}: {key} is {value!r}", hint="the file is damaged: copy it again")
     return value
 

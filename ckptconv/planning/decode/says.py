@@ -50,7 +50,7 @@ class Says:
         """Return the settings of compressed-tensors' group a module is of (``config_groups``)."""
         groups = self.values.get("config_groups")
         found = [g for g in groups.values() if isinstance(g, Mapping)] if isinstance(groups, Mapping) else []
-        for group in found:
+        for group in found if len(found) > 1 else ():
             targets = group.get("targets")
             for target in targets if isinstance(targets, list) else ():
                 if _matches(str(target), module):
@@ -61,6 +61,8 @@ class Says:
 def _matches(target: str, module: str) -> bool:
     if not target.startswith("re:"):
         return target == module or ("." in target and module.endswith(f".{target}"))
+    if re.search(r"\)[*+{]", target):  # repeats of repeats may never end
+        return False
     try:
         return re.match(target[3:], module) is not None
     except re.error:

@@ -38,6 +38,11 @@ def find(given: Given, name: str) -> Part | None:
         return None
     if leaf == "weight" and f"{module}.SCB" in given.tensors:
         return _llm_int8(given, name, spec)
+    if spec.dtype == "int8" and leaf == "weight" and f"{module}.scale" in given.tensors:
+        raise PlanError(
+            f"{name} is int8 with a {module}.scale: codes of four bits in a layout that is not known",
+            hint="take the model in another form, or unquantised",
+        )
     scale = next((s for s in _scales(name, module, leaf) if s in given.tensors), None)
     if scale is None:
         if spec.dtype == "int8" and not given.says.method:
