@@ -127,9 +127,10 @@ def _kinds(parts: Collection[Part]) -> tuple[str, ...]:
 
 def form_of(source: Checkpoint, there: Checkpoint) -> str | None:
     """Return what a source was quantised to, of `encode.FORMS`, if what was written of it was."""
-    found, says = quantised(there), _says(there, None)
-    if found is None or not found.members or says.method != "fp8":
+    found = quantised(there)
+    if found is None or not found.members or found.method != "fp8":
         return None
+    says = _says(there, None)
     if says.values.get("weight_block_size") != [128, 128] or source.relation.right == there.relation.right:
         return None
     ours = quantised(source)
