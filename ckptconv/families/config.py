@@ -24,6 +24,8 @@ __all__ = [
     "unspoken",
 ]
 
+# Of a family that does not say what its config.json states: all of it goes along with arguments.
+_SILENT = Template("", {})
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
 # What every config says of rotary embedding, whatever its family calls it.
 _ROTARY = {
@@ -74,7 +76,8 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
     Raises:
         PlanError: if the architecture needs a value that is not known, or cannot say what the facts say.
     """
-    template, given = template_of(family), _given(facts)
+    given = _given(facts)
+    template = _SILENT if given and family.template is None else template_of(family)
     model_type = given.get("model_type", family.model_types[0])
     if against := _against(facts, family, template) if not given else []:
         raise PlanError(
@@ -143,13 +146,13 @@ def beside(config: Config, facts: Facts, family: Family, gaps: Sequence[str]) ->
         family: Its architecture.
         gaps: What they cannot say, as far as is known.
     """
-    if family.template is None or not (gaps or family.template.carried):
+    if family.template is not None and not (gaps or family.template.carried):
         return {}
     return {"hf_config": _left_unsaid(config, facts, family)}
 
 
 def _left_unsaid(config: Config, facts: Facts, family: Family) -> dict[str, Any]:
-    plain, template = flat(config), template_of(family)
+    plain, template = flat(config), family.template or _SILENT
     said: dict[str, Any] = {"architectures": [template.architecture], **template.literals}
     for key, words in template.keys.items():
         try:

@@ -106,7 +106,7 @@ def nearest(facts: Facts, slots: Collection[str]) -> tuple[Family, list[str]] | 
     found = [
         (list(_against(family, family.template, seen, slots)), family)
         for family in FAMILIES
-        if family.template is not None
+        if family.template is not None and not family.template.by_name
     ]
     # Of those that as little speaks against, the one that is meant if nothing is said.
     like = {name for _, f in found if f.template is not None for name in f.template.like}
