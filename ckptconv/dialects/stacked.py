@@ -119,7 +119,7 @@ def _declare(right: dict[str, Spec], name: str, spec: Spec, key: str) -> None:
 def _names(key: str, shape: tuple[int, ...]) -> tuple[list[str], tuple[int, ...]]:
     """Return the names of what a saved tensor stacks, in its order, and the shape of each."""
     axes = stacked_axes(key)
-    if len(shape) <= axes:
+    if len(shape) < axes:
         raise PlanError(f"{key} {list(shape)} has no axis for what it stacks", hint=_HINT)
     counts, rest = list(shape[:axes]), shape[axes:]
     match = _STACK.fullmatch(key)

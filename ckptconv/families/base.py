@@ -325,7 +325,7 @@ def _has(blocks: frozenset[str], slot: str) -> bool:
 
 def _shapes(slots: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Return a family's own shapes; a layer for multi-token prediction has the slots of any layer."""
-    found = {name: tuple(axes.split(",")) for name, axes in slots.items()}
+    found = {name: tuple(a for a in axes.split(",") if a) for name, axes in slots.items()}
     mtp = {f"mtp{n.removeprefix('layers')}": a for n, a in found.items() if n.startswith("layers.")}
     return {**mtp, **found}
 

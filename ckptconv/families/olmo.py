@@ -76,3 +76,19 @@ OLMOE = Family(
         by_name=True,
     ),
 )
+FLEX = Family(
+    name="flex_olmo",
+    model_types=("flex_olmo",),
+    entries=(EMBED, *_ATTENTION, *QK_NORMS, *ROUTED, *POST_NORMS, *ENDS),
+    flags={"tie_word_embeddings": False},
+    ignored=IGNORED,
+    sizes=over_all_heads,
+    template=decoder(
+        "FlexOlmoForCausalLM",
+        _SPARSE,
+        without=("head_dim",),
+        fixed={"qk_norm": True, "post_norm": True, "dense_layers": [], **PLAIN_ROUTING},
+        assumed={**_ASSUMED, "norm_topk_prob": False},
+        by_name=True,
+    ),
+)
