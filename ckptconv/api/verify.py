@@ -16,7 +16,7 @@ from ckptconv.dtypes import DType
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import DEFAULT_MEMORY, Options
 from ckptconv.errors import UsageError
-from ckptconv.families import Family, find_family
+from ckptconv.families import Family, family_of
 from ckptconv.places.files import SourceFiles
 from ckptconv.places.places import PathArg, is_remote, place
 from ckptconv.planning.decode import quantised, values_of
@@ -207,7 +207,7 @@ def _compared(out: Path, there: Checkpoint, assets: Sequence[AssetFile]) -> list
 
 def _family(assets: Sequence[AssetFile]) -> Family | None:
     config: dict[str, object] = next((json.loads(a.content) for a in assets if a.name == CONFIG), {})
-    return find_family(config.get("model_type"))
+    return family_of(config)
 
 
 def _source_alone(sides: Sides, how: Options, listen: Listener | None) -> Result:

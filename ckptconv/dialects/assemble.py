@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckptconv.dialects.base import Dialect, Line
@@ -82,10 +82,11 @@ def assemble(
         PlanError: if ranks disagree about what there is, or slices do not fit together.
     """
     _same_names(grid, held)
-    stages = number_layers(grid, _local_layers(held))
+    stems = _stems(dialect)
+    stages = number_layers(grid, _local_layers(held, stems))
     words = words if words is not None else _told(held, dialect, stages)
     lines = old_versions(dialect.lines, version)
-    joining = _Joining(grid, key, words, stages)
+    joining = _Joining(grid, key, words, stages, stems)
     for line in lines:
         joining.index[form(line.name)].append(line)
     for rank, chunks in held.items():
@@ -95,11 +96,11 @@ def assemble(
     return Assembled(relation, Table(lines, words=words, grid={"tp": grid.tp}), words, stages, unknown)
 
 
-def _local_layers(held: Held) -> dict[Chunk, set[int]]:
+def _local_layers(held: Held, stems: Collection[str]) -> dict[Chunk, set[int]]:
     """Return the numbers of the layers each chunk has, as it numbers them."""
     local: dict[Chunk, set[int]] = defaultdict(set)
     for chunk, tensors in _distinct(held):
-        local[chunk] |= {at[1] for name in tensors if (at := _layer(name)) is not None}
+        local[chunk] |= {at[1] for name in tensors if (at := _layer(name, stems)) is not None}
     return local
 
 
@@ -132,9 +133,17 @@ _Part = tuple[str, Spec, str, bool]
 class _Joining:
     """Collect what ranks hold, by the whole tensors it belongs to."""
 
-    def __init__(self, grid: Grid, key: Key, words: Words, stages: Mapping[Chunk, Mapping[int, int]]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        key: Key,
+        words: Words,
+        stages: Mapping[Chunk, Mapping[int, int]],
+        stems: Collection[str],
+    ) -> None:
         self.index: dict[str, list[Line]] = defaultdict(list)
         self._grid, self._key, self._words, self._stages = grid, key, words, stages
+        self._stems = stems
         self._shards: dict[str, list[Shard]] = defaultdict(list)
         self._cuts: dict[str, tuple[Cut, int]] = {}
         self._unpacked: list[Relation] = []
@@ -166,7 +175,7 @@ class _Joining:
             weight = name if factor is None else factor.weight
             line, values = self._line(weight, layers)
             if line is None:
-                self._strange[_renamed(name, layers)].append(Shard(where, spec))
+                self._strange[_renamed(name, layers, self._stems)].append(Shard(where, spec))
                 continue
             if expert := "{e}" in line.name:
                 values = (*values[:-1], block * count + values[-1])
@@ -266,15 +275,21 @@ def _same_names(grid: Grid, held: Held) -> None:
 _LAYER = re.compile(r"((?:^|.*\.)layers\.)(\d+)(\..*)")
 
 
-def _layer(name: str) -> tuple[str, int, str] | None:
-    """Split a name at the number of its layer; layers for multi-token prediction do not count."""
-    if name.startswith("mtp.") or (match := _LAYER.fullmatch(name)) is None:
+def _stems(dialect: Dialect) -> frozenset[str]:
+    """Return what the names of layers begin with; those for multi-token prediction do not count."""
+    lines = (line for line in dialect.lines if "*" in line.name and not line.slots[0].startswith("mtp."))
+    return frozenset(line.name.partition("*")[0] for line in lines)
+
+
+def _layer(name: str, stems: Collection[str]) -> tuple[str, int, str] | None:
+    """Split a name at the number of its layer; other parts of a larger model number theirs apart."""
+    if (match := _LAYER.fullmatch(name)) is None or match[1] not in stems:
         return None
     return match[1], int(match[2]), match[3]
 
 
-def _renamed(name: str, layers: Mapping[int, int]) -> str:
-    at = _layer(name)
+def _renamed(name: str, layers: Mapping[int, int], stems: Collection[str]) -> str:
+    at = _layer(name, stems)
     return name if at is None else f"{at[0]}{layers[at[1]]}{at[2]}"
 
 

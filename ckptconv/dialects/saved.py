@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ckptconv.containers.dcp.dcp import DcpFolder
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError
 
-__all__ = ["COMMON", "COMMON_OBJECT", "FORMAT", "OPTIMIZER", "common_state", "weights_of"]
+__all__ = ["COMMON", "COMMON_OBJECT", "FORMAT", "OPTIMIZER", "beneath", "common_state", "weights_of"]
 
 FORMAT: Final = "torch_dist format"
 COMMON: Final = "common.pt"
@@ -55,4 +55,10 @@ def weights_of(dcp: DcpFolder, *, nested: bool = False) -> dict[str, str]:
         while name.startswith(_PREFIXES):
             name = name.partition(".")[2]
         found[key] = name
-    return found
+    prefix = beneath(found.values())
+    return {key: name.removeprefix(prefix) for key, name in found.items()}
+
+
+def beneath(names: Iterable[str]) -> str:
+    """Return what is put before the names of the language model in a larger one (Megatron-Bridge 0.6)."""
+    return "language_model." if any(n.startswith("language_model.decoder.") for n in names) else ""

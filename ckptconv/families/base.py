@@ -11,10 +11,10 @@ from ckptconv.errors import PlanError
 from ckptconv.facts.typed import MOST_LAYERS
 from ckptconv.families.template import Template
 from ckptconv.relations import Spec
-from ckptconv.slots import Entry, Found, Sizes, Table, Words, shape_of, template
+from ckptconv.slots import Entry, Found, Part, Sizes, Table, Words, shape_of, template
 from ckptconv.slots.words import beginnings, block, conditions
 
-__all__ = ["Config", "Family", "Findings", "dims", "is_sparse"]
+__all__ = ["Config", "Family", "FamilyPart", "Findings", "dims", "is_sparse"]
 
 Config = Mapping[str, Any]
 Shape = tuple[int, ...]
@@ -111,6 +111,31 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
+class FamilyPart:
+    """Describe a part of a larger model beside its language model.
+
+    Attributes:
+        prefix: What the names of its tensors begin with in Hugging Face's files.
+        framework: And in frameworks.
+        entries: Its tensors, by the names after the prefix; none where they pass through as they are.
+        lines: The same of frameworks.
+        sizes: The sizes those need, from config.json.
+        slots: Shapes of slots only this part has.
+    """
+
+    prefix: str
+    framework: str
+    entries: tuple[Entry, ...] = ()
+    lines: tuple[Entry, ...] = ()
+    sizes: Callable[[Config], Mapping[str, int]] | None = None
+    slots: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.framework.rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Describe how an architecture stores its weights.
 
@@ -130,6 +155,10 @@ class Family:
         plain_norms: Norms that nevertheless are not.
         template: What its config.json states, for models whose training arguments are all there is.
         inside: The key of config.json that holds the config of the language model, in one of several parts.
+        beneath: What frameworks put before the names of the language model then.
+        parts: The other parts, those that see or hear.
+        text: The family of the language model, from the config, where any may stand in it; ``entries`` are
+            then made of its.
     """
 
     name: str
@@ -145,6 +174,13 @@ class Family:
     plain_norms: tuple[str, ...] = ()
     template: Template | None = None
     inside: str | None = None
+    beneath: str = ""
+    parts: tuple[FamilyPart, ...] = ()
+    text: Callable[[Config], Family | None] | None = None
+
+    def for_config(self, config: Config) -> Family | None:
+        """Return the family of a model with this config: this one, or what ``text`` makes of it."""
+        return self if self.text is None else self.text(config)
 
     def is_pinned(self, name: str) -> bool:
         """Whether a tensor keeps its dtype whatever the others are rounded to."""
@@ -181,16 +217,21 @@ class Family:
 
     def dims(self, config: Config) -> Sizes:
         """Return the sizes of a model of this config."""
-        config = self.own(config)
+        outer, config = config, self.own(config)
         own = self.sizes(config) if self.sizes is not None else {}
-        return Sizes({**dims(self._complete(config)), **own}, _shapes(self.slots))
+        tables = {p.name: Sizes(p.sizes(outer), _shapes(p.slots)) for p in self.parts if p.sizes is not None}
+        beside = tuple(Part(p.name, p.framework, Table(p.lines) if p.lines else None) for p in self.parts)
+        found = {**dims(self._complete(config)), **own}
+        return Sizes(found, _shapes(self.slots), tables, beside, self.beneath)
 
     def _complete(self, config: Config) -> dict[str, Any]:
         return {**self.flags, **{k: v for k, v in config.items() if v is not None}}
 
     def table(self, config: Config) -> Table:
         """Return the entries to look names and slots up in; of those with conditions, the ones that hold."""
-        return Table(self.entries, layers=self.dims(config).get("layers"), words=self.words(config))
+        parts = tuple(Part(p.name, p.prefix, Table(p.entries) if p.entries else None) for p in self.parts)
+        layers = self.dims(config).get("layers")
+        return Table(self.entries, layers=layers, words=self.words(config), parts=parts)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -306,7 +347,8 @@ class Family:
                 "config.json contradicts the checkpoint: " + "; ".join(wrong[:5]) + more,
                 hint="give the config of this very model with --config",
             )
-        known = {*expected, *(f.name for f in beyond)}
+        beside = (f.name for f in found if "/" in f.slots[0])
+        known = {*expected, *(f.name for f in beyond), *beside}
         return Findings(
             tuple(n for n, (_, optional) in expected.items() if not optional and n not in there),
             tuple(plain[n] for n in plain if n not in known and not self.is_ignored(n)),

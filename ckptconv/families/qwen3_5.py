@@ -33,7 +33,7 @@ DELTA_NET = delta_net(
 DENSE = (*GATED_ATTENTION, *DELTA_NET, *NORMS, *MLP)
 SPARSE = (*GATED_ATTENTION, *DELTA_NET, *NORMS, *ROUTED, *SHARED)
 QWEN3_5 = Family(
-    name="qwen3_5",
+    name="qwen3_5_text",
     model_types=("qwen3_5_text",),
     entries=(EMBED, *with_mtp(DENSE), *ENDS),
     flags={k: v for k, v in FLAGS.items() if k != "decoder_sparse_step"},
@@ -44,7 +44,7 @@ QWEN3_5 = Family(
     template=decoder("Qwen3_5ForCausalLM", DELTA_KEYS, fixed=DELTA_FIXED, assumed=DELTA_ASSUMED),
 )
 QWEN3_5_MOE = Family(
-    name="qwen3_5_moe",
+    name="qwen3_5_moe_text",
     model_types=("qwen3_5_moe_text",),
     entries=(EMBED, *with_mtp(SPARSE), *ENDS),
     flags=FLAGS,

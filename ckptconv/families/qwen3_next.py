@@ -128,6 +128,6 @@ FAMILY = Family(
         fixed={**DELTA_FIXED, "shared_gate": True, **PLAIN_ROUTING},
         literals={"decoder_sparse_step": 1},
         assumed={**DELTA_ASSUMED, "norm_topk_prob": True},
-        like=("qwen3_5",),
+        like=("qwen3_5_text",),
     ),
 )

@@ -16,7 +16,7 @@ from ckptconv.assets.find import CONFIG, find_assets, tokenizer_files
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
 from ckptconv.facts.typed import typed_config
-from ckptconv.families import FAMILIES, Family, find_family
+from ckptconv.families import FAMILIES, Family, family_of
 from ckptconv.families.config import config_from, contradictions, unconsumed
 from ckptconv.families.detect import fitting, lacks_one, nearest, observed
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
@@ -120,7 +120,7 @@ def find_architecture(
     facts = _facts(checkpoint.producer, args) if built else {}
     tokenizer = _tokenizer(facts)
     if config is not None:
-        family = family or find_family(config.values.get("model_type"))
+        family = family or family_of(config.values)
         if family is not None and family.entries:
             file = None if config.folder is None else config.folder / CONFIG
             config = replace(config, values=typed_config(config.values, file))

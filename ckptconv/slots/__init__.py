@@ -13,6 +13,7 @@ from ckptconv.slots.pack import (
     stacked,
     transposed,
 )
+from ckptconv.slots.part import Part
 from ckptconv.slots.shapes import SHAPES, Dims, Sizes, shape_of, template
 from ckptconv.slots.table import Found, Table
 from ckptconv.slots.words import ANY, Words
@@ -24,6 +25,7 @@ __all__ = [
     "Entry",
     "Found",
     "Pack",
+    "Part",
     "Sizes",
     "Table",
     "Words",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from ckptconv.errors import PlanError
+from ckptconv.slots.part import Part, part_of
 
 __all__ = ["SHAPES", "Dims", "Sizes", "shape_of", "template"]
 
@@ -111,20 +112,42 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
 
 
 class Sizes(dict[str, int]):
-    """Hold the sizes of a model by name, and the shapes of slots that its family brings.
+    """Hold the sizes of a model by name, and what its family brings.
 
     Attributes:
         shapes: As in `SHAPES`, of slots that are not in there.
+        parts: The sizes of parts beside the language model that have a table.
+        beside: What frameworks call the tensors of those parts, and of the ones that pass through.
+        beneath: What frameworks put before the names of the language model.
     """
 
-    def __init__(self, sizes: Mapping[str, int], shapes: Mapping[str, tuple[str, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        shapes: Mapping[str, tuple[str, ...]] | None = None,
+        parts: Mapping[str, Sizes] | None = None,
+        beside: tuple[Part, ...] = (),
+        beneath: str = "",
+    ) -> None:
         super().__init__(sizes)
         self.shapes = shapes or {}
+        self.parts = parts or {}
+        self.beside = beside
+        self.beneath = beneath
 
     @staticmethod
-    def of(dims: Dims, more: Mapping[str, int]) -> Dims:
+    def of(dims: Dims, more: Mapping[str, int] | None = None) -> Sizes:
         """Return sizes with further ones."""
-        return Sizes({**dims, **more}, getattr(dims, "shapes", None)) if more else dims
+        known = dims if isinstance(dims, Sizes) else Sizes(dims)
+        if not more:
+            return known
+        return Sizes({**known, **more}, known.shapes, known.parts, known.beside, known.beneath)
+
+    def outer(self, name: str) -> str:
+        """Return what a framework calls a tensor that its dialect calls so."""
+        if not self.beneath or name.startswith(tuple(part.prefix for part in self.beside)):
+            return name
+        return self.beneath + name
 
 
 _NUMBER = re.compile(r"^(layers|mtp)\.\d+\.|(?<=\.experts\.)\d+(?=\.)")
@@ -141,8 +164,10 @@ def shape_of(slot: str, dims: Dims) -> tuple[int, ...]:
     Raises:
         PlanError: if it is no slot, or a size is not known.
     """
+    if part := part_of(slot):
+        return shape_of(slot.partition("/")[2], Sizes.of(dims).parts[part])
     name = template(slot)
-    own: Mapping[str, tuple[str, ...]] = getattr(dims, "shapes", {})
+    own = Sizes.of(dims).shapes
     axes, bias = SHAPES.get(name) or own.get(name), False
     if axes is None and name.endswith(".bias"):
         bare, bias = name.removesuffix(".bias"), True

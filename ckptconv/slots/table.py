@@ -9,6 +9,7 @@ from ckptconv.errors import PlanError
 from ckptconv.relations import Pair, Relation, Spec, packing
 from ckptconv.slots.entry import Entry, fill_in, form, is_apart, numbers
 from ckptconv.slots.pack import Pack, every_expert, leaves, over_leaves, relate
+from ckptconv.slots.part import Part, part_of
 from ckptconv.slots.shapes import Dims, Sizes, shape_of, template
 from ckptconv.slots.words import ANY, Words
 
@@ -54,27 +55,30 @@ class Table:
             (`is_apart`); None if they never are.
         words: What conditions are weighed by; `ANY` lets every line count.
         grid: Sizes of the ranks, which count groups too: ``tp`` of what each holds one after the other.
+        parts: The parts beside the language model.
     """
 
     entries: tuple[Entry, ...]
     layers: int | None = None
     words: Words = ANY
     grid: Mapping[str, int] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     def with_own(self, dims: Dims) -> Table:
-        """Return the table with places for the slots a family brings itself: whole, under their own names."""
-        own: Mapping[str, tuple[str, ...]] = getattr(dims, "shapes", {})
-        if not own:
-            return self
+        """Return a framework's table with places for what a family brings itself.
+
+        Its own slots are whole, under their own names; parts beside the language model have their tables.
+        """
+        sizes = Sizes.of(dims)
         here = {s for e in self.entries for s in e.slots}
         added = [
             Entry(_OWN[kind if rest else ""] + (rest or slot) + end, slot + end, optional=bool(end))
-            for slot in own
+            for slot in sizes.shapes
             if slot not in here
             for kind, _, rest in [slot.partition(".*.")]
             for end in ("", ".bias")
         ]
-        return replace(self, entries=(*self.entries, *added))
+        return replace(self, entries=(*self.entries, *added), parts=self.parts or sizes.beside)
 
     def named(self, names: Iterable[str]) -> tuple[list[Found], list[str]]:
         """Look up stored tensors; return what was found and the names the table does not know."""
@@ -83,8 +87,12 @@ class Table:
             index.setdefault(form(entry.name), []).append(entry)
         found, unknown = [], []
         for name in names:
-            shape, values = numbers(name)
-            hit = next((f for e in index.get(shape, ()) if (f := self._read(name, e, values))), None)
+            part = next((p for p in self.parts if name.startswith(p.prefix)), None)
+            if part is not None:
+                hit = _beside(part, name)
+            else:
+                shape, values = numbers(name)
+                hit = next((f for e in index.get(shape, ()) if (f := self._read(name, e, values))), None)
             if hit is None:
                 unknown.append(name)
             else:
@@ -112,6 +120,8 @@ class Table:
 
         The order is that of a model: what is before the layers, layer by layer, expert by expert, the rest.
         """
+        everywhere = slots
+        slots = [s for s in everywhere if not part_of(s)]
         here = set(slots)
         by_template: dict[str, list[tuple[str, str]]] = {}
         for slot in slots:
@@ -139,7 +149,27 @@ class Table:
                     found.append(made)
                     for s in held:
                         del left[s]
-        return self._in_order(found), list(left)
+        made_beside, left_beside = self._holding_parts([s for s in everywhere if part_of(s)])
+        return [*self._in_order(found), *made_beside], [*left, *left_beside]
+
+    def _holding_parts(self, slots: Collection[str]) -> tuple[list[Found], list[str]]:
+        """Name the tensors that hold slots of parts; return also those that have no place."""
+        found: list[Found] = []
+        left: list[str] = []
+        for name in dict.fromkeys(map(part_of, slots)):
+            part = next((p for p in self.parts if p.name == name), None)
+            own = [s for s in slots if part_of(s) == name]
+            if part is None:
+                left += own
+                continue
+            rests = [s.partition("/")[2] for s in own]
+            if part.table is None:
+                found += [f for rest in rests if (f := _beside(part, part.prefix + rest)) is not None]
+                continue
+            held, homeless = part.table.holding(rests)
+            found += [_lifted(part, f) for f in held]
+            left += [f"{name}/{slot}" for slot in homeless]
+        return found, left
 
     def _in_order(self, found: list[Found]) -> list[Found]:
         at = {id(entry): i for i, entry in enumerate(self.entries)}
@@ -247,19 +277,45 @@ class Table:
                     hint="give --dtype to write all in one",
                 )
             made[f.name] = (
-                held[pack] if isinstance(pack, str) else relate(f.name, pack, held, dims).left[f.name]
+                held[pack]
+                if isinstance(pack, str)
+                else relate(f.name, pack, held, _counting(pack, dims)).left[f.name]
             )
         return made
 
 
+def _beside(part: Part, name: str) -> Found | None:
+    """Look up a tensor of a part."""
+    rest = name.removeprefix(part.prefix)
+    if part.table is None:
+        return Found(name, Entry(name, f"{part.name}/{rest}"), "", "")
+    found, _ = part.table.named([rest])
+    return _lifted(part, found[0]) if found else None
+
+
+def _lifted(part: Part, found: Found) -> Found:
+    """Return what a part's table found as one of the whole model's, its numbers put in."""
+    name = part.prefix + found.name
+    pack = over_leaves(found.fill(), lambda slot: f"{part.name}/{slot}")
+    return Found(name, replace(found.entry, name=name, pack=pack), "", "")
+
+
 def _related(name: str, pack: str | Pack, spec: Spec, dims: Dims) -> Relation | None:
     if isinstance(pack, str):
+        if (part := part_of(pack)) and part not in Sizes.of(dims).parts:
+            return packing.renamed(name, pack, spec)
         slot = Spec(shape_of(pack, dims), spec.dtype)
         if pack in ("embed", "head", "head.bias") and spec.shape[:1] > slot.shape[:1]:
             return packing.padded(name, pack, slot, rows=spec.shape[0])
         return packing.renamed(name, pack, slot) if slot.numel == spec.numel else None
     specs = {s: Spec(shape_of(s, dims), spec.dtype) for s in leaves(pack)}
-    return relate(name, pack, specs, dims)
+    return relate(name, pack, specs, _counting(pack, dims))
+
+
+def _counting(pack: Pack, dims: Dims) -> Dims:
+    """Return the sizes that count the groups of a pack: those of the part its slots are of."""
+    part = part_of(next(leaves(pack)))
+    return Sizes.of(dims).parts[part] if part else dims
 
 
 def _stacks(entry: Entry) -> bool:

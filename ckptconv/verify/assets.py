@@ -10,7 +10,7 @@ from typing import Any
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.facts.typed import typed_config
-from ckptconv.families import Family, find_family
+from ckptconv.families import Family, family_of
 from ckptconv.places.jsonfile import read_json
 from ckptconv.relations import Spec
 from ckptconv.verify.result import Mismatch
@@ -45,7 +45,7 @@ def check_assets(
         return [Mismatch("asset", _CONFIG, "is not a JSON object")], []
     try:
         config = typed_config(config, folder / _CONFIG, only=("model_type",))
-        family = family or find_family(config.get("model_type"))
+        family = family or family_of(config)
         config = typed_config(config, folder / _CONFIG) if family is not None and family.entries else config
     except FormatError as e:
         return [Mismatch("asset", _CONFIG, f"says that {e.message}")], []

@@ -130,4 +130,4 @@ def ones(relation: Relation, shift: Callable[[str], int]) -> dict[str, tuple[Con
 
 
 def _is_norm(slot: str) -> bool:
-    return template(slot).rpartition(".")[2].endswith("norm")
+    return "/" not in slot and template(slot).rpartition(".")[2].endswith("norm")

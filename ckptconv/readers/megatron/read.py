@@ -13,6 +13,7 @@ from ckptconv.containers.torch.rankfile import RankFile, RankReader
 from ckptconv.dialects import find_dialect
 from ckptconv.dialects.assemble import Assembled, assemble
 from ckptconv.dialects.factors import own_name, with_implied, without_weights
+from ckptconv.dialects.saved import beneath
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.parallel import Grid, Rank
 from ckptconv.plans.builder import GraphBuilder
@@ -57,7 +58,8 @@ def _open(path: Path, options: MegatronOptions) -> Checkpoint:
     grid = _grid(run, files, options.sizes, notes)
     ranks = _ranks(run, grid, files)
     _agree(files)
-    held = _held(ranks)
+    prefix = beneath(n for f in ranks.values() if f.like is None for t in f.chunks.values() for n in t)
+    held = _held(ranks, prefix)
     kinds = {id(tensors): tensors for chunks in held.values() for tensors in chunks.values()}
     every = {n: s for tensors in kinds.values() for n, s in tensors.items()}
     if not every:
@@ -70,7 +72,8 @@ def _open(path: Path, options: MegatronOptions) -> Checkpoint:
     dialect = find_dialect(with_implied(every), whose, options.words)
     graph = GraphBuilder()
     turned = _store(graph, grid, ranks)
-    names = {own_name(n): n for f in ranks.values() if f.like is None for t in f.chunks.values() for n in t}
+    every_name = (n for f in ranks.values() if f.like is None for t in f.chunks.values() for n in t)
+    names = {own_name(n).removeprefix(prefix): n for n in every_name}
     made = assemble(
         grid,
         held,
@@ -104,17 +107,21 @@ def _open(path: Path, options: MegatronOptions) -> Checkpoint:
     )
 
 
-def _held(ranks: Mapping[Rank, RankFile]) -> dict[Rank, dict[int, dict[str, Spec]]]:
+def _held(ranks: Mapping[Rank, RankFile], prefix: str) -> dict[Rank, dict[int, dict[str, Spec]]]:
     """Return what each rank holds; the tensors of files that are alike are one mapping."""
+
+    def plain(name: str) -> str:
+        return own_name(name).removeprefix(prefix)
+
     held: dict[Rank, dict[int, dict[str, Spec]]] = {}
     known: dict[Path, dict[int, dict[str, Spec]]] = {}
     for rank, file in ranks.items():
         of = file.like or file.path
         if of not in known:
-            known[of] = {v: {own_name(n): _spec(t) for n, t in ts.items()} for v, ts in file.chunks.items()}
+            known[of] = {v: {plain(n): _spec(t) for n, t in ts.items()} for v, ts in file.chunks.items()}
             for v, tensors in file.chunks.items():
                 if len(tensors) != len(known[of][v]):
-                    double = [n for n, c in Counter(map(own_name, tensors)).items() if c > 1]
+                    double = [n for n, c in Counter(map(plain, tensors)).items() if c > 1]
                     raise FormatError(f"two tensors are named {double[0]}", where=file.path)
         held[rank] = known[of]
     return held

@@ -19,7 +19,7 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.plans.plan import AssetFile, OutFile
 from ckptconv.plans.target import Target
 from ckptconv.relations import Relation, Spec
-from ckptconv.slots import Dims
+from ckptconv.slots import Dims, Sizes
 from ckptconv.slots.entry import fill_in, numbers
 from ckptconv.slots.translate import pad_vocabulary
 
@@ -45,10 +45,10 @@ def as_laid_out(
         PlanError: if the model does not fit the layout.
     """
     made = spread(layout, slots, dims)
-    grid = layout.grid
+    grid, sizes = layout.grid, Sizes.of(dims)
 
     def key(rank: Any, chunk: int, name: str) -> str:
-        return tensor_key(grid.folder(rank), chunk, grid.vpp, name)
+        return tensor_key(grid.folder(rank), chunk, grid.vpp, sizes.outer(name))
 
     words = layout.dialect.reading(layout.words(slots))
     joined = assemble(grid, made.held, layout.dialect, key, words=words)
@@ -65,7 +65,7 @@ def as_laid_out(
         for rank, chunks in made.held.items():
             models = {
                 "model" if grid.vpp == 1 else f"model{v}": _model(
-                    layout.dialect, {name: _ref(key(rank, v, name), tensors) for name in names}
+                    layout.dialect, {sizes.outer(name): _ref(key(rank, v, name), tensors) for name in names}
                 )
                 for v, names in chunks.items()
             }

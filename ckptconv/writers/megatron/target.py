@@ -108,13 +108,14 @@ def as_model(model: Laid, like: Checkpoint, *, ranks: bool) -> Relation:
     if like.table is None or bool(like.ranks) != ranks:
         kind = "checkpoint of ranks" if ranks else "torch_dist checkpoint"
         raise UsageError(f"--like: {like.data} is no {kind}", hint="name one, or leave --like out")
-    if like.strange:
+    dims = model.family.dims(model.config)
+    if strange := like.table.with_own(dims).named(like.strange)[1]:
         raise PlanError(
-            f"--like: unknown: {some(list(like.strange))}",
+            f"--like: unknown: {some(strange)}",
             where=like.data,
             hint="name a checkpoint of a plain model",
         )
-    return to_slots(like.tensors, like.table, model.family.dims(model.config), what="the model")
+    return to_slots(like.tensors, like.table, dims, what="the model")
 
 
 def _grid(how: MegatronTarget, model: Laid) -> Grid:

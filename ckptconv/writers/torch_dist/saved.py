@@ -24,7 +24,7 @@ from ckptconv.plans.plan import AssetFile, OutFile
 from ckptconv.plans.target import Target
 from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.relations.packing import tiled
-from ckptconv.slots import Dims
+from ckptconv.slots import Dims, Sizes
 from ckptconv.slots.translate import pad_vocabulary
 from ckptconv.writers.dcp import as_files
 from ckptconv.writers.megatron.files import TRACKER
@@ -87,7 +87,10 @@ def as_saved(model: Layout, slots: Mapping[str, Spec], dims: Dims, arguments: Ma
     together = are_alike(held) and not isinstance(freq, (list, str)) and freq in (None, 1)
     keys = stacks(held, layers=together)
     content = CONTENT if together else {**CONTENT, "non_homogeneous_layers": True}
-    return Saved(whole.compose(unstacked(keys).invert()), tuple(_states(keys)), content)
+    outer = Sizes.of(dims).outer
+    saved = whole.compose(unstacked(keys).invert())
+    saved = saved.compose(Relation.union(renamed(k, outer(k), spec) for k, spec in keys.items()))
+    return Saved(saved, tuple(map(outer, _states(keys))), content)
 
 
 def _as_local(name: str) -> str:

@@ -12,7 +12,7 @@ from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
 from ckptconv.dialects.saved import FORMAT, common_state, weights_of
 from ckptconv.dialects.spread import Layout
 from ckptconv.dialects.stacked import unstacked
-from ckptconv.errors import PlanError, UsageError
+from ckptconv.errors import UsageError
 from ckptconv.facts import Form, arguments_from, read_facts
 from ckptconv.families.config import beside, facts_of
 from ckptconv.parallel import Grid, stage_layers
@@ -20,7 +20,7 @@ from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.options import Size, option
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
-from ckptconv.relations import Spec
+from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.slots.translate import pad_vocabulary
 from ckptconv.writers.megatron.arguments import guessed, mtp_layers, simple_arguments, unsaid
 from ckptconv.writers.megatron.options import Grids
@@ -130,11 +130,9 @@ def _like(how: TorchDistTarget, model: Laid, like: Checkpoint) -> Target:
     dcp = open_dcp(like.data)
     names = weights_of(dcp)
     keys = {k: Spec(t.shape, t.dtype.name) for k, t in dcp.tensors.items() if k in names}
-    if any(k != n for k, n in names.items()):
-        raise PlanError(
-            "--like: its names have a prefix", where=like.data, hint="name a checkpoint Megatron-LM wrote"
-        )
-    relation = unstacked(keys).compose(inner)
+    named = {n: keys[k] for k, n in names.items()}
+    relation = Relation.union(renamed(k, n, keys[k]) for k, n in names.items())
+    relation = relation.compose(unstacked(named)).compose(inner)
     root = common_state(dcp)
     content = root.get("content_metadata")
     states = tuple(name for name in dcp.objects if name.partition("/")[0].endswith("_extra_state"))
