@@ -3,6 +3,8 @@
 transformers 5.23, ``conversion_mapping.py``: files of the older ones have the language model at ``model.``.
 """
 
+from dataclasses import replace
+
 from ckptconv.families.glm4 import GLM4
 from ckptconv.families.glm4_moe import FAMILY as GLM4_MOE
 from ckptconv.families.larger import larger, passing
@@ -19,5 +21,7 @@ QWEN3_OMNI = larger(QWEN3_MOE, "qwen3_omni_moe_thinker", parts=_HEARING)
 QWEN3_VL = larger(QWEN3, "qwen3_vl", parts=passing("model.visual."), body=_BODY)
 QWEN3_5_VL = larger(QWEN3_5, "qwen3_5", parts=passing("model.visual."), body=_BODY)
 QWEN3_5_MOE_VL = larger(QWEN3_5_MOE, "qwen3_5_moe", parts=passing("model.visual."), body=_BODY)
-GLM4V = larger(GLM4, "glm4v", parts=passing("model.visual."), body=_BODY)
+# Heads are not 128 wide unless the config says so (transformers 5.23, ``configuration_glm4v.py``).
+_GLM4 = replace(GLM4, flags={k: v for k, v in GLM4.flags.items() if k != "head_dim"})
+GLM4V = larger(_GLM4, "glm4v", parts=passing("model.visual."), body=_BODY)
 GLM4V_MOE = larger(GLM4_MOE, "glm4v_moe", parts=passing("model.visual."), body=_BODY)

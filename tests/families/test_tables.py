@@ -161,6 +161,14 @@ CONFIGS: list[tuple[str, Config]] = [
         vocab_size=11, d_model=16, n_layers=2, n_heads=4, attn_config=dict(kv_n_heads=2),
         ffn_config=dict(ffn_hidden_size=12, moe_num_experts=3),
     )),
+    *((name, dict(text_config=BASE, tie_word_embeddings=False)) for name in ("qwen2_vl", "qwen2_5_vl")),
+    ("qwen3_vl", dict(text_config=BASE)),
+    ("qwen2_5_omni_thinker", dict(text_config=BASE)),
+    ("qwen3_omni_moe_thinker", dict(text_config=BASE | MANY)),
+    ("qwen3_5", dict(text_config=BASE | DELTA | dict(mtp_num_hidden_layers=1))),
+    ("qwen3_5_moe", dict(text_config=BASE | MANY | DELTA)),
+    ("glm4v", dict(text_config=BASE)),
+    ("glm4v_moe", dict(text_config=BASE | ROUTED)),
 ]
 # fmt: on
 each_config = pytest.mark.parametrize(
