@@ -5,6 +5,7 @@ The forms are those of TRL's value heads (trl 0.9, ``models/modeling_value_head.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,26 @@ def test_an_adapter_that_only_the_optimizers_files_hold_is_not_left_out(tmp_path
     with pytest.raises(PlanError, match="optimizer states of mp_rank_00 are missing") as caught:
         ckptconv.open(run, weights="model")
     assert "--weights model" not in str(caught.value)
+
+
+def test_a_value_head_stands_beside_its_model(tmp_path: Path) -> None:
+    """The plan for Hugging Face has every parameter of the architecture once, and the head."""
+    size = {"hidden_size": 8, "vocab_size": 5, "intermediate_size": 6, "num_hidden_layers": 1}
+    config = {"model_type": "qwen2", **size, "num_attention_heads": 2, "tie_word_embeddings": False}
+    layer = {f"self_attn.{x}_proj.weight": (8, 8) for x in "qkvo"}
+    layer |= {f"self_attn.{x}_proj.bias": (8,) for x in "qkv"}
+    layer |= {"mlp.gate_proj.weight": (6, 8), "mlp.up_proj.weight": (6, 8), "mlp.down_proj.weight": (8, 6)}
+    layer |= {"input_layernorm.weight": (8,), "post_attention_layernorm.weight": (8,)}
+    shapes = {f"model.layers.0.{n}": s for n, s in layer.items()}
+    shapes |= {"model.embed_tokens.weight": (5, 8), "model.norm.weight": (8,), "lm_head.weight": (5, 8)}
+    shapes |= {"v_head.summary.weight": (1, 8), "v_head.summary.bias": (1,)}
+    true = {n: torch.randn(s) for n, s in shapes.items()}
+    module = OrderedDict((n, t.to(torch.bfloat16)) for n, t in true.items())
+    run = save(tmp_path / "run", 2, {"module": module}, {inner(n): t for n, t in true.items()})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = ckptconv.plan(run, config=str(tmp_path))
+    assert {t.name for f in plan.files for t in f.layout.tensors} == set(true)
+    assert not any("not in the checkpoint" in text for _, text in plan.notes)
 
 
 def test_tied_parameters_of_a_wrapped_model(tmp_path: Path) -> None:

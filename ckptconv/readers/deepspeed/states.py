@@ -179,7 +179,8 @@ def open_ranks(files: TagFiles, *, optimizer: bool) -> list[ModelRank]:
         nameless = rank.module is None and rank.param_shapes() is None and bool(files.optim)
         if files.universal is None and (optimizer or rank.sharded or nameless or rank.unsaved()):
             _open_optim(rank, files)
-            _rename(rank)
+            if rank.head.get("param_shapes") is None:  # they may be in the optimizer's file
+                _rename(rank)
         if rank.sharded:
             _open_fragments(rank, model)
         ranks.append(rank)
