@@ -79,6 +79,8 @@ def config_file(
             steps.append(Step("config", f"{key}: {json.dumps(out.get(key))} -> {json.dumps(value)}", why))
             out[key] = value
 
+    if "_class_name" in config:  # of diffusers, which says neither
+        dtype = tied = None
     if dtype is not None:
         for key in _dtype_keys(config):
             put(key, dtype, "the dtype written")

@@ -113,7 +113,8 @@ def gather_assets(
     if not files:
         if tokenizer is not None:
             raise UsageError(f"--tokenizer: there are no tokenizer files in {tokenizer}")
-        notes.append(Note("warning", "no tokenizer files found; --tokenizer takes a folder or hub id"))
+        if "_class_name" not in config.values:  # a part of a pipeline has none
+            notes.append(Note("warning", "no tokenizer files found; --tokenizer takes a folder or hub id"))
     code, said = collect_code(config.folder, config.values, config.origin, copy=copy_code)
     return assets + files + code, steps, notes + [Note("warning", text) for text in said]
 

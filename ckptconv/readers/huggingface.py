@@ -2,33 +2,91 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.safetensors import read_header
 from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
-from ckptconv.errors import FormatError, PlanError
+from ckptconv.errors import FormatError, PlanError, UsageError
+from ckptconv.places.places import is_remote
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import NoOptions
-from ckptconv.readers.reader import Reader
+from ckptconv.readers.reader import Reader, step_option
 from ckptconv.readers.tensorflow.read import open_tensorflow
 from ckptconv.readers.torch_file import named_tensors
 from ckptconv.readers.weight_map import read_weight_map
 
 __all__ = ["READER"]
 
-# transformers 5.23, utils/__init__.py; safetensors win where both are there, as in from_pretrained.
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
-_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# In the order they win, as in from_pretrained: transformers 5.23, utils/__init__.py; diffusers 0.36,
+# utils/constants.py; accelerate 1.15, utils/constants.py (FSDP's full state dict in a Trainer's folder).
+_ENTRIES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+    "pytorch_model_fsdp.bin",
+)
+_FURTHER = "pytorch_model_fsdp_1.bin"
+_STEP = re.compile(r"checkpoint-(\d+)")  # transformers 5.23, trainer_utils.py (PREFIX_CHECKPOINT_DIR)
+
+
+@dataclass(frozen=True)
+class HuggingFaceSource:
+    """Own ``--step``: which of a Trainer's folders is read."""
+
+    step: str | None = step_option()
 
 
 def _recognise(path: Path) -> bool:
     if path.is_file():
-        return path.suffix == ".safetensors" or path.name in _INDEX
-    return path.is_dir() and any((path / n).is_file() for n in (*_SINGLE, *_INDEX))
+        return path.suffix == ".safetensors" or path.name in _ENTRIES[1::2]
+    return path.is_dir() and (_entry(path) is not None or bool(_steps(path)))
+
+
+def _entry(folder: Path) -> Path | None:
+    """Return the file by which a model's folder is read."""
+    return next((folder / n for n in _ENTRIES if (folder / n).is_file()), None)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """Return the folders of a Trainer's run that hold a model, by step, oldest first."""
+    if is_remote(folder):
+        return {}
+    found = {int(m[1]): p for p in folder.iterdir() if (m := _STEP.fullmatch(p.name)) and p.is_dir()}
+    return {step: found[step] for step in sorted(found) if _entry(found[step]) is not None}
+
+
+def _chosen(path: Path, step: str | None) -> tuple[Path, list[Note]]:
+    """Return the folder to be read: that of a step where one is named, else the newest of a run.
+
+    Raises:
+        UsageError: if there is no such step.
+    """
+    if path.is_file() or (step is None and _entry(path) is not None):
+        if step is not None:
+            raise UsageError(f"--step {step}: a file has no steps", where=path, hint="name the run's folder")
+        return path, []
+    steps = _steps(path)
+    number = step.removeprefix("checkpoint-") if step is not None else None
+    if number is None:
+        newest = max(steps)
+        many = len(steps) > 1
+        text = f"checkpoint-{newest} is the newest of {len(steps)} in {path}"
+        return steps[newest], [Note("info", text)] if many else []
+    if not number.isdigit() or int(number) not in steps:
+        there = ", ".join(f"checkpoint-{n}" for n in steps) or "none"
+        raise UsageError(f"there is no step {step}", where=path, hint=f"steps with a model: {there}")
+    return steps[int(number)], []
 
 
 def _tensors(path: Path) -> dict[str, FileTensor]:
@@ -49,19 +107,22 @@ def _is_tensorflow(names: Iterable[str]) -> bool:
     return any(n.endswith(":0") for n in names)
 
 
-def _open(path: Path, options: NoOptions) -> Checkpoint:
+def _open(path: Path, options: HuggingFaceSource) -> Checkpoint:
+    path, notes = _chosen(path, options.step)
     root = path if path.is_dir() else path.parent
-    names = (
-        (path.name,)
-        if path.is_file()
-        else tuple(n for n in (*_SINGLE[:1], *_INDEX[:1], *_SINGLE[1:], *_INDEX[1:]) if (root / n).is_file())
-    )
-    entry = root / names[0]
+    entry = path if path.is_file() else _entry(path)
+    assert entry is not None
+    if (root / _FURTHER).is_file() and path.is_dir() and "_fsdp" in entry.name:
+        raise UsageError(
+            f"accelerate saved several models here: {entry.name}, {_FURTHER}",
+            where=root,
+            hint="name the file of one of them",
+        )
     tensors: dict[str, FileTensor] = {}
     if entry.name.endswith(".json"):
         mapped = read_weight_map(entry)
         if _is_tensorflow(mapped):
-            return open_tensorflow(path, options)
+            return open_tensorflow(path, NoOptions())
         files = sorted(set(mapped.values()))
         for name in files:
             if not (root / name).is_file():
@@ -82,7 +143,7 @@ def _open(path: Path, options: NoOptions) -> Checkpoint:
         files = [entry.name]
         tensors = _tensors(entry)
         if _is_tensorflow(tensors):
-            return open_tensorflow(path, options)
+            return open_tensorflow(path, NoOptions())
     graph = GraphBuilder()
     graph.touch(entry)
     aliases = named_tensors(graph, tensors)
@@ -97,7 +158,8 @@ def _open(path: Path, options: NoOptions) -> Checkpoint:
         relation=graph.relation(),
         files=graph.files,
         aliases=aliases,
+        notes=tuple(notes),
     )
 
 
-READER = Reader("huggingface", _recognise, _open)
+READER = Reader("huggingface", _recognise, _open, HuggingFaceSource)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
@@ -10,8 +11,8 @@ from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.plans.options import NoOptions
-from ckptconv.readers.reader import Reader
+from ckptconv.plans.options import Text, option
+from ckptconv.readers.reader import PANEL, Reader
 
 __all__ = ["READER", "named_tensors"]
 
@@ -39,9 +40,20 @@ def _recognise(path: Path) -> bool:
     return path.is_file() and path.suffix in _SUFFIXES
 
 
-def _open(path: Path, options: NoOptions) -> Checkpoint:
+@dataclass(frozen=True)
+class TorchFileOptions:
+    """Own ``--key``."""
+
+    key: str | None = option(
+        Text("NAME"),
+        "Where the weights lie in the file: ema, state.net, or a place in a list.",
+        panel=PANEL,
+    )
+
+
+def _open(path: Path, options: TorchFileOptions) -> Checkpoint:
     file = open_torch(path)
-    tensors, beside = state_dict_of(file.root, file.path)
+    tensors, beside = state_dict_of(file.root, file.path, options.key)
     graph = GraphBuilder()
     graph.touch(path)
     aliases = named_tensors(graph, tensors)
@@ -59,4 +71,4 @@ def _open(path: Path, options: NoOptions) -> Checkpoint:
     )
 
 
-READER = Reader("torch", _recognise, _open)
+READER = Reader("torch", _recognise, _open, TorchFileOptions)

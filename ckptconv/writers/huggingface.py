@@ -24,7 +24,7 @@ _WHAT, _ASSETS = "What is written", "Config and tokenizer"
 
 
 def layout_weights(
-    tensors: Sequence[Tensor], container: str, max_shard_size: int
+    tensors: Sequence[Tensor], container: str, max_shard_size: int, stem: str | None = None
 ) -> tuple[tuple[OutFile, ...], AssetFile | None]:
     """Divide tensors over files, each at most ``max_shard_size`` bytes of data unless one tensor is larger.
 
@@ -35,11 +35,12 @@ def layout_weights(
     """
     shards = _divide(tensors, max_shard_size)
     form = _container(container)
-    whole = f"{form.stem}.{form.name}"
+    stem = stem or form.stem
+    whole = f"{stem}.{form.name}"
     if len(shards) == 1:
         return (OutFile(whole, container, form.lay_out(shards[0])),), None
     files = tuple(
-        OutFile(f"{form.stem}-{i:05d}-of-{len(shards):05d}.{form.name}", container, form.lay_out(shard))
+        OutFile(f"{stem}-{i:05d}-of-{len(shards):05d}.{form.name}", container, form.lay_out(shard))
         for i, shard in enumerate(shards, 1)
     )
     index = {
@@ -136,7 +137,9 @@ def _lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
     if model.adapter is not None:
         file = _layout_adapter(tensors, how.format)
         return Target(lambda written: (file,), assets=(model.adapter,))
-    files, index = layout_weights(tensors, how.format, how.max_shard_size)
+    # A config of diffusers names its class, and its loader another file (0.36, ``utils/constants.py``).
+    stem = "diffusion_pytorch_model" if model.config is not None and "_class_name" in model.config else None
+    files, index = layout_weights(tensors, how.format, how.max_shard_size, stem)
     return Target(lambda written: files, assets=() if index is None else (index,))
 
 

@@ -14,17 +14,26 @@ __all__ = ["state_dict_of"]
 
 _WRAPPERS: Final = ("state_dict", "model", "module", "model_state_dict")
 _MAX_WRAPPED: Final = 2
+_MOST_SHOWN: Final = 8
 _MAX_VISITS: Final = 2_000_000
 _MAX_DEPTH: Final = 200
 _MAX_NAME: Final = 4096
 
 
-def state_dict_of(root: object, where: str | None = None) -> tuple[dict[str, FileTensor], list[str]]:
+def state_dict_of(
+    root: object, where: str | None = None, key: str | None = None
+) -> tuple[dict[str, FileTensor], list[str]]:
     """Return the tensors of a model by name, and a note for each thing beside them.
 
     The state dict may be the root, or lie under ``state_dict``, ``model``, ``module`` or
     ``model_state_dict``, one or two levels deep. A module pickled whole is walked as its ``state_dict()``
     would be.
+
+    Args:
+        root: What the file holds.
+        where: The file, for errors.
+        key: Under which key the weights lie, where there are several or they have another one: ``ema``,
+            ``state.net``, or the place in a list.
 
     Raises:
         FormatError: if there are no tensors, or one of a kind that cannot be located (sparse, quantized).
@@ -32,6 +41,13 @@ def state_dict_of(root: object, where: str | None = None) -> tuple[dict[str, Fil
     notes: list[str] = []
     found = root
     path = ""
+    if key is not None:
+        found = _under(root, key.split("."))
+        if not _is_module(found) and type(found) is not dict:
+            raise FormatError(
+                f"the file holds no weights under {key!r}", where=where, hint=_choices(root, "--key takes ")
+            )
+        path = f"{key}."
     for _ in range(_MAX_WRAPPED):
         inner = _unwrap(found)
         if inner is None:
@@ -52,9 +68,58 @@ def state_dict_of(root: object, where: str | None = None) -> tuple[dict[str, Fil
         raise FormatError(
             f"no state dict in this file: it holds {_describe(root)}",
             where=where,
-            hint="save model.state_dict(), or the dict under one of " + ", ".join(_WRAPPERS),
+            hint=_choices(root, "say which are the weights: --key "),
         )
     return tensors, notes
+
+
+def _under(value: object, words: list[str]) -> object:
+    """Return what lies under a path of keys, which may hold dots themselves; None if nothing does."""
+    if not words:
+        return value
+    for count in range(len(words), 0, -1):
+        name, rest = ".".join(words[:count]), words[count:]
+        inner: object = None
+        if type(value) is dict:
+            inner = value.get(name, value.get(int(name)) if name.isdigit() else None)
+        elif isinstance(value, list | tuple) and name.isdigit() and int(name) < len(value):
+            inner = value[int(name)]
+        if inner is not None and (found := _under(inner, rest)) is not None:
+            return found
+    return None
+
+
+def _choices(root: object, say: str) -> str:
+    """List where state dicts lie in a file, each with its size."""
+    found = list(_state_dicts(root, "", 0))
+    if not found:
+        return "save model.state_dict(), or the dict under one of " + ", ".join(_WRAPPERS)
+    words = [f"{path} ({count} tensors, {size:,} bytes)" for path, count, size in found[:_MOST_SHOWN]]
+    more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
+    return say + ", ".join(words) + more
+
+
+def _state_dicts(value: object, path: str, depth: int) -> Iterator[tuple[str, int, int]]:
+    """Yield the path of every state dict or module, how many tensors it has, and their bytes."""
+    if depth:
+        notes: list[str] = []
+        items: dict[str, FileTensor] = {}
+        if _is_module(value):
+            items = dict(_module_items(value, notes))
+        elif type(value) is dict:
+            items = {k: v for k, v in value.items() if type(k) is str and type(v) is FileTensor}
+        if items:
+            yield path, len(items), sum(t.nbytes for t in items.values())
+            return
+    if depth == _MAX_WRAPPED + 1:
+        return
+    inside: list[tuple[object, object]] = []
+    if type(value) is dict:
+        inside = [(k, v) for k, v in value.items() if type(k) is str]
+    elif isinstance(value, list | tuple):
+        inside = list(enumerate(value[:_MOST_SHOWN]))
+    for name, inner in inside:
+        yield from _state_dicts(inner, f"{path}.{name}" if path else str(name), depth + 1)
 
 
 def _unwrap(value: object) -> str | None:
