@@ -112,7 +112,10 @@ def layouts(draw: st.DrawFn, config: Mapping[str, Any] | None = None) -> Drawn:
     sizes = dict(tp=tp)
     if experts:
         extend = dialect == "mindspeed" and draw(st.booleans())
-        sizes["ep"] = draw(st.sampled_from([n for n in (1, 2, 4) if n * (tp if extend else 1) <= experts]))
+        # A model of dense layers alone has no experts to spread.
+        spread = config["num_hidden_layers"] > (config.get("first_k_dense_replace") or 0)
+        fitting = [n for n in (1, 2, 4) if n * (tp if extend else 1) <= experts and (spread or n == 1)]
+        sizes["ep"] = draw(st.sampled_from(fitting))
         options["extend_ep"] = extend
         if not extend and not dialect.startswith(("modellink", "mindspeed")):
             sizes["etp"] = draw(st.sampled_from([n for n in (1, 2, 4) if n <= tp]))
