@@ -328,12 +328,16 @@ class Family:
         expected = {name: (shape, optional) for name, shape, optional in self.expected(config)}
         plain = {_plain(n): n for n in tensors}
         there = {*plain, *(_plain(n) for n in present)}
+        table, sizes = self.table(config), self.dims(config)
+        found, _ = table.named(plain)
+        by_name = {f.name: f for f in found}
         wrong = [
             f"{plain[n]} is {list(tensors[plain[n]])}, config.json asks for {list(shape)}"
             for n, (shape, _) in expected.items()
-            if n in plain and tensors[plain[n]] != shape
+            if n in plain
+            and tensors[plain[n]] != shape
+            and table.otherwise(by_name[n], Spec(tensors[plain[n]], "any"), sizes) is None
         ]
-        found, _ = self.table(config).named(plain)
         numbers = [int(f.layer.split(".")[1]) for f in found if f.layer.startswith("layers.")]
         beyond = [f for f in found if f.layer.startswith("mtp.") or _predicts(f)]
         layers = self.dims(config).get("layers", 0)

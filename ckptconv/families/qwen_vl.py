@@ -11,6 +11,7 @@ from ckptconv.families.larger import larger, passing
 from ckptconv.families.moe import QWEN3_MOE
 from ckptconv.families.qwen import QWEN2, QWEN3
 from ckptconv.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
+from ckptconv.slots import concat, one, stacked, transposed
 
 _BODY = "model.language_model."
 _SEEING, _HEARING = passing("visual."), passing("audio_tower.", "visual.")
@@ -25,3 +26,20 @@ QWEN3_5_MOE_VL = larger(QWEN3_5_MOE, "qwen3_5_moe", parts=passing("model.visual.
 _GLM4 = replace(GLM4, flags={k: v for k, v in GLM4.flags.items() if k != "head_dim"})
 GLM4V = larger(_GLM4, "glm4v", parts=passing("model.visual."), body=_BODY)
 GLM4V_MOE = larger(GLM4_MOE, "glm4v_moe", parts=passing("model.visual."), body=_BODY)
+
+_E = "layers.*.moe.experts.{e}"
+_GATE_UP, _DOWN = concat(f"{_E}.gate", f"{_E}.up"), f"{_E}.down"
+_X = "model.layers.*.mlp.experts"
+# Its experts stay together: as transformers saves them, or input first as they were published.
+_TOGETHER = (
+    one(stacked(_GATE_UP), f"{_X}.gate_up_proj"),
+    one(stacked(_DOWN), f"{_X}.down_proj"),
+    one(stacked(transposed(_GATE_UP)), f"{_X}.gate_up_proj"),
+    one(stacked(transposed(_DOWN)), f"{_X}.down_proj"),
+)
+QWEN3_VL_MOE = larger(
+    replace(QWEN3_MOE, entries=(*(e for e in QWEN3_MOE.entries if "{e}" not in e.name), *_TOGETHER)),
+    "qwen3_vl_moe",
+    parts=passing("model.visual."),
+    body=_BODY,
+)

@@ -240,6 +240,8 @@ class Table:
             related = _related(f.name, pack, spec, dims)
             if related is None or related.left[f.name].shape != spec.shape:
                 asked = related.left[f.name].shape if related else shape_of(str(pack), dims)
+                related = self.otherwise(f, spec, dims)
+            if related is None:
                 wrong.append(f"{f.name} is {list(spec.shape)}, {what} asks for {list(asked)}")
             elif f.entry.copy:
                 made.append(replace(related, pairs=tuple([_copied(p) for p in related.pairs])))
@@ -252,6 +254,19 @@ class Table:
                 hint="give the config of this very model with --config",
             )
         return Relation.union(made)
+
+    def otherwise(self, f: Found, spec: Spec, dims: Dims) -> Relation | None:
+        """Relate a tensor as another line of its name packs it, if one does in this shape."""
+        for entry in self.entries:
+            if entry is f.entry or form(entry.name) != form(f.entry.name) or entry.copy:
+                continue
+            other = replace(f, entry=entry)
+            if not self.words.holds(entry.when, f.layer) or set(other.slots) != set(f.slots):
+                continue
+            related = _related(f.name, every_expert(other.fill(), dims), spec, dims)
+            if related is not None and related.left[f.name].shape == spec.shape:
+                return related
+        return None
 
     def specs(self, found: Iterable[Found], slots: Mapping[str, Spec], dims: Dims) -> dict[str, Spec]:
         """Return shape and dtype of the stored tensors that hold these slots.

@@ -167,6 +167,7 @@ CONFIGS: list[tuple[str, Config]] = [
     ("qwen3_omni_moe_thinker", dict(text_config=BASE | MANY)),
     ("qwen3_5", dict(text_config=BASE | DELTA | dict(mtp_num_hidden_layers=1))),
     ("qwen3_5_moe", dict(text_config=BASE | MANY | DELTA)),
+    ("qwen3_vl_moe", dict(text_config=BASE | MANY)),
     ("glm4v", dict(text_config=BASE)),
     ("glm4v_moe", dict(text_config=BASE | ROUTED)),
 ]
