@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from operator import mul
 
 from ckptconv.containers.base import FileTensor, contiguous_stride
 from ckptconv.containers.stored import Extent, Stored, dense_axes, from_file_tensor
 from ckptconv.dtypes import DType
 from ckptconv.plans.builder import GraphBuilder
-from ckptconv.relations import Box, join
+from ckptconv.relations import Box, Pair, join
 
 __all__ = ["place"]
 
@@ -48,17 +49,33 @@ def place(
             graph.store(stored, Stored(dtype, shape, runs))
             graph.pairs += join(Box.whole(stored, shape), Box.whole(name, shape), left_copy=copy)
         return
+    forms: dict[object, list[Pair]] = {}
+    unit = contiguous_stride(shape)
     for offsets, t in filled:
         key = f"{stored}@{','.join(map(str, offsets))}"
         while key in graph.stored:
             key += "'"
         graph.store(key, from_file_tensor(t))
-        left = (
-            Box.strided(key, 0, zip(t.shape, t.stride, strict=True))
-            if dense_axes(t)
-            else Box.whole(key, t.shape)
-        )
-        graph.pairs += join(left, Box.of(name, shape, start=offsets, size=t.shape), left_copy=copy)
+        if any(o < 0 or o + n > d for o, n, d in zip(offsets, t.shape, shape, strict=True)):
+            Box.of(name, shape, start=offsets, size=t.shape)  # says that it leaves the tensor
+        # Chunks are cut alike, so that one pair of boxes is all of them but for where it begins.
+        form = (t.shape, t.stride)
+        if form not in forms:
+            left = (
+                Box.strided("", 0, zip(t.shape, t.stride, strict=True))
+                if dense_axes(t)
+                else Box.whole("", t.shape)
+            )
+            forms[form] = join(left, Box.of("", shape, start=(0,) * len(shape), size=t.shape), left_copy=copy)
+        at = sum(map(mul, offsets, unit))
+        graph.pairs += [
+            Pair(
+                Box(key, p.left.offset, p.left.size, p.left.stride),
+                Box(name, p.right.offset + at, p.right.size, p.right.stride),
+                copy,
+            )
+            for p in forms[form]
+        ]
 
 
 def _runs(
@@ -67,11 +84,15 @@ def _runs(
     """Return the extents of chunks that follow each other in row-major order, None if they do not."""
     stride = contiguous_stride(shape)
     found: list[tuple[int, int, FileTensor]] = []
+    runs: set[object] = set()
     for offsets, t in chunks:
-        cut = [i for i, n in enumerate(t.shape) if n != shape[i]]
-        if not t.is_contiguous or (cut and any(n != 1 for n in t.shape[: cut[-1]])):
-            return None
-        found.append((sum(o * s for o, s in zip(offsets, stride, strict=True)), t.numel, t))
+        form = (t.shape, t.stride)
+        if form not in runs:
+            cut = [i for i, n in enumerate(t.shape) if n != shape[i]]
+            runs.add(form)
+            if not t.is_contiguous or (cut and any(n != 1 for n in t.shape[: cut[-1]])):
+                return None
+        found.append((sum(map(mul, offsets, stride)), t.numel, t))
     found.sort(key=lambda f: f[0])
     done = 0
     for start, count, _ in found:

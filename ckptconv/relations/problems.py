@@ -82,21 +82,23 @@ def _ends(
     pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool
 ) -> tuple[dict[str, list[_End]], dict[str, list[_End]]]:
     """Return what covers each tensor of one side, and what repeats parts of it."""
-    covers: list[_End] = [(drop.box, f"the drop ({drop.reason})") for drop in drops]
-    copies: list[_End] = []
+    covers = by_name((drop.box, f"the drop ({drop.reason})") for drop in drops)
+    copies: dict[str, list[_End]] = {}
     for pair in pairs:
         if at_right:
-            (copies if pair.left_copy else covers).append((pair.right, pair.left.tensor))
+            box, other, copy = pair.right, pair.left.tensor, pair.left_copy
         else:
-            (copies if pair.right_copy else covers).append((pair.left, pair.right.tensor))
-    return by_name(covers), by_name(copies)
+            box, other, copy = pair.left, pair.right.tensor, pair.right_copy
+        if 0 not in box.size:
+            (copies if copy else covers).setdefault(box.tensor, []).append((box, other))
+    return covers, copies
 
 
 def by_name(ends: Iterable[_End]) -> dict[str, list[_End]]:
     """Group boxes that hold elements by their tensor."""
     found: dict[str, list[_End]] = {}
     for end in ends:
-        if end[0].numel:
+        if 0 not in end[0].size:
             found.setdefault(end[0].tensor, []).append(end)
     return found
 

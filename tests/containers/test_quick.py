@@ -264,6 +264,32 @@ def test_damage_is_told_the_same_in_both_ways(
     assert refused > 50
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("field", ["offsets", "sizes", "size", "offset", "length", "fqn", "chunks"])
+@pytest.mark.parametrize(
+    "nest", [b"\x85" * 300_000, b"".join(b"q%ch%c\x86" % (i, i) for i in range(100, 180))]
+)
+def test_deep_values_are_refused_before_they_are_hashed(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, nest: bytes
+) -> None:
+    """Put a tuple of tuples in the place of a field, where it is first named, and under a field's name."""
+    root = pickle.loads(small.read_bytes())
+    at = pickle.dumps(root, 2).index(name := b"X" + len(field).to_bytes(4, "little") + field.encode())
+    data = pickle.dumps(root, 2)
+    end = at + len(name)
+    end += {ord("q"): 2, ord("r"): 5}[data[end]]
+    path = tmp_path / ".metadata"
+    for changed in (
+        data[:end] + b"K\x01" + nest + b"u}(" + data[end:],
+        data[:end] + b"K\x01" + nest + b"N" + data[end:],
+        data[:at] + b"K\x01" + nest + b"N" + data[at:],
+        data[:end] + b"K\x01" + nest + b"K\x01" + nest + data[end:],
+    ):
+        path.write_bytes(changed)
+        slow, fast = _both(path, monkeypatch)
+        assert slow == fast and not isinstance(slow, metadata.Told)
+
+
 def test_a_key_without_a_value() -> None:
     with pytest.raises(ValueError, match="without a value"):
         list(quick.pairs(["a", 1, "b"]))

@@ -9,6 +9,8 @@ bytes are an equal result; a record that differs in any is opened in full.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
@@ -16,6 +18,7 @@ from types import TracebackType
 from typing import BinaryIO, Final
 
 from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.torchbin import ALIGN
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.containers.torch.torchtensors import odd_tensor
 from ckptconv.dtypes import DType
@@ -39,15 +42,13 @@ class _Template:
     Attributes:
         head: All bytes before the data.
         start: Where the directory begins.
-        tail: The bytes from there on, checksums zeroed.
-        sums: Where in ``tail`` the checksums are.
+        tail: Matches the bytes from there on, whatever the checksums are.
         tensor: The tensor, as if the record began at byte 0.
     """
 
     head: bytes
     start: int
-    tail: bytes
-    sums: tuple[int, ...]
+    tail: re.Pattern[bytes]
     tensor: FileTensor
 
 
@@ -64,6 +65,8 @@ class RecordReader:
         self._path = ""
         self._open: BinaryIO | None = None
         self._size = 0
+        self._ahead = b""
+        self._ahead_at = 0
         self._templates: dict[tuple[int, DType, tuple[int, ...]], _Template] = {}
 
     def __enter__(self) -> RecordReader:
@@ -102,7 +105,9 @@ class RecordReader:
         if template is not None and self._matches(template, offset, length):
             t = template.tensor
             begin, size = t.storage
-            return replace(t, path=self._path, offset=offset + t.offset, storage=(offset + begin, size))
+            return FileTensor(
+                t.dtype, t.shape, t.stride, self._path, offset + t.offset, (offset + begin, size)
+            )
         try:
             root = open_torch(self._path, offset=offset, length=length).root
         except FormatError as e:
@@ -141,21 +146,29 @@ class RecordReader:
         self._close()
         self._open, self._file, self._path = opened, file, str(path)
         self._size = opened.seek(0, os.SEEK_END)
+        self._ahead = b""
 
     def _close(self) -> None:
         if self._open is not None:
             self._open.close()
 
     def _read(self, count: int, offset: int) -> bytes:
+        begin = offset - self._ahead_at
+        if begin >= 0 and begin + count <= len(self._ahead):
+            return self._ahead[begin : begin + count]
         assert self._open is not None
         self._open.seek(offset)
         return self._open.read(count)
 
     def _matches(self, template: _Template, offset: int, length: int) -> bool:
-        if self._read(len(template.head), offset) != template.head:
+        head = template.head
+        if self._read(len(head), offset) != head:
             return False
-        tail = self._read(length - template.start, offset + template.start)
-        return len(tail) == len(template.tail) and _without(tail, template.sums) == template.tail
+        # What follows a record is most often one like it, so its head is read with this one's end.
+        tail, at = length - template.start, offset + template.start
+        if at - self._ahead_at + tail > len(self._ahead) or at < self._ahead_at:
+            self._ahead, self._ahead_at = self._read(tail + len(head) + ALIGN, at), at
+        return template.tail.fullmatch(self._read(tail, at)) is not None
 
     def _learn(self, tensor: FileTensor, offset: int, length: int) -> None:
         """Keep the layout of a record, if all that opening it read lies before its data and after."""
@@ -187,17 +200,17 @@ class RecordReader:
         self._templates[length, tensor.dtype, tensor.shape] = _Template(
             self._read(begin, offset),
             start,
-            _without(tail, tuple(sums)),
-            tuple(sums),
+            _pattern(tail, sums),
             replace(
                 tensor, offset=tensor.offset - offset, storage=(tensor.storage[0] - offset, tensor.storage[1])
             ),
         )
 
 
-def _without(tail: bytes, sums: tuple[int, ...]) -> bytes:
-    """Return the directory with its checksums zeroed."""
-    out = bytearray(tail)
-    for at in sums:
-        out[at : at + 4] = b"\0\0\0\0"
-    return bytes(out)
+def _pattern(tail: bytes, sums: Sequence[int]) -> re.Pattern[bytes]:
+    """Return what matches a directory with these checksums or others."""
+    parts, at = [], 0
+    for checksum in sorted(sums):
+        parts.append(re.escape(tail[at:checksum]))
+        at = checksum + 4
+    return re.compile(b"....".join([*parts, re.escape(tail[at:])]), re.DOTALL)

@@ -47,37 +47,42 @@ def items_of(value: object) -> Iterable[tuple[Any, Any]] | None:
 class Fields:
     """Get the same fields of many objects.
 
-    Where each lies in a state is looked up once for all states with the same keys.
+    Where each lies in a state is looked up once for all with the same keys that follow one another.
 
     Args:
         names: The fields.
     """
 
-    __slots__ = ("_getters", "_names")
+    __slots__ = ("_keys", "_last", "_names")
 
     def __init__(self, *names: str) -> None:
         self._names = names
-        self._getters: dict[tuple[object, ...], Callable[[list[Any]], Any] | None] = {}
+        self._keys: str | None = None
+        self._last: Callable[[list[Any]], Any] | None = None
 
     def of(self, value: object) -> tuple[Any, ...] | None:
-        """Return the fields' values; None if it is no object, or lacks one of them."""
+        """Return the fields' values; None if it is no object, or lacks one of them.
+
+        Raises:
+            TypeError: if the name of a field is no text.
+        """
         if isinstance(value, Thing):
             if len(value) != 1 or type(value[0]) is not list:
                 return None
             state = value[0]
             if state and type(state[0]) is tuple:
                 state = [x for pair in pairs(state) for x in pair]
-            keys = tuple(state[::2])
-            if keys not in self._getters:
-                self._getters[keys] = self._getter(keys)
-            getter = self._getters[keys]
-            return None if getter is None else getter(state)
+            keys = "\0".join(state[::2])  # an error if one is no text: nothing else is compared or hashed
+            if keys != self._keys:
+                self._last = self._getter(keys.split("\0"))
+                self._keys = keys
+            return None if self._last is None else self._last(state)
         if type(value) is not Record:
             return None
         found = tuple([value.get(name, _ABSENT) for name in self._names])
         return None if _ABSENT in found else found
 
-    def _getter(self, keys: tuple[object, ...]) -> Callable[[list[Any]], Any] | None:
+    def _getter(self, keys: list[str]) -> Callable[[list[Any]], Any] | None:
         if len(set(keys)) < len(keys) or not set(keys).issuperset(self._names):
             return None
         at = [2 * keys.index(name) + 1 for name in self._names]

@@ -18,7 +18,7 @@ from ckptconv.containers.dcp.fields import Fields, class_of, is_object, items_of
 from ckptconv.containers.torch import inert, quick
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.dtypes import BY_NAME, DType
-from ckptconv.errors import CkptconvError, FormatError, PlanError
+from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.inside import is_inside
 from ckptconv.places.regular import read_bytes
 
@@ -29,6 +29,7 @@ _LIMITS: Final = inert.Limits(size=1 << 29)
 _LARGE: Final = 1 << 20  # bytes from which on the guard of `quick` costs less than it spares
 _MAX_DIMS: Final = 64
 _MAX_SIZE: Final = 1 << 62
+_INTS: Final = [(int,) * n for n in range(_MAX_DIMS + 1)]
 _MAX_NAME: Final = 4096
 
 # The plans of all ranks, which Megatron-core keeps for its next save (core 0.16.1,
@@ -125,8 +126,8 @@ def read_metadata(path: Path) -> Told:
             if root is not None:
                 try:
                     return _Reading(path).told(root)
-                except (CkptconvError, TypeError, ValueError):
-                    pass  # the other way to read it says what is wrong
+                except Exception:  # the other way to read it says what is wrong
+                    root = None
             raw = raw[: -quick.PAD]
         return _Reading(path).told(inert.load(raw, hooks=_HOOKS, limits=_LIMITS, where=path))
 
@@ -182,14 +183,15 @@ class _Reading:
 
     def _are_sizes(self, values: object) -> TypeGuard[Sizes]:
         """Whether a value is a shape or an offset; most are there many times."""
-        if type(values) is not tuple:
+        if type(values) is not tuple or len(values) > _MAX_DIMS:
             return False
-        if values in self._sizes:
-            return True
-        good = len(values) <= _MAX_DIMS and all(type(n) is int and 0 <= n < _MAX_SIZE for n in values)
-        if good:
+        if tuple(map(type, values)) != _INTS[len(values)]:  # before it is hashed: tuples may be deep
+            return False
+        if values not in self._sizes:
+            if any(not 0 <= n < _MAX_SIZE for n in values):
+                return False
             self._sizes.add(values)
-        return good
+        return True
 
     def _read_entries(self, stored: Iterable[tuple[Any, Any]]) -> None:
         """Keep the records by name and offset of the chunk, None for an object."""

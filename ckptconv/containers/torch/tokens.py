@@ -21,6 +21,7 @@ _ROUNDS: Final = 12
 _AGAIN: Final = 3  # times each block may be gone through
 _LANDMARK: Final = b"ub"  # SETITEMS, BUILD: how the state of an object ends
 _NEAR: Final = 2048
+_LONGEST: Final = 1024  # bytes of the two lines of a name
 
 # Bytes of the instructions that picklers of protocols 2 to 5 write for plain objects (CPython 3.14,
 # ``Lib/pickletools.py``); 0 where a count or lines follow.
@@ -64,7 +65,7 @@ def starts(raw: bytes, data: Bytes, size: int) -> npt.NDArray[np.bool_] | None:
     """
     begins = np.unique([_guess(raw, at) if at else 0 for at in range(0, size, _BLOCK)])
     ends = np.append(begins[1:], size)
-    walk = _Walk(data, size)
+    walk = _Walk(raw, data, size)
     lanes = np.arange(len(begins))
     entries = begins.copy()
     exits = np.empty_like(entries)
@@ -98,13 +99,13 @@ class _Walk:
         seen: Whether an instruction was found to begin at a byte.
     """
 
-    def __init__(self, padded: Bytes, size: int) -> None:
+    def __init__(self, raw: bytes, padded: Bytes, size: int) -> None:
+        self._raw = raw
         self._data = padded
         self._size = size
         self._lengths = _LENGTHS[padded]
         self._lengths[size:] = 0
         self.seen = np.zeros(len(padded), np.bool_)
-        self._lines = np.flatnonzero(padded[:size] == ord("\n"))
 
     def skip(self, entries: Positions, ends: Positions) -> Positions:
         """Go from each entry up to its end; return the first place that is not before it."""
@@ -149,11 +150,9 @@ class _Walk:
                 + 3
             )
         length += 2
-        lines = np.flatnonzero(kinds == 3)
-        if len(lines):
-            second = np.searchsorted(self._lines, at[lines]) + 1
-            known = second < len(self._lines)
-            end = np.full(len(lines), self._size, np.int64)
-            end[known] = self._lines[second[known]] + 1
-            length[lines] = end - at[lines]
+        for i in np.flatnonzero(kinds == 3).tolist():
+            begin = int(at[i])
+            middle = self._raw.find(b"\n", begin + 1, begin + _LONGEST)
+            end = self._raw.find(b"\n", middle + 1, begin + _LONGEST) if middle >= 0 else -1
+            length[i] = end + 1 - begin if end >= 0 else self._size
         return np.minimum(length, self._size - at)
