@@ -111,7 +111,10 @@ def local_advice(error: OSError) -> str | None:
     with suppress(OSError, ImportError, KeyError):
         import pwd
 
-        owner = pwd.getpwuid(os.stat(error.filename).st_uid).pw_name
+        uid = os.stat(error.filename).st_uid
+        if uid == os.geteuid():
+            return "it is yours: give yourself the right (chmod u+rX)"
+        owner = pwd.getpwuid(uid).pw_name
         return f"it belongs to {owner}: let them give you the right (chmod u+rX,g+rX), or run as {owner}"
     folder = os.path.dirname(error.filename) or "."
     return f"see who may enter its folder (ls -ld {folder})"

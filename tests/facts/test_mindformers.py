@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ckptconv.dialects.mindformers.settle import find_run
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.facts import read_run, run_facts
 from ckptconv.families.config import config_from
@@ -154,3 +155,12 @@ def test_other_files_are_no_runs(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(FormatError):
             read_run(file)
+
+
+def test_a_run_beside_the_checkpoint_that_cannot_be_read_is_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "notes.yaml").write_text("a: [")
+    assert find_run([tmp_path], None) == (None, {})
+    (tmp_path / "run.yaml").write_text("model: {model_config: {a: *nothing}}\n")
+    with pytest.raises(FormatError) as caught:
+        find_run([tmp_path], None)
+    assert caught.value.where == str(tmp_path / "run.yaml")

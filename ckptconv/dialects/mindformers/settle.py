@@ -9,6 +9,7 @@ from typing import Any, Final
 from ckptconv.dialects.base import Dialect
 from ckptconv.errors import FormatError, UsageError
 from ckptconv.facts import read_run
+from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
 from ckptconv.relations import Spec
 from ckptconv.slots import Words
@@ -16,6 +17,7 @@ from ckptconv.slots.translate import some
 
 __all__ = ["find_run", "from_run", "layouts", "settled"]
 
+_HEAD: Final = 1 << 20
 _YAML: Final = (".yaml", ".yml")
 
 
@@ -57,9 +59,12 @@ def _yamls(folder: Path) -> list[Path]:
 
 
 def _tried(path: Path) -> dict[str, Any] | None:
+    """Return the run's ``model_config``; None if the file is of something else, or no YAML at all."""
     try:
         return read_run(path)
     except FormatError:
+        if b"model_config" in read_head(path, _HEAD):  # it would have said how the weights lie
+            raise
         return None
 
 
