@@ -102,7 +102,9 @@ def megatron_merge(
     _convert(source, out, "hf", fields, run, **shown)
 
 
-_Model = Annotated[Path, typer.Argument(metavar="HF", help="A Hugging Face model.", show_default=False)]
+_Model = Annotated[
+    Path, typer.Argument(readable=False, metavar="HF", help="A Hugging Face model.", show_default=False)
+]
 
 
 def megatron_split(
@@ -155,7 +157,9 @@ def convert(
 
 
 def inspect(
-    source: Annotated[Path, typer.Argument(metavar="CKPT", help="Any checkpoint.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(readable=False, metavar="CKPT", help="Any checkpoint.", show_default=False)
+    ],
     fields: dict[str, Any],
     tensors: Annotated[
         Optional[str],  # noqa: UP045  (typer reads it on Python 3.10 too)
@@ -164,7 +168,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Write an HTML page as well.", show_default=False),
+        typer.Option(readable=False, metavar="FILE", help="Write an HTML page as well.", show_default=False),
     ] = None,
 ) -> None:
     """Show what a checkpoint holds, from its metadata alone."""

@@ -22,9 +22,14 @@ _Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON."
 
 
 def _diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Any checkpoint.", show_default=False)],
+    a: Annotated[
+        Path, typer.Argument(readable=False, metavar="A", help="Any checkpoint.", show_default=False)
+    ],
     b: Annotated[
-        Path, typer.Argument(metavar="B", help="Any other; errors are relative to it.", show_default=False)
+        Path,
+        typer.Argument(
+            readable=False, metavar="B", help="Any other; errors are relative to it.", show_default=False
+        ),
     ],
     fields: dict[str, Any],
     run: dict[str, Any],
@@ -41,7 +46,7 @@ def _diff(
     every: Annotated[bool, typer.Option("--all", help="List all, also tensors that are equal.")] = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Write an HTML page as well.", show_default=False),
+        typer.Option(readable=False, metavar="FILE", help="Write an HTML page as well.", show_default=False),
     ] = None,
     json: _Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -79,7 +84,9 @@ def _diff(
 
 
 def _explain(
-    source: Annotated[Path, typer.Argument(metavar="CKPT", help="Any checkpoint.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(readable=False, metavar="CKPT", help="Any checkpoint.", show_default=False)
+    ],
     tensor: Annotated[
         str,
         typer.Argument(

@@ -30,10 +30,15 @@ __all__ = [
 Source = Annotated[
     Path,
     typer.Argument(
-        metavar="SRC", help="The run's folder, the tag folder, or a file inside.", show_default=False
+        readable=False,
+        metavar="SRC",
+        help="The run's folder, the tag folder, or a file inside.",
+        show_default=False,
     ),
 ]
-Target = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)]
+Target = Annotated[
+    Path, typer.Argument(readable=False, metavar="OUT", help="The folder to write.", show_default=False)
+]
 
 Flags = Mapping[str, Option]
 """Options by the name of the field they set."""

@@ -51,14 +51,21 @@ def _verify_roundtrip(
     run: dict[str, Any],
     out: Annotated[
         Optional[Path],  # noqa: UP045  (typer reads these annotations on Python 3.10 too)
-        typer.Argument(metavar="[HF]", help="What SRC was converted to, in any format.", show_default=False),
+        typer.Argument(
+            readable=False,
+            metavar="[HF]",
+            help="What SRC was converted to, in any format.",
+            show_default=False,
+        ),
     ] = None,
     logits: Annotated[
         bool, typer.Option("--logits", help="Also load it with transformers and run a short prompt.")
     ] = False,
     reference: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="DIR", help="A model whose logits it must have.", show_default=False),
+        typer.Option(
+            readable=False, metavar="DIR", help="A model whose logits it must have.", show_default=False
+        ),
     ] = None,
     no_certificate: Annotated[
         bool, typer.Option("--no-certificate", help="Write no ckptconv-verify.json beside the weights.")
@@ -69,7 +76,9 @@ def _verify_roundtrip(
     ] = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Write an HTML page with the outcome.", show_default=False),
+        typer.Option(
+            readable=False, metavar="FILE", help="Write an HTML page with the outcome.", show_default=False
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -119,7 +128,9 @@ def _verify_roundtrip(
 
 
 def _check(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A certified folder.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(readable=False, metavar="OUT", help="A certified folder.", show_default=False)
+    ],
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Files read at a time; 0 is two a core, at most 8.")
     ] = 0,

@@ -135,7 +135,7 @@ def test_what_may_not_be_read_is_named_with_its_owner(tmp_path: Path) -> None:
 
     def without_rights_of_root() -> None:
         prctl, drop, dac_override, dac_read_search = ctypes.CDLL(None).prctl, 24, 1, 2
-        assert os.geteuid() or not any([prctl(drop, c, 0, 0, 0) for c in (dac_override, dac_read_search)])
+        assert os.geteuid() or not any(prctl(drop, c, 0, 0, 0) for c in (dac_override, dac_read_search))
 
     process = start("inspect", path, preexec_fn=without_rights_of_root)
     said = process.communicate(timeout=60)[1].decode()
