@@ -36,6 +36,10 @@ def write_positions(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
         args |= {"rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
     if mindspeed:
         args |= {"rope_scaling_type": None, "partial_rotary_factor": part if part != 1 else None}
+    if (without := v.get("no_rope_freq")) is not None:
+        if mindspeed:
+            raise cannot("layers without rotary embedding")
+        args["no_rope_freq"] = without
     scaling = v.get("rope_scaling")
     return args if scaling is None else args | _scaling(scaling, v, mindspeed)
 

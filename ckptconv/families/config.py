@@ -15,6 +15,7 @@ from ckptconv.families.template import Template, usual
 __all__ = [
     "beside",
     "config_from",
+    "consumed",
     "contradictions",
     "facts_of",
     "flat",
@@ -199,15 +200,18 @@ def unconsumed(template: Template | None, facts: Facts) -> list[str]:
         template: What its config states; None for only those that none can.
         facts: What is known of the model.
     """
-    used = set(template.fixed) if template is not None else set(_STATED)
-    for words in template.keys.values() if template is not None else ():
-        for word in words.rstrip("?").split():
-            used |= {word, *DERIVED.get(word, ((), None))[0]}
+    used = consumed(template) if template is not None else set(_STATED)
     return [
         f"{name} is {facts[name].value} ({facts[name].origin}), which it does not compute"
         for name, usual in _UNUSUAL.items()
         if name in facts and name not in used and facts[name].value != usual
     ]
+
+
+def consumed(template: Template) -> set[str]:
+    """Return the facts that a config states, or that its class computes in one way only."""
+    words = {word for words in template.keys.values() for word in words.rstrip("?").split()}
+    return {*template.fixed, *words, *(fact for word in words for fact in DERIVED.get(word, ((), None))[0])}
 
 
 def unspoken(template: Template, facts: Facts) -> str | None:
@@ -284,6 +288,9 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
     found |= _window(plain, found)
     if (none := found.get("no_bias")) is not None:
         found["linear_bias"] = Fact(not none.value, none.origin)
+    if (rotary := found.get("rotary_layers")) is not None and isinstance(rotary.value, list):
+        without = [int(not layer) for layer in rotary.value]
+        found["no_rope_freq"] = Fact(without if any(without) else None, rotary.origin)
     if (ratio := found.get("rope_ratio")) is not None and ratio.value is not None:
         found["rope_theta"] = Fact(10000 * ratio.value, ratio.origin)
     for name in ("n_group", "topk_group"):

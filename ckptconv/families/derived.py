@@ -51,6 +51,19 @@ def _layer_types(v: Values) -> list[str]:
     return [full if skip and (i + 1) % skip == 0 else sliding for i in range(v["layers"])]
 
 
+def _rotary_layers(v: Values) -> list[int]:
+    """Return 1 for a layer with rotary embedding, 0 without (core 0.19, ``transformer_config.py``)."""
+    freq, layers = v["no_rope_freq"], v["layers"]
+    if isinstance(freq, int) and not isinstance(freq, bool) and freq > 0:
+        freq = [int((i + 1) % freq == 0) for i in range(layers)]
+    if not isinstance(freq, list) or len(freq) != layers:
+        raise PlanError(
+            f"no_rope_freq is {freq}, which does not say of {layers} layers which have rotary embedding",
+            hint="give the model's config.json with --config",
+        )
+    return [int(not without) for without in freq]
+
+
 # Name -> the facts it follows from, and how.
 DERIVED: dict[str, tuple[tuple[str, ...], Callable[[Values], Any]]] = {
     "first_k_dense": (("moe_layers",), _first_k_dense),
@@ -62,6 +75,7 @@ DERIVED: dict[str, tuple[tuple[str, ...], Callable[[Values], Any]]] = {
     "has_window": (("window",), lambda v: v["window"] is not None),
     "full_layers": (("window", "layers"), lambda v: v["layers"] if v["window"] is None else 0),
     "layer_types": (("window_skip", "layers"), _layer_types),
+    "rotary_layers": (("no_rope_freq", "layers"), _rotary_layers),
     "mixer_types": (("delta_layers",), _mixer_types),
     "gate_and_up": (("inner",), lambda v: 2 * v["inner"]),
     "no_bias": (("linear_bias",), lambda v: not v["linear_bias"]),

@@ -11,6 +11,10 @@ from ckptconv.families.template import decoder
 from ckptconv.slots import concat, one, stacked
 
 _ATTENTION = attention("attention_bias", "attention_bias")
+FACTORS = {
+    name: f"{name}?"
+    for name in ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+}
 _ASSUMED = {"attention_bias": False, "rms_norm_eps": 1e-6}
 DENSE = Family(
     name="granite",
@@ -20,7 +24,7 @@ DENSE = Family(
     ignored=IGNORED,
     template=decoder(
         "GraniteForCausalLM",
-        {"attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},
+        {**FACTORS, "attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},
         without=("head_dim",),
         assumed={**_ASSUMED, "mlp_bias": False},
         by_name=True,
@@ -53,6 +57,7 @@ MOE = Family(
     template=decoder(
         "GraniteMoeForCausalLM",
         {
+            **FACTORS,
             "attention_bias": "qkv_bias o_bias",
             "num_local_experts": "experts",
             "num_experts_per_tok": "topk",

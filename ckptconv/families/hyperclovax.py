@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ckptconv.families.base import Family
+from ckptconv.families.granite import FACTORS
 from ckptconv.families.llama import BIASED_MLP, EMBED, ENDS, IGNORED, NORMS, attention
 from ckptconv.families.template import decoder
 from ckptconv.slots import one
@@ -26,7 +27,7 @@ FAMILY = Family(
     ignored=IGNORED,
     template=decoder(
         "HyperCLOVAXForCausalLM",
-        {"attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},
+        {**FACTORS, "attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},
         assumed={"attention_bias": False, "mlp_bias": False, "rms_norm_eps": 1e-5},
         by_name=True,
     ),

@@ -12,14 +12,21 @@ FAMILY = Family(
     ignored=IGNORED,
     template=decoder(
         "SmolLM3ForCausalLM",
-        {"attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},
-        without=("head_dim",),
+        {
+            "attention_bias": "qkv_bias o_bias",
+            "mlp_bias": "linear_bias",
+            "no_rope_layers": "rotary_layers?",
+            "sliding_window": "window?",
+            "use_sliding_window": "has_window?",
+        },
         assumed={
             "attention_bias": False,
             "mlp_bias": False,
             "rms_norm_eps": 1e-6,
+            "use_sliding_window": False,
             "tie_word_embeddings": True,
         },
-        by_name=True,
+        carried=True,
+        like=("llama", "mistral", "qwen2"),
     ),
 )

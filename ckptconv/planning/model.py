@@ -17,7 +17,7 @@ from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
 from ckptconv.facts.typed import typed_config
 from ckptconv.families import FAMILIES, Family, family_of
-from ckptconv.families.config import config_from, contradictions, unconsumed
+from ckptconv.families.config import config_from, consumed, contradictions, unconsumed
 from ckptconv.families.detect import fitting, lacks_one, nearest, observed
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.plans.plan import Step
@@ -145,7 +145,8 @@ def find_architecture(
 
 def _refuse_unconsumed(facts: Mapping[str, Fact], family: Family | None, origin: str) -> None:
     """Refuse arguments that change what the model computes in a way that no config.json here can say."""
-    if odd := unconsumed(None, facts):
+    own = consumed(family.template) if family is not None and family.template is not None else set()
+    if odd := unconsumed(None, {name: fact for name, fact in facts.items() if name not in own}):
         name = family.name if family is not None else "this architecture"
         raise PlanError(
             f"this is no {name}: {'; '.join(odd)}",

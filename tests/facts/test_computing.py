@@ -14,7 +14,8 @@ from ckptconv.families.config import config_from, unconsumed
 from ckptconv.families.detect import fitting, nearest
 from training_args import MEGATRON, trained
 
-ODD = sorted(n for a in ARGUMENTS if not a.facts for n in a.names)
+# no_rope_freq has a family that computes it.
+ODD = sorted(n for a in ARGUMENTS if not a.facts for n in a.names if n != "no_rope_freq")
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -29,6 +30,19 @@ def test_a_value_beside_the_default_is_refused_by_name(name: str) -> None:
     with pytest.raises(PlanError, match=name):
         config_from(facts, family)
     assert name in unconsumed(None, facts)[0]  # a config.json that is given cannot say it either
+
+
+@pytest.mark.parametrize("freq", [2, [0, 1, 0, 1]])
+def test_a_llama_with_layers_without_rotary_embedding_is_a_smollm3(freq: object) -> None:
+    case = trained("llama")
+    facts = read_facts({**case.args, "num_layers": 4, "no_rope_freq": freq})
+    (family,) = fitting(facts, case.slots)
+    made, _ = config_from(facts, family)
+    assert (made["model_type"], made["no_rope_layers"]) == ("smollm3", [1, 0, 1, 0])
+    llama = find_family("llama")
+    assert llama is not None
+    with pytest.raises(PlanError, match="no_rope_freq"):
+        config_from(facts, llama)
 
 
 @pytest.mark.parametrize(
