@@ -1,4 +1,4 @@
-"""Read what DeepSpeed's ``save_checkpoint`` writes, from 0.3.14 to 0.19."""
+"""Read what DeepSpeed's ``save_checkpoint`` writes, from 0.3 to 0.19."""
 
 from ckptconv.readers.deepspeed.find import looks_like_deepspeed
 from ckptconv.readers.deepspeed.options import DeepSpeedOptions
