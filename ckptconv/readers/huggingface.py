@@ -15,8 +15,8 @@ from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.places import is_remote
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.plans.options import NoOptions
 from ckptconv.readers.reader import Reader, step_option
+from ckptconv.readers.tensorflow.options import TensorFlowOptions
 from ckptconv.readers.tensorflow.read import open_tensorflow
 from ckptconv.readers.torch_file import named_tensors
 from ckptconv.readers.weight_map import read_weight_map
@@ -122,7 +122,7 @@ def _open(path: Path, options: HuggingFaceSource) -> Checkpoint:
     if entry.name.endswith(".json"):
         mapped = read_weight_map(entry)
         if _is_tensorflow(mapped):
-            return open_tensorflow(path, NoOptions())
+            return open_tensorflow(path, TensorFlowOptions())
         files = sorted(set(mapped.values()))
         for name in files:
             if not (root / name).is_file():
@@ -143,7 +143,7 @@ def _open(path: Path, options: HuggingFaceSource) -> Checkpoint:
         files = [entry.name]
         tensors = _tensors(entry)
         if _is_tensorflow(tensors):
-            return open_tensorflow(path, NoOptions())
+            return open_tensorflow(path, TensorFlowOptions())
     graph = GraphBuilder()
     graph.touch(entry)
     aliases = named_tensors(graph, tensors)

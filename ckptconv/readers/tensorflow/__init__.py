@@ -2,8 +2,9 @@
 
 from ckptconv.readers.reader import Reader
 from ckptconv.readers.tensorflow.find import looks_like_tensorflow
+from ckptconv.readers.tensorflow.options import TensorFlowOptions
 from ckptconv.readers.tensorflow.read import open_tensorflow
 
 __all__ = ["READER"]
 
-READER = Reader("tensorflow", looks_like_tensorflow, open_tensorflow)
+READER = Reader("tensorflow", looks_like_tensorflow, open_tensorflow, TensorFlowOptions)

@@ -18,7 +18,7 @@ from ckptconv.places.jsonfile import read_json
 from ckptconv.places.regular import read_text
 from ckptconv.readers.weight_map import read_weight_map
 
-__all__ = ["Found", "bundle_of", "config_of", "looks_like_tensorflow", "variables"]
+__all__ = ["Found", "bundle_of", "config_of", "looks_like_tensorflow", "step_of", "variables"]
 
 # transformers 4.57, utils/__init__.py (TF2_WEIGHTS_NAME, TF2_WEIGHTS_INDEX_NAME).
 _SINGLE: Final = "tf_model.h5"
@@ -64,17 +64,25 @@ def _stem(path: Path) -> Path | None:
     return None
 
 
-def bundle_of(path: Path) -> Path | None:
+def bundle_of(path: Path, step: int | None = None) -> Path | None:
     """Return the index of the saver's checkpoint that a path names; None if it names another kind of file.
 
+    Args:
+        path: A folder or a file.
+        step: The training step wanted, as names say it: ``model.ckpt-1000.index``.
+
     Raises:
-        PlanError: if a folder holds several and its ``checkpoint`` file does not say which.
+        PlanError: if a folder has none of that step, or several and its ``checkpoint`` file says of none.
     """
     if path.is_file():
         return _stem(path)
     if any((path / n).is_file() for n in (_SINGLE, _SHARDS)):
         return None
     found = sorted(path.glob(f"*{INDEX}"))
+    if step is not None:
+        found = [p for p in found if step_of(p) == step]
+        if not found:
+            raise PlanError(f"there is no checkpoint of step {step} here", where=path, hint="check --step")
     if len(found) < 2:
         return found[0] if found else None
     newest = _newest(path / "checkpoint")
@@ -84,8 +92,14 @@ def bundle_of(path: Path) -> Path | None:
     raise PlanError(
         f"{len(found)} checkpoints are here: {', '.join(p.name for p in found[:6])}",
         where=path,
-        hint="name the .index file of the one to read",
+        hint="name the .index file of the one to read, or give --step",
     )
+
+
+def step_of(index: Path) -> int | None:
+    """Return the training step in a name such as ``model.ckpt-1000.index``."""
+    number = index.stem.rpartition("-")[2]
+    return int(number) if number.isdecimal() and len(number) < 16 else None
 
 
 def _newest(state: Path) -> str | None:

@@ -9,22 +9,26 @@ from typing import Any
 from ckptconv.dialects.tensorflow import Model, class_of, settle, torch_variable
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.plans.options import NoOptions
 from ckptconv.readers.tensorflow.find import Found, bundle_of, config_of, variables
+from ckptconv.readers.tensorflow.options import TensorFlowOptions
 from ckptconv.readers.tensorflow.relate import relate
 from ckptconv.readers.tensorflow.saver import open_saver
 
 __all__ = ["open_tensorflow"]
 
 
-def open_tensorflow(path: Path, options: NoOptions) -> Checkpoint:
+def open_tensorflow(path: Path, options: TensorFlowOptions) -> Checkpoint:
     """Open a model saved by transformers' TF classes or by TensorFlow 1's saver; reads metadata only.
+
+    Args:
+        path: A folder or a file in it.
+        options: Which of several of the saver's checkpoints is meant.
 
     Raises:
         FormatError: if a file is damaged or of another kind.
         PlanError: if a shard is missing, or variables do not make the torch model.
     """
-    if (index := bundle_of(path)) is not None:
+    if (index := bundle_of(path, options.step)) is not None:
         return open_saver(index, path)
     found, files, form = variables(path)
     root = path if path.is_dir() else path.parent

@@ -12,7 +12,7 @@ from ckptconv.dialects.tensorflow import Model, Variable, family_of, saved_varia
 from ckptconv.errors import FormatError
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.readers.tensorflow.find import Found, config_of
+from ckptconv.readers.tensorflow.find import Found, config_of, step_of
 from ckptconv.readers.tensorflow.relate import relate
 
 __all__ = ["open_saver"]
@@ -70,16 +70,10 @@ def open_saver(index: Path, path: Path) -> Checkpoint:
         relation=graph.relation(),
         files=graph.files,
         left_out={"optimizer states": optimizer},
-        iteration=_step(index),
+        iteration=step_of(index),
         config=_config(config, model, written, tensors),
         notes=tuple(notes),
     )
-
-
-def _step(index: Path) -> int | None:
-    """Return the training step in a name such as ``model.ckpt-1000.index``."""
-    number = index.stem.rpartition("-")[2]
-    return int(number) if number.isdecimal() and len(number) < 16 else None
 
 
 def _config(
