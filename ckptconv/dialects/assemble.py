@@ -89,11 +89,16 @@ def assemble(
     joining = _Joining(grid, key, words, stages, stems)
     for line in lines:
         joining.index[form(line.name)].append(line)
+    for part in dialect.parts:
+        for entry in part.table.entries if part.table is not None else ():
+            if isinstance(entry, Line):
+                joining.beside[numbers(form(part.prefix + entry.name))[0]] = entry
     for rank, chunks in held.items():
         for v, tensors in chunks.items():
             joining.add(rank, v, tensors)
     relation, unknown = joining.relation()
-    return Assembled(relation, Table(lines, words=words, grid={"tp": grid.tp}), words, stages, unknown)
+    table = Table(lines, words=words, grid={"tp": grid.tp}, parts=dialect.parts)
+    return Assembled(relation, table, words, stages, unknown)
 
 
 def _local_layers(held: Held, stems: Collection[str]) -> dict[Chunk, set[int]]:
@@ -142,6 +147,7 @@ class _Joining:
         stems: Collection[str],
     ) -> None:
         self.index: dict[str, list[Line]] = defaultdict(list)
+        self.beside: dict[str, Line] = {}
         self._grid, self._key, self._words, self._stages = grid, key, words, stages
         self._stems = stems
         self._shards: dict[str, list[Shard]] = defaultdict(list)
@@ -193,6 +199,8 @@ class _Joining:
     def _line(self, weight: str, layers: Mapping[int, int]) -> tuple[Line | None, tuple[int, ...]]:
         """Return the line of a rank's tensor, and its numbers through the model."""
         shape, values = numbers(weight)
+        if (beside := self.beside.get(shape)) is not None:
+            return replace(beside, name=weight), values
         for line in self.index.get(shape, ()):
             if "*" not in line.name:
                 layer, numbered = "", values

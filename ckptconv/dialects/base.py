@@ -9,7 +9,7 @@ from typing import Literal
 
 from ckptconv.parallel import Cut
 from ckptconv.relations import Spec
-from ckptconv.slots import Entry, Pack, Table, Words, linear
+from ckptconv.slots import Entry, Pack, Part, Table, Words, linear
 from ckptconv.slots.entry import form, numbers
 from ckptconv.slots.pack import over_leaves
 
@@ -111,6 +111,7 @@ class Dialect:
         nested: Whether ``model`` holds dictionaries inside dictionaries, as the legacy one does.
         extra_states: Modules whose ``_extra_state``, None, is written beside the weight.
         arguments: Whose arguments it has.
+        parts: Parts of larger models beside the language model that it has names for.
         ranks: Whether its framework cuts tensors over ranks; else ``lines`` have no cuts.
     """
 
@@ -124,11 +125,12 @@ class Dialect:
     nested: bool = False
     extra_states: tuple[str, ...] = ()
     arguments: Literal["megatron", "mindspeed"] = "megatron"
+    parts: tuple[Part, ...] = ()
     ranks: bool = True
 
     def table(self, words: Words, grid: Mapping[str, int] | None = None) -> Table:
         """Return the lines to look names and slots up in."""
-        return Table(self.lines, words=words, grid=grid or {})
+        return Table(self.lines, words=words, grid=grid or {}, parts=self.parts)
 
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor is a buffer the model makes itself."""

@@ -12,8 +12,9 @@ from typing import Literal
 
 from ckptconv.dialects.base import Dialect, Line, column, for_mtp, norm, plain, prefixed, row, whole
 from ckptconv.dialects.gates import GATES, gates
+from ckptconv.dialects.vision import VISION
 from ckptconv.parallel import Cut
-from ckptconv.slots import Pack, concat, grouped
+from ckptconv.slots import Pack, Part, concat, grouped
 
 EMBEDDING = (
     *column("embed", "embedding.word_embeddings", bias=False),
@@ -243,6 +244,7 @@ def megatron(
     *,
     nested: bool = False,
     arguments: Literal["megatron", "mindspeed"] = "megatron",
+    parts: tuple[Part, ...] = (),
 ) -> Dialect:
     """Declare a dialect of Megatron's or one of its relatives', which all tell the same in the same way."""
     return Dialect(
@@ -254,10 +256,14 @@ def megatron(
         nested=nested,
         extra_states=extra_states,
         arguments=arguments,
+        parts=parts,
     )
 
 
 CORE_LOCAL = megatron(
-    "core-local", model(_LOCAL_LAYER), extra_states=(*_MODULES, *_EXPERT_MODULES, "output_layer")
+    "core-local",
+    model(_LOCAL_LAYER),
+    extra_states=(*_MODULES, *_EXPERT_MODULES, "output_layer"),
+    parts=(VISION,),
 )
-CORE_TE = megatron("core-te", model(_TE_LAYER))
+CORE_TE = megatron("core-te", model(_TE_LAYER), parts=(VISION,))

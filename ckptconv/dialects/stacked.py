@@ -17,8 +17,11 @@ __all__ = ["are_alike", "stacked_axes", "stacks", "turned", "unstacked"]
 
 _HINT: Final = "copy the whole iteration again, from one save"
 
-_STACK: Final = re.compile(r"(decoder\.layers\.)(?!\d+\.)(.+)")
+# The vision model's layers, and its mergers, are always alike (Megatron-Bridge 0.6.2).
+_SEEING: Final = r"vision_model\.decoder\.(?:layers|deepstack_merger_list)\."
+_STACK: Final = re.compile(rf"(decoder\.layers\.|{_SEEING})(?!\d+\.)(.+)")
 _LAYER: Final = re.compile(r"(decoder\.layers\.)(\d+)\.(.+)")
+_BESIDE: Final = re.compile(rf"({_SEEING})(\d+)\.(.+)")
 # Experts as they are saved: together, or each by its number; and one by one, as the model names them.
 _SAVED: Final = re.compile(r"(.*\bmlp\.experts\.)experts\.(?:(\d+)\.)?(linear_fc[12]\.(?:weight|bias))")
 _EXPERT: Final = re.compile(r"(.*\bmlp\.experts\.)(linear_fc[12]\.(?:weight|bias))(\d+)")
@@ -53,7 +56,8 @@ def stacks(tensors: Mapping[str, Spec], *, layers: bool) -> dict[str, Spec]:
         key, layer, expert = name, "", ""
         if (match := _EXPERT.fullmatch(key)) is not None:
             key, expert = f"{match[1]}experts.{match[2]}", match[3]
-        if layers and (match := _LAYER.fullmatch(key)) is not None:
+        match = (_LAYER.fullmatch(key) if layers else None) or _BESIDE.fullmatch(key)
+        if match is not None:
             key, layer = f"{match[1]}{match[3]}", match[2]
         of_layers, of_experts, first = counts.setdefault(key, (set(), set(), spec))
         of_layers.add(layer)

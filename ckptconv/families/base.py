@@ -118,15 +118,13 @@ class FamilyPart:
         prefix: What the names of its tensors begin with in Hugging Face's files.
         framework: And in frameworks.
         entries: Its tensors, by the names after the prefix; none where they pass through as they are.
-        lines: The same of frameworks.
-        sizes: The sizes those need, from config.json.
+        sizes: The sizes those need, from config.json; a dialect has the framework's names then.
         slots: Shapes of slots only this part has.
     """
 
     prefix: str
     framework: str
     entries: tuple[Entry, ...] = ()
-    lines: tuple[Entry, ...] = ()
     sizes: Callable[[Config], Mapping[str, int]] | None = None
     slots: Mapping[str, str] = field(default_factory=dict)
 
@@ -220,7 +218,7 @@ class Family:
         outer, config = config, self.own(config)
         own = self.sizes(config) if self.sizes is not None else {}
         tables = {p.name: Sizes(p.sizes(outer), _shapes(p.slots)) for p in self.parts if p.sizes is not None}
-        beside = tuple(Part(p.name, p.framework, Table(p.lines) if p.lines else None) for p in self.parts)
+        beside = tuple(Part(p.name, p.framework) for p in self.parts)
         found = {**dims(self._complete(config)), **own}
         return Sizes(found, _shapes(self.slots), tables, beside, self.beneath)
 

@@ -3,25 +3,95 @@
 transformers 5.23, ``conversion_mapping.py``: files of the older ones have the language model at ``model.``.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import replace
 
+from ckptconv.families.base import Config, FamilyPart
 from ckptconv.families.glm4 import GLM4
 from ckptconv.families.glm4_moe import FAMILY as GLM4_MOE
 from ckptconv.families.larger import larger, passing
 from ckptconv.families.moe import QWEN3_MOE
 from ckptconv.families.qwen import QWEN2, QWEN3
 from ckptconv.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
-from ckptconv.slots import concat, one, stacked, transposed
+from ckptconv.slots import Entry, concat, linear, one, stacked, transposed
 
 _BODY = "model.language_model."
+
+
+def _vision_sizes(config: Config) -> Mapping[str, int]:
+    vision = config.get("vision_config")
+    said = vision if isinstance(vision, Mapping) else {}
+
+    def size(key: str, default: int) -> int:
+        return value if isinstance(value := said.get(key), int) else default
+
+    hidden, heads = size("hidden_size", 1152), size("num_heads", 16)
+    return {
+        "hidden": hidden,
+        "layers": size("depth", 27),
+        "heads": heads,
+        "kv_heads": heads,
+        "head_dim": hidden // heads if heads else 0,
+        "inner": size("intermediate_size", 4304),
+        "merged": hidden * size("spatial_merge_size", 2) ** 2,
+        "out": size("out_hidden_size", 3584),
+        "channels": size("in_channels", 3),
+        "temporal": size("temporal_patch_size", 2),
+        "patch": size("patch_size", 16),
+        "positions": size("num_position_embeddings", 2304),
+    }
+
+
+def _merger(slot: str, module: str) -> tuple[Entry, ...]:
+    return (
+        *linear(f"{slot}.norm", f"{module}.norm", bias=True),
+        *linear(f"{slot}.up", f"{module}.linear_fc1", bias=True),
+        *linear(f"{slot}.down", f"{module}.linear_fc2", bias=True),
+    )
+
+
+_QKV = concat(*(f"layers.*.attn.{part}" for part in "qkv"))
+_MERGERS = range(32)
+_VISION = (
+    FamilyPart(
+        "model.visual.",
+        "vision_model.",
+        entries=(
+            *linear("patch", "patch_embed.proj", bias=True),
+            one("pos", "pos_embed.weight"),
+            *linear("layers.*.attn_norm", "blocks.*.norm1", bias=True),
+            *linear(_QKV, "blocks.*.attn.qkv", bias=True),
+            *linear("layers.*.attn.o", "blocks.*.attn.proj", bias=True),
+            *linear("layers.*.mlp_norm", "blocks.*.norm2", bias=True),
+            *linear("layers.*.mlp.up", "blocks.*.mlp.linear_fc1", bias=True),
+            *linear("layers.*.mlp.down", "blocks.*.mlp.linear_fc2", bias=True),
+            *(e for n in _MERGERS for e in _merger(f"deepstack.{n}", f"deepstack_merger_list.{n}")),
+            *_merger("merger", "merger"),
+        ),
+        sizes=_vision_sizes,
+        slots={
+            "patch": "hidden,channels,temporal,patch,patch",
+            "pos": "positions,hidden",
+            "merger.norm": "hidden",
+            **{f"deepstack.{n}.norm": "merged" for n in _MERGERS},
+            **{
+                f"{slot}.{part}": axes
+                for slot in ("merger", *(f"deepstack.{n}" for n in _MERGERS))
+                for part, axes in (("up", "merged,merged"), ("down", "out,merged"))
+            },
+        },
+    ),
+)
 _SEEING, _HEARING = passing("visual."), passing("audio_tower.", "visual.")
 QWEN2_VL = larger(QWEN2, "qwen2_vl", parts=_SEEING)
 QWEN2_5_VL = larger(QWEN2, "qwen2_5_vl", parts=_SEEING)
 QWEN2_5_OMNI = larger(QWEN2, "qwen2_5_omni_thinker", parts=_HEARING)
 QWEN3_OMNI = larger(QWEN3_MOE, "qwen3_omni_moe_thinker", parts=_HEARING)
-QWEN3_VL = larger(QWEN3, "qwen3_vl", parts=passing("model.visual."), body=_BODY)
-QWEN3_5_VL = larger(QWEN3_5, "qwen3_5", parts=passing("model.visual."), body=_BODY)
-QWEN3_5_MOE_VL = larger(QWEN3_5_MOE, "qwen3_5_moe", parts=passing("model.visual."), body=_BODY)
+QWEN3_VL = larger(QWEN3, "qwen3_vl", parts=_VISION, body=_BODY)
+QWEN3_5_VL = larger(QWEN3_5, "qwen3_5", parts=_VISION, body=_BODY)
+QWEN3_5_MOE_VL = larger(QWEN3_5_MOE, "qwen3_5_moe", parts=_VISION, body=_BODY)
 # Heads are not 128 wide unless the config says so (transformers 5.23, ``configuration_glm4v.py``).
 _GLM4 = replace(GLM4, flags={k: v for k, v in GLM4.flags.items() if k != "head_dim"})
 GLM4V = larger(_GLM4, "glm4v", parts=passing("model.visual."), body=_BODY)
@@ -40,6 +110,6 @@ _TOGETHER = (
 QWEN3_VL_MOE = larger(
     replace(QWEN3_MOE, entries=(*(e for e in QWEN3_MOE.entries if "{e}" not in e.name), *_TOGETHER)),
     "qwen3_vl_moe",
-    parts=passing("model.visual."),
+    parts=_VISION,
     body=_BODY,
 )

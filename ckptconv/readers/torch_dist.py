@@ -137,7 +137,7 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
     relation = placed.compose(names)
     relation.check()
     words = CORE_TE.told(relation.right)
-    table = Table((*CORE_TE.lines, *CORE_LOCAL.lines), words=words, grid={"tp": 1})
+    table = Table((*CORE_TE.lines, *CORE_LOCAL.lines), words=words, grid={"tp": 1}, parts=CORE_TE.parts)
     _check_layers(arguments, relation.right, found.data)
     iteration = common.get("iteration")
     files = {c.entry.file for t in dcp.tensors.values() for c in t.chunks if c.entry is not None}

@@ -67,7 +67,8 @@ class Table:
     def with_own(self, dims: Dims) -> Table:
         """Return a framework's table with places for what a family brings itself.
 
-        Its own slots are whole, under their own names; parts beside the language model have their tables.
+        Its own slots are whole, under their own names. Parts beside the language model have the table there
+        is for them; others pass through.
         """
         sizes = Sizes.of(dims)
         here = {s for e in self.entries for s in e.slots}
@@ -78,13 +79,17 @@ class Table:
             for kind, _, rest in [slot.partition(".*.")]
             for end in ("", ".bias")
         ]
-        return replace(self, entries=(*self.entries, *added), parts=self.parts or sizes.beside)
+        # One that passes through, or is of a size this family has.
+        fitting = {p.name: p for p in self.parts if p.table is None or p.name in sizes.parts}
+        parts = tuple(fitting.get(p.name, p) for p in sizes.beside)
+        return replace(self, entries=(*self.entries, *added), parts=parts)
 
     def named(self, names: Iterable[str]) -> tuple[list[Found], list[str]]:
         """Look up stored tensors; return what was found and the names the table does not know."""
         index: dict[str, list[Entry]] = {}
-        for entry in self.entries:
-            index.setdefault(form(entry.name), []).append(entry)
+        for entry in self.entries:  # a name without holes may have numbers in it
+            shape = form(entry.name)
+            index.setdefault(numbers(shape)[0] if shape == entry.name else shape, []).append(entry)
         found, unknown = [], []
         for name in names:
             part = next((p for p in self.parts if name.startswith(p.prefix)), None)
@@ -102,6 +107,8 @@ class Table:
     def _read(self, name: str, entry: Entry, values: tuple[int, ...]) -> Found | None:
         in_layer = "*" in entry.name
         layer = ""
+        if not in_layer and "{e}" not in entry.name and entry.name != name:
+            return None
         if in_layer:
             first = entry.slots[0]  # a copy of what is in no layer lies in a layer for prediction alone
             number, own = values[0], first.startswith("mtp.") or "*" not in first

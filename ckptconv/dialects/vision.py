@@ -1,0 +1,53 @@
+"""What Megatron-Bridge calls the vision model of Qwen3-VL and its relatives, a transformer of its own.
+
+Names: Megatron-Bridge 0.6.2, ``models/qwen_vl/qwen3_vl_bridge.py``; its layers lie behind one another.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ckptconv.dialects.base import Line, column, norm, plain, row, whole
+from ckptconv.slots import Part, Table, grouped
+
+__all__ = ["VISION"]
+
+_MOST: Final = 32
+"""Mergers of deeper layers, at most."""
+
+_QKV = grouped("kv_heads", *(f"layers.*.attn.{part}" for part in "qkv"))
+_LAYER = "decoder.layers.*."
+
+
+def _merger(slot: str, module: str) -> tuple[Line, ...]:
+    return (
+        *norm(f"{slot}.norm", f"{module}.patch_norm."),
+        *column(f"{slot}.up", f"{module}.linear_fc1"),
+        *row(f"{slot}.down", f"{module}.linear_fc2"),
+    )
+
+
+VISION = Part(
+    "vision_model",
+    "vision_model.",
+    Table(
+        (
+            *whole("patch", "patch_embed.proj", bias=True),
+            plain("pos", "pos_embed.weight"),
+            *norm("layers.*.attn_norm", f"{_LAYER}self_attention.linear_qkv.layer_norm_"),
+            *norm("layers.*.attn_norm", f"{_LAYER}input_layernorm."),
+            *column(_QKV, f"{_LAYER}self_attention.linear_qkv"),
+            *row("layers.*.attn.o", f"{_LAYER}self_attention.linear_proj"),
+            *norm("layers.*.mlp_norm", f"{_LAYER}mlp.linear_fc1.layer_norm_"),
+            *norm("layers.*.mlp_norm", f"{_LAYER}pre_mlp_layernorm."),
+            *column("layers.*.mlp.up", f"{_LAYER}mlp.linear_fc1"),
+            *row("layers.*.mlp.down", f"{_LAYER}mlp.linear_fc2"),
+            *(
+                line
+                for n in range(_MOST)
+                for line in _merger(f"deepstack.{n}", f"decoder.deepstack_merger_list.{n}")
+            ),
+            *_merger("merger", "merger"),
+        )
+    ),
+)
