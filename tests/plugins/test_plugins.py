@@ -73,6 +73,27 @@ def test_family_and_dialect(site: Path, model: Path, tmp_path: Path) -> None:
     succeeds(site, "megatron-merge", tmp_path / "run", tmp_path / "out", "--config", model, "--verify")
 
 
+def test_a_codec(site: Path, model: Path, tmp_path: Path) -> None:
+    held = load_file(model / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    codes = torch.arange(24 * 16, dtype=torch.int32).to(torch.uint8).reshape(24, 16)
+    values = ((codes.float() - 128) * 0.02).bfloat16()
+    source = tmp_path / "source"
+    source.mkdir()
+    said = json.loads((model / "config.json").read_text())
+    said["quantization_config"] = {"quant_method": "zoo"}
+    (source / "config.json").write_text(json.dumps(said))
+    del held[f"{name}.weight"]
+    coded = {**held, f"{name}.zoo_codes": codes, f"{name}.zoo_step": torch.tensor(0.02)}
+    save_file(coded, source / "model.safetensors", {"format": "pt"})
+    succeeds(site, "convert", source, tmp_path / "out", "--to", "hf", "--dequantize", "--verify")
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[f"{name}.weight"], values)
+    told = json.loads(succeeds(site, "inspect", source, "--json").out)
+    assert told["quantised"] == ["the zoo's bytes (1 weight)"]
+    refused = run(tmp_path, "convert", source, tmp_path / "none", "--to", "hf", "--dequantize")
+    assert refused.code == 4 and "zoo" in refused.err
+
+
 def test_a_flag_of_a_plug_in_is_refused_elsewhere(site: Path, model: Path, tmp_path: Path) -> None:
     found = run(site, "convert", model, tmp_path / "out", "--to", "hf", "--letters", "upper")
     assert found.code == 2

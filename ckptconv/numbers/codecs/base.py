@@ -61,12 +61,15 @@ class Codec:
         decode: Computes values.
         step: Rows to decode at a time, or a multiple of them, and about how many elements: so that what is
             computed stays in the second-level cache.
+        find: Of a codec of another package: takes what is known of a checkpoint and the name of a tensor
+            (``Given`` in `ckptconv.planning.decode.part`), and returns the ``Part`` stored there, or None.
     """
 
     name: str
     needs: Needs
     decode: Decode
     step: tuple[int, int] = (1, 1 << 16)
+    find: Callable[[Any, str], Any] | None = None
 
 
 def as_float32(values: Array) -> Array:

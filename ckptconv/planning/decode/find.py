@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
+from ckptconv.numbers.codecs import CODECS
 from ckptconv.planning.decode import bnb, fp4, packed, scaled
 from ckptconv.planning.decode.part import Given, Part
 
@@ -57,9 +58,11 @@ def find_parts(given: Given) -> list[Part]:
     """
     _refuse_settings(given)
     given.left.update(dict.fromkeys(given.tensors))
+    foreign = [c.find for c in CODECS if c.find is not None] if given.says.method not in _KNOWN else []
     found = []
     for name in given.tensors:
-        part = _part(given, name)
+        part: Part | None = next((p for find in foreign if (p := find(given, name)) is not None), None)
+        part = part if part is not None else _part(given, name)
         if part is not None:
             found.append(part)
             for member in part.members:
@@ -133,10 +136,13 @@ def is_quantised(given: Given) -> bool:
 
 
 def _looks(given: Given, names: Iterable[str]) -> bool:
-    specs = ((n.rpartition(".")[2], given.tensors[n].dtype) for n in names)
+    strange = given.says.method not in _KNOWN  # any matrix of integers may be its codes
     return any(
-        dtype.startswith("float8") or _raw(leaf, dtype) or (dtype == "uint8" and leaf.endswith("_blocks"))
-        for leaf, dtype in specs
+        (dtype := given.tensors[n].dtype).startswith("float8")
+        or _raw(leaf := n.rpartition(".")[2], dtype)
+        or (dtype == "uint8" and leaf.endswith("_blocks"))
+        or (strange and dtype_named(dtype).kind == "int" and len(given.tensors[n].shape) > 1)
+        for n in names
     )
 
 
