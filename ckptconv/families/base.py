@@ -203,7 +203,8 @@ class Family:
 
     def is_zero_centered(self, norm: str) -> bool:
         """Whether a slot that is a norm is stored without its 1."""
-        return self.zero_centered and template(norm) not in self.plain_norms
+        said = self.template is not None and bool(self.template.fixed.get("zero_centered"))
+        return (self.zero_centered or said) and template(norm) not in self.plain_norms
 
     def own(self, config: Config) -> Config:
         """Return the config of the model its table is of: of a larger one that of the language model."""

@@ -144,7 +144,20 @@ def find_architecture(
 
 
 def _refuse_unconsumed(facts: Mapping[str, Fact], family: Family | None, origin: str) -> None:
-    """Refuse arguments that change what the model computes in a way that no config.json here can say."""
+    """Refuse arguments that change what the model computes in a way that no config.json here can say.
+
+    Raises:
+        PlanError: also if norms are stored around zero, and a table without a template leaves open whether
+            the model's are.
+    """
+    zero = facts.get("zero_centered")
+    silent = family is not None and family.template is None and bool(family.entries)
+    if silent and zero is not None and zero.value and family is not None and not family.zero_centered:
+        raise PlanError(
+            f"norms are stored without their 1 ({zero.origin}); and {family.name} says nothing of its own",
+            where=origin,
+            hint="say it in the family: zero_centered=True, or a template that fixes it",
+        )
     own = consumed(family.template) if family is not None and family.template is not None else set()
     if odd := unconsumed(None, {name: fact for name, fact in facts.items() if name not in own}):
         name = family.name if family is not None else "this architecture"

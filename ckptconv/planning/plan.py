@@ -144,6 +144,12 @@ def _in_names(
     named = name_tensors(checkpoint, request, model, made.terms)
     if found is not None and request.dtype == "keep" and (to := _cast_to(named.written, found)) is not None:
         named = name_tensors(checkpoint, replace(request, dtype=to), model, made.terms)
+    if not named.written:
+        raise PlanError(
+            "no tensor is left to be written",
+            where=checkpoint.data,
+            hint="drop less with --drop, or name the files that hold the weights",
+        )
     if checkpoint.table is not None:
         named.relation.check()
     check_whole(checkpoint, named.relation)

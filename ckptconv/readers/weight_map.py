@@ -23,6 +23,8 @@ def read_weight_map(index: Path) -> dict[str, str]:
         raise FormatError("the index is not JSON with a 'weight_map'", where=index) from e
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise FormatError("the 'weight_map' does not map names to files", where=index)
+    if not found:
+        raise FormatError("the index names no tensor", where=index, hint="copy the index again")
     for name in set(found.values()):  # in the hub's cache they are links, so the names decide
         if not is_plain_name(name):
             raise FormatError(f"the index names a file outside its folder: {name!r}", where=index)

@@ -241,3 +241,10 @@ def test_a_sentencepiece_model_becomes_the_full_tokenizer(tmp_path: Path, out: P
 def test_the_gold_config_is_that_of_the_case() -> None:
     """The cases used here really are tied, or nothing above means anything."""
     assert json.loads((CASES / TIED / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+def test_a_model_of_no_tensors_is_an_error(tmp_path: Path) -> None:
+    fails(4, "deepspeed-to-hf", DEMO, tmp_path / "out", "--drop", "*", naming=("no tensor is left",))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    fails(1, "convert", tmp_path / "in", tmp_path / "out", "--to", "hf", naming=("no tensor",))
