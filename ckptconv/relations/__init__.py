@@ -14,6 +14,7 @@ from ckptconv.relations.packing import (
     replicated,
     row_by_row,
     split,
+    swapped,
     tiled,
 )
 from ckptconv.relations.pair import Drop, Pair, Spec, join, restrict
@@ -46,5 +47,6 @@ __all__ = [
     "restrict",
     "row_by_row",
     "split",
+    "swapped",
     "tiled",
 ]

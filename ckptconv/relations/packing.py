@@ -29,6 +29,7 @@ __all__ = [
     "replicated",
     "row_by_row",
     "split",
+    "swapped",
     "tiled",
 ]
 
@@ -153,6 +154,20 @@ def halved(
         if lo < hi:
             kept = Box.of(packed, spec.shape, view=view, start=(0, lo, 0), size=(rows, hi - lo, columns))
             pairs.append(Pair(kept, replace(kept, tensor=whole)))
+    return Relation({packed: spec}, {whole: spec}, tuple(pairs))
+
+
+def swapped(packed: str, whole: str, spec: Spec, *, axis: int = -1) -> Relation:
+    """Exchange the two halves of an axis."""
+    at = _axis(whole, spec, axis)
+    half = _divide(whole, spec, at, 2)
+    size = [half if a == at else n for a, n in enumerate(spec.shape)]
+
+    def box(name: str, second: bool) -> Box:
+        start = [half if a == at and second else 0 for a in range(len(size))]
+        return Box.of(name, spec.shape, start=start, size=size)
+
+    pairs = [Pair(box(packed, second), box(whole, not second)) for second in (False, True)]
     return Relation({packed: spec}, {whole: spec}, tuple(pairs))
 
 

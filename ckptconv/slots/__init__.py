@@ -11,6 +11,7 @@ from ckptconv.slots.pack import (
     rotary,
     rows,
     stacked,
+    swapped,
     transposed,
 )
 from ckptconv.slots.part import Part
@@ -41,6 +42,7 @@ __all__ = [
     "rows",
     "shape_of",
     "stacked",
+    "swapped",
     "template",
     "transposed",
 ]

@@ -80,7 +80,8 @@ def predicting(entries: Iterable[Entry], layer: str, under: str) -> tuple[Entry,
 
 def is_apart(entry: Entry) -> bool:
     """Whether an entry of a layer for multi-token prediction has a name, and a number, of its own."""
-    return entry.slots[0].startswith("mtp.") and "mtp" in entry.name.partition("*")[0].split(".")
+    parts = entry.name.partition("*")[0].split(".")
+    return entry.slots[0].startswith("mtp.") and any(part.startswith("mtp") for part in parts)
 
 
 def _biased(pack: str | Pack) -> str | Pack:

@@ -23,6 +23,7 @@ __all__ = [
     "rotary",
     "rows",
     "stacked",
+    "swapped",
     "transposed",
 ]
 
@@ -35,13 +36,14 @@ class Pack:
         kind: Along the first axis ``grouped`` (in turns, group by group) or ``interleaved`` (row by row);
             ``stacked`` along a new one; or one part in another form: ``transposed``, ``rotary`` (the rows of
             each head, pairs in the part and halves in the tensor), ``rows`` and ``columns`` (a tensor
-            ``[n, a, b]`` as ``[n*a, b]`` and as ``[a, n*b]``, the same elements in the same order).
+            ``[n, a, b]`` as ``[n*a, b]`` and as ``[a, n*b]``, the same elements in the same order), or
+            ``swapped`` (the two halves of the columns exchanged).
         parts: What is combined, in order. In a ``stacked`` one, slots with ``{e}`` stand for all experts; one
             slot without gets a leading axis of one.
         groups: Name of the size that counts the groups, or the heads; or a number.
     """
 
-    kind: Literal["grouped", "interleaved", "transposed", "stacked", "rotary", "rows", "columns"]
+    kind: Literal["grouped", "interleaved", "transposed", "stacked", "rotary", "rows", "columns", "swapped"]
     parts: tuple[str | Pack, ...]
     groups: str = "1"
 
@@ -84,6 +86,11 @@ def rows(part: Pack) -> Pack:
 def columns(part: Pack) -> Pack:
     """Declare ``[n, a, b]`` as ``[a, n*b]``, without moving an element."""
     return Pack("columns", (part,))
+
+
+def swapped(part: str | Pack) -> Pack:
+    """Store the second half of the columns before the first."""
+    return Pack("swapped", (part,))
 
 
 def over_leaves(pack: str | Pack, change: Callable[[str], str]) -> str | Pack:
@@ -150,6 +157,9 @@ def relate(packed: str, pack: Pack, specs: Mapping[str, Spec], dims: Dims) -> Re
         ((name, spec),) = parts.items()
         n, a, b = spec.shape
         outer = packing.renamed(packed, name, spec, shape=(n * a, b) if pack.kind == "rows" else (a, n * b))
+    elif pack.kind == "swapped":
+        ((name, spec),) = parts.items()
+        outer = packing.swapped(packed, name, spec)
     elif pack.kind == "rotary":
         ((name, spec),) = parts.items()
         outer = packing.halved(name, packed, spec, heads=_count(pack.groups, dims)).invert()

@@ -104,6 +104,7 @@ CONFIGS: list[tuple[str, Config]] = [
     ("lfm2_moe", BASE | MANY | dict(layer_types=["conv", "full_attention", "conv"], num_dense_layers=1)),
     ("minimax", BASE | dict(layer_types=["full_attention", *["linear_attention"] * 2], num_local_experts=3)),
     ("bailing_hybrid", BASE | LATENT | KDA | dict(first_k_dense_replace=1, layer_group_size=2)),
+    ("mimo", BASE | dict(num_nextn_predict_layers=2)),
     ("axk1", BASE | LATENT | ROUTED),
     ("afmoe", BASE | MANY | dict(num_dense_layers=1, num_shared_experts=2)),
     ("laguna", BASE | MANY | dict(shared_expert_intermediate_size=7, mlp_only_layers=[0])),
@@ -303,6 +304,13 @@ def test_layers_for_multi_token_prediction_are_numbered_after_the_others() -> No
     }
     optional = {n for n, _, may_lack in family.expected(config) if may_lack}
     assert optional == last
+
+
+def test_mimo_takes_the_hidden_states_first() -> None:
+    """MiMo's input_proj takes (hidden, embedding), Megatron's eh_proj (embedding, hidden)."""
+    name = "model.mtp_layers.1.input_proj.weight"
+    stored, slots = packed("mimo", BASE | dict(num_nextn_predict_layers=2), name)
+    assert_slots(slots, {"mtp.1.eh_proj": np.concatenate([stored[:, 16:], stored[:, :16]], axis=1)})
 
 
 def test_without_their_slots_no_layer_for_multi_token_prediction_is_written() -> None:
