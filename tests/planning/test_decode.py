@@ -328,7 +328,10 @@ def test_a_lora_adapter_is_added_to_values(tmp_path):
     )
     stem = f"base_model.model.{LAYER}self_attn.q_proj.lora_"
     save_file({f"{stem}A.weight": a, f"{stem}B.weight": b}, tmp_path / "a" / "adapter_model.safetensors")
-    ckptconv.convert(tmp_path / "q", tmp_path / "out", adapter=tmp_path / "a")
+    with pytest.raises(PlanError, match="bitsandbytes, 4 bit") as found:
+        ckptconv.plan(tmp_path / "q", adapter=tmp_path / "a")
+    assert "--lora adapter" in str(found.value.hint) and "--dequantize" in str(found.value.hint)
+    ckptconv.convert(tmp_path / "q", tmp_path / "out", adapter=tmp_path / "a", dequantize=True)
     got = load_file(tmp_path / "out" / "model.safetensors")[f"{LAYER}self_attn.q_proj.weight"]
     wanted = values[f"{LAYER}self_attn.q_proj.weight"].float() + b @ a
     assert torch.allclose(got.float(), wanted, atol=0.02, rtol=0.01)

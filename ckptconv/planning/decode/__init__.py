@@ -47,15 +47,16 @@ def decoded(checkpoint: Checkpoint, options: Request) -> Checkpoint:
     """Return a checkpoint whose quantised weights are values, where the target is to have values.
 
     Where a target's writer owns ``dequantize`` a quantised model goes as it is, unless a dtype or values are
-    asked for, or something is added to it; every other target holds values.
+    asked for; every other target holds values.
 
     Raises:
-        PlanError: if values are needed and the layout is not known, or codes or scales are missing.
+        PlanError: if values are needed and the layout is not known, or codes or scales are missing; or if
+            something is to be added to codes.
         FormatError: if what stands beside it is damaged.
     """
     dequantize = getattr(options.writing, "dequantize", True)
     dequantize = dequantize or getattr(options.writing, "quantize", None) is not None
-    values = dequantize or options.dtype != "keep" or options.adapter is not None or options.lora == "merge"
+    values = dequantize or options.dtype != "keep"
     says = _says(checkpoint, options.config)
     if values:
         return with_values(checkpoint, says)
@@ -64,6 +65,15 @@ def decoded(checkpoint: Checkpoint, options: Request) -> Checkpoint:
         return checkpoint
     if found.decoded:  # a config that speaks of codes which the weights are not
         return with_values(checkpoint, says)
+    if options.adapter is not None or options.lora == "merge":
+        raise PlanError(
+            f"the adapter's base model is {found.text}: nothing can be added to codes",
+            where=says.origin or checkpoint.data,
+            hint="--lora adapter writes the adapter alone, for that base; --dequantize adds it to values",
+        )
+    if options.lora == "adapter":
+        note = Note("info", f"the adapter's base model is {found.text}")
+        return replace(checkpoint, quantised=found, notes=(*checkpoint.notes, note))
     return _as_is(checkpoint, found)
 
 

@@ -56,7 +56,7 @@ def find(given: Given, state: str) -> Part:
         params |= {"nested": nested, "offset": float(offset)}
     else:
         _add(given, operands, "scales", f"{name}.absmax", runs, "float32", name)
-    text = f"{kind} runs of {block} (bitsandbytes)"
+    text = f"{kind} in runs of {block} (bitsandbytes, 4 bit)"
     return Part(name, shape, dtype, text, "bnb", params, operands, read=(state,))
 
 
