@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from ckptconv.facts import Fact
 from ckptconv.parallel import Cut
 from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Pack, Part, Table, Words, linear
@@ -18,6 +20,7 @@ __all__ = [
     "Line",
     "column",
     "for_mtp",
+    "module",
     "norm",
     "plain",
     "prefixed",
@@ -83,6 +86,11 @@ def _lines(
     )
 
 
+def module(slot: str | Pack, name: str, when: str | None = None) -> tuple[Line, ...]:
+    """Declare a module's weight and the bias it may have, of a library without ranks."""
+    return _lines(slot, name, WHOLE, WHOLE, True, when)
+
+
 def plain(
     slot: str | Pack, name: str, *, when: str | None = None, cut: int | None = None, copy: bool = False
 ) -> Line:
@@ -113,6 +121,10 @@ class Dialect:
         arguments: Whose arguments it has.
         parts: Parts of larger models beside the language model that it has names for.
         ranks: Whether its framework cuts tensors over ranks; else ``lines`` have no cuts.
+        library: Who names tensors so on any container (a state dict, a distributed checkpoint): for people.
+        facts: Reads what the library's own files say of the model, in the folders beside the weights. A fact
+            that is one of ``reads`` is a word.
+        bare: Changes a stored name to that of a line: takes off a prefix, counts layers from 0.
     """
 
     name: str
@@ -127,6 +139,9 @@ class Dialect:
     arguments: Literal["megatron", "mindspeed"] = "megatron"
     parts: tuple[Part, ...] = ()
     ranks: bool = True
+    library: str = ""
+    facts: Callable[[Sequence[Path]], Mapping[str, Fact]] | None = None
+    bare: Callable[[str], str] = str
 
     def table(self, words: Words, grid: Mapping[str, int] | None = None) -> Table:
         """Return the lines to look names and slots up in."""

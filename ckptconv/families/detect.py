@@ -58,6 +58,8 @@ def observed(facts: Facts, slots: Collection[str]) -> dict[str, Fact]:
             put("shared_inner", None)
     if "head" not in here:
         put("tied", True)
+    elif "tied" not in found:
+        put("tied", False)
     return found
 
 

@@ -56,6 +56,8 @@ def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> C
             )
         return None
     values = read_config(folder)
+    if checkpoint.facts and given is None and not values.keys() & {"model_type", "architectures"}:
+        return None  # the producer's own file of that name
     if checkpoint.quantised is None or checkpoint.quantised.decoded:
         values = without_quantisation(values)
     unsaid = {k: v for k, v in checkpoint.config.items() if values.get(k) is None}
@@ -113,11 +115,11 @@ def find_architecture(
     """
     family = _named(options.family) if options.family is not None else None
     args = checkpoint.arguments
-    built = checkpoint.table is not None and bool(args)
+    built = checkpoint.table is not None and bool(args or checkpoint.facts)
     config = lent or find_config(checkpoint, options.config, needed=needed and not built)
     if config is not None and options.vocab_size is not None:
         config = replace(config, values={**config.values, "vocab_size": options.vocab_size})
-    facts = _facts(checkpoint.producer, args) if built else {}
+    facts = {**_facts(checkpoint.producer, args), **checkpoint.facts} if built else {}
     tokenizer = _tokenizer(facts)
     if config is not None:
         family = family or family_of(config.values)
@@ -169,6 +171,8 @@ def _refuse_unconsumed(facts: Mapping[str, Fact], family: Family | None, origin:
 
 
 def _facts(producer: str, args: Mapping[str, Any]) -> dict[str, Fact]:
+    if not args:
+        return {}
     return run_facts(args) if producer == "mindspore" else read_facts(args)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import DType
+from ckptconv.facts import Fact
 from ckptconv.places.files import FileStamp
 from ckptconv.plans.plan import AssetFile
 from ckptconv.relations import Relation, Spec
@@ -79,6 +80,8 @@ class Checkpoint:
             otherwise they are an error.
         notes: What a user should know.
         arguments: Training arguments as simple values, where the files hold them.
+        facts: What files of the producer's own say of the model, beside or in place of ``arguments``.
+        near: Further folders where files beside the weights are looked for.
         table: Where the tensors' names are looked up as slots; None where they are Hugging Face's own.
         words: What the names tell of the model and its layers.
         strange: Tensors the table has no name for.
@@ -110,6 +113,8 @@ class Checkpoint:
     unresolved: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    near: tuple[Path, ...] = ()
     table: Table | None = None
     words: Words = ANY
     strange: tuple[str, ...] = ()
@@ -139,4 +144,4 @@ def settled(checkpoint: Checkpoint) -> Checkpoint:
 def beside_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
     """Return the folders where files beside the weights are looked for, nearest first."""
     data = checkpoint.data if checkpoint.data.is_dir() else checkpoint.data.parent
-    return tuple(dict.fromkeys((checkpoint.root, data)))
+    return tuple(dict.fromkeys((checkpoint.root, data, *checkpoint.near)))

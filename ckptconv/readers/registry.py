@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -12,11 +12,13 @@ from typing import Any
 from ckptconv.errors import FormatError, UsageError
 from ckptconv.places.places import forget
 from ckptconv.places.unfinished import refuse_unfinished
-from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import declared, flag_of, made, near
 from ckptconv.plugins import Registry
 from ckptconv.readers.reader import Reader
+from ckptconv.readers.runs import Found, find_weights
 from ckptconv.readers.sound import sound
+from ckptconv.readers.spoken import spoken
 from ckptconv.readers.wrappers import unwrap
 
 __all__ = ["READERS", "find_reader", "open_checkpoint", "owners"]
@@ -72,8 +74,31 @@ def open_checkpoint(
         FormatError: if nothing is there, or no reader recognises it.
         UsageError: if something is said that this reader does not understand.
     """
-    reader = find_reader(path)
-    return sound(unwrap(_open(reader, path, _options(reader, path, given, internal))), path)
+    found = _locate(path, given.get("step"))
+    reader = find_reader(found.path)
+    if found.path != path and "step" not in declared(reader.options):
+        given = {n: v for n, v in given.items() if n != "step"}  # it has chosen the folder
+    opened = unwrap(_open(reader, found.path, _options(reader, found.path, given, internal)))
+    notes = tuple(Note("info", text) for text in found.notes)
+    near = tuple(dict.fromkeys((*reversed(found.near), *opened.near)))
+    return sound(spoken(replace(opened, near=near, notes=(*notes, *opened.notes))), path)
+
+
+def _locate(path: Path, step: object = None) -> Found:
+    """Find the weights in what a user names: a run's folder, or one of its saves.
+
+    Raises:
+        UsageError: if there is no such step, or several files of weights could be meant.
+    """
+    if not path.is_dir():
+        return Found(path)
+    owner = next((r for r in READERS if r.recognise(path)), None)
+    if owner is not None and (step is None or "step" in declared(owner.options)):
+        return Found(path)
+    found = find_weights(
+        path, lambda p: any(r.recognise(p) for r in READERS), None if step is None else str(step)
+    )
+    return found or Found(path)
 
 
 def owners(name: str) -> list[str]:

@@ -19,6 +19,7 @@ __all__ = [
     "interleaved",
     "leaves",
     "over_leaves",
+    "paired",
     "relate",
     "rotary",
     "rows",
@@ -35,15 +36,17 @@ class Pack:
     Attributes:
         kind: Along the first axis ``grouped`` (in turns, group by group) or ``interleaved`` (row by row);
             ``stacked`` along a new one; or one part in another form: ``transposed``, ``rotary`` (the rows of
-            each head, pairs in the part and halves in the tensor), ``rows`` and ``columns`` (a tensor
-            ``[n, a, b]`` as ``[n*a, b]`` and as ``[a, n*b]``, the same elements in the same order), or
-            ``swapped`` (the two halves of the columns exchanged).
+            each head, pairs in the part and halves in the tensor), ``paired`` (the other way round), ``rows``
+            and ``columns`` (a tensor ``[n, a, b]`` as ``[n*a, b]`` and as ``[a, n*b]``, the same elements in
+            the same order), or ``swapped`` (the two halves of the columns exchanged).
         parts: What is combined, in order. In a ``stacked`` one, slots with ``{e}`` stand for all experts; one
             slot without gets a leading axis of one.
         groups: Name of the size that counts the groups, or the heads; or a number.
     """
 
-    kind: Literal["grouped", "interleaved", "transposed", "stacked", "rotary", "rows", "columns", "swapped"]
+    kind: Literal[
+        "grouped", "interleaved", "transposed", "stacked", "rotary", "paired", "rows", "columns", "swapped"
+    ]
     parts: tuple[str | Pack, ...]
     groups: str = "1"
 
@@ -76,6 +79,11 @@ def stacked(part: str | Pack) -> Pack:
 def rotary(heads: str, part: str | Pack) -> Pack:
     """Store the rows of each head as two halves: the even ones of the part, then the odd ones."""
     return Pack("rotary", (part,), heads)
+
+
+def paired(heads: str, part: str | Pack) -> Pack:
+    """Store the rows of each head as pairs: one of the part's first half, one of its second, in turns."""
+    return Pack("paired", (part,), heads)
 
 
 def rows(part: Pack) -> Pack:
@@ -163,6 +171,9 @@ def relate(packed: str, pack: Pack, specs: Mapping[str, Spec], dims: Dims) -> Re
     elif pack.kind == "rotary":
         ((name, spec),) = parts.items()
         outer = packing.halved(name, packed, spec, heads=_count(pack.groups, dims)).invert()
+    elif pack.kind == "paired":
+        ((name, spec),) = parts.items()
+        outer = packing.halved(packed, name, spec, heads=_count(pack.groups, dims))
     else:
         outer = packing.in_turns(packed, parts, groups=_count(pack.groups, dims))
     if not inner:

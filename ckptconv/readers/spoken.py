@@ -1,0 +1,102 @@
+"""Recognise names of other libraries on whatever container holds them: a dialect gives them their meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from ckptconv.dialects import DIALECTS, Dialect
+from ckptconv.facts import Fact
+from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
+from ckptconv.relations import Box, Pair, Relation, Spec
+from ckptconv.slots import Table
+from ckptconv.slots.entry import form, numbers
+from ckptconv.slots.translate import without
+
+__all__ = ["spoken"]
+
+
+def spoken(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose names a dialect understands, with what its own configuration says.
+
+    Names of Hugging Face's, and those no dialect knows, stay as they are.
+    """
+    if checkpoint.table is not None or checkpoint.settle is not None:
+        return checkpoint
+    names = [*checkpoint.relation.right]
+    best = max(_voices(), key=lambda d: _known(d, names), default=None)
+    if best is None or not _is_meant(best, names):
+        return checkpoint
+    checkpoint = _renamed(checkpoint, best)
+    buffers = [n for n in checkpoint.tensors if best.is_ignored(n)]
+    relation = without(checkpoint.relation, buffers, "buffers the model makes itself")
+    facts = best.facts(beside_of(checkpoint)) if best.facts is not None else {}
+    words = best.usual(relation.right)
+    said = [w for w, fact in facts.items() if w in best.reads and fact.value is True]
+    table = best.table(words.beside(said))
+    if facts:
+        facts = {**_from_shapes(table, relation.right), **facts}
+    return replace(
+        checkpoint,
+        relation=relation,
+        table=table,
+        words=words,
+        facts={n: f for n, f in facts.items() if n not in best.reads},
+        strange=tuple(table.named(relation.right)[1]),
+        format=f"{checkpoint.format}, {best.library}'s names",
+        notes=(*checkpoint.notes, Note("info", f"the names are those of {best.library}")),
+    )
+
+
+# What a slot's shape says, where the library's files do not.
+_SHAPES = {
+    "embed": (("vocab", 0), ("hidden", 1)),
+    "layers.*.mlp.up": (("inner", 0),),
+    "layers.*.moe.router": (("experts", 0),),
+}
+
+
+def _from_shapes(table: Table, tensors: Mapping[str, Spec]) -> dict[str, Fact]:
+    """Return the sizes that tensors of one slot each show."""
+    facts: dict[str, Fact] = {}
+    for found in table.named(tensors)[0]:
+        pack = found.entry.pack
+        for name, axis in _SHAPES.get(pack, ()) if isinstance(pack, str) else ():
+            facts.setdefault(name, Fact(tensors[found.name].shape[axis], f"the shape of {found.name}"))
+    return facts
+
+
+def _voices() -> list[Dialect]:
+    """Return the dialects that are spoken on any container."""
+    return [d for d in DIALECTS if d.library]
+
+
+def _known(dialect: Dialect, names: Collection[str]) -> int:
+    forms = {form(line.name) for line in dialect.lines}
+    return sum(numbers(dialect.bare(n))[0] in forms for n in names)
+
+
+def _is_meant(dialect: Dialect, names: Collection[str]) -> bool:
+    """Whether a dialect knows the embedding or a layer, and nearly all names."""
+    kept = [n for n in names if not dialect.is_ignored(dialect.bare(n))]
+    layered = {form(line.name) for line in dialect.lines if "*" in line.name}
+    inside = any(numbers(dialect.bare(n))[0] in layered for n in kept)
+    return inside and 10 * _known(dialect, kept) >= 9 * len(kept)
+
+
+def _renamed(checkpoint: Checkpoint, dialect: Dialect) -> Checkpoint:
+    """Give tensors the names a dialect's lines have."""
+    right = checkpoint.relation.right
+    names = {n: dialect.bare(n) for n in right}
+    if all(old == new for old, new in names.items()):
+        return checkpoint
+    pairs = tuple(
+        Pair(Box.whole(n, s.shape), Box.whole(names[n], s.shape)) for n, s in right.items() if s.numel
+    )
+    step = Relation(dict(right), {names[n]: s for n, s in right.items()}, pairs)
+    return replace(
+        checkpoint,
+        relation=checkpoint.relation.compose(step),
+        via={names.get(n, n): d for n, d in checkpoint.via.items()},
+        aliases={a: names.get(b, b) for a, b in checkpoint.aliases.items()},
+    )
