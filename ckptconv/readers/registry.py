@@ -26,7 +26,7 @@ __all__ = ["READERS", "find_reader", "open_checkpoint", "owners"]
 # In the order they are asked; the first that recognises a path reads it.
 _OWN = (
     *("verl", "mindspore", "torch_dist", "megatron", "deepspeed", "dcp"),
-    *("huggingface", "tensorflow", "torch_file"),
+    *("sharded", "consolidated", "huggingface", "tensorflow", "torch_file"),
 )
 
 
