@@ -26,6 +26,7 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import Count
 from ckptconv.readers.chunks import place
 from ckptconv.readers.megatron.find import TRACKER, iteration_folder
+from ckptconv.readers.megatron.run_config import run_arguments
 from ckptconv.readers.reader import Parallel, Reader, Weighed, step_option
 from ckptconv.slots import Table
 
@@ -122,13 +123,16 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
     common = _plain_state(dcp) if nested else common_state(dcp)
     arguments = plain(common["args"]) if "args" in common else {}
     arguments = arguments if isinstance(arguments, dict) else {}
+    notes: list[Note] = []
+    if not arguments and (run := run_arguments(found.data)) is not None:
+        arguments, text = run
+        notes.append(Note("info", text))
     _check_sizes(options.sizes, arguments, found.data)
     weights = weights_of(dcp, nested=nested)
     if not weights:
         raise PlanError("there are no weights in this checkpoint", where=found.data)
     if nested:
         _refuse_ranks(arguments, found.data)
-    notes: list[Note] = []
     if options.weights == "master":
         weights = _masters(dcp, weights, notes)
     graph = _graph(dcp, weights, found)
@@ -220,7 +224,7 @@ def _refuse_ranks(arguments: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-_LAYER: Final = re.compile(r"decoder\.layers\.(\d+)\..+")
+_LAYER: Final = re.compile(r"(?:language_model\.)?decoder\.layers\.(\d+)\..+")
 
 
 def _check_layers(arguments: Mapping[str, Any], names: Collection[str], folder: Path) -> None:

@@ -1,0 +1,99 @@
+"""Read the YAML that Megatron-Bridge and NeMo 2 leave in the place of Megatron's arguments.
+
+Forms: Megatron-Bridge 0.6.2, ``training/utils/checkpoint_utils.py`` (``run_config.yaml``) and
+``models/gpt_provider.py``; NeMo 2.3, ``lightning/io/pl.py`` (``context/model.yaml``). Nodes with ``_target_``
+name Python objects: they are read as data, nothing is imported or called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ckptconv.errors import FormatError
+from ckptconv.places.yamlfile import read_yaml
+
+__all__ = ["run_arguments"]
+
+# The provider's word -> the training argument's.
+_RENAMED: Final = {
+    "num_moe_experts": "num_experts",
+    "final_logit_softcapping": "output_logit_softcapping",
+}
+# What gates an activation, and what does not: the last word of the function's name.
+_GATED: Final = {"silu": "swiglu", "gelu": "geglu", "fast_gelu": "gelu_tanh", "quick_gelu": "quick_geglu"}
+_PLAIN: Final = {"squared_relu": "squared_relu", "openai_gelu": "openai_gelu", "fast_gelu": "openai_gelu"}
+_FLAGS: Final = {*_GATED.values(), *_PLAIN.values()}
+# Classes whose fields say all they compute, and what a class computes of itself.
+_SAYS_ALL: Final = re.compile(
+    r"(GPT|MLA|Mistral|Hybrid|Mamba)ModelProvider|"
+    r"(GPT|Llama|CodeLlama|Mistral|Mixtral|Qwen2|Qwen3|DeepSeek|Nemotron)\w*Config\w*"
+)
+_OF_ITSELF: Final[Mapping[str, Mapping[str, Any]]] = {
+    "GemmaModelProvider": {"model_type": "gemma", "input_embeds_norm": True},
+    "Gemma2ModelProvider": {"model_type": "gemma2", "input_embeds_norm": True},
+}
+
+
+def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
+    """Return a run's settings under the names of Megatron's arguments, and what to say of them.
+
+    None without such a file. There are no settings where a class computes what its fields do not say.
+
+    Args:
+        folder: The iteration's folder, or NeMo's ``weights``.
+
+    Raises:
+        FormatError: if the file holds no model.
+    """
+    for path, key in (
+        (folder / "run_config.yaml", "model"),
+        (folder.parent / "context" / "model.yaml", "config"),
+        (folder / "context" / "model.yaml", "config"),
+    ):
+        if not path.is_file():
+            continue
+        values = read_yaml(path, within=path.parent)
+        model = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(model, dict):
+            raise FormatError(f"no {key} in it", where=path, hint="give --config with a folder")
+        whose = str(model.get("_target_", "")).rpartition(".")[2]
+        more = _OF_ITSELF.get(whose, {})
+        if not more and _SAYS_ALL.fullmatch(whose) is None:
+            of = whose or "class without a name"
+            return {}, f"{path.name} is of a {of}, whose fields do not say all that it computes"
+        return {**_arguments(model), **more}, f"the model is what {path.name} says"
+    return None
+
+
+def _arguments(model: Mapping[str, Any]) -> dict[str, Any]:
+    found = {_RENAMED.get(key, key): _data(value) for key, value in model.items()}
+    gated = bool(model.get("gated_linear_unit"))
+    word = str(_data(model.get("activation_func")) or "gelu").rpartition(".")[2]
+    found |= dict.fromkeys(_FLAGS, False)
+    found["bias_gelu_fusion"] = False  # a provider's gelu is the function it names
+    if (flag := (_GATED if gated else _PLAIN).get(word)) is not None:
+        found[flag] = True
+    elif word != "gelu":
+        found["hidden_act"] = word
+    if isinstance(shared := model.get("share_embeddings_and_output_weights"), bool):
+        found["untie_embeddings_and_output_weights"] = not shared
+    found.setdefault("max_position_embeddings", model.get("seq_length"))
+    found["group_query_attention"] = model.get("num_query_groups") is not None
+    if model.get("num_query_groups") is None:
+        found["num_query_groups"] = model.get("num_attention_heads")
+    if model.get("rope_scaling") is True:
+        found["use_rope_scaling"] = True
+    if isinstance(size := model.get("window_size"), int) and not isinstance(size, bool):
+        found["window_size"] = None
+        found["sliding_window"] = size
+    return found
+
+
+def _data(value: Any) -> Any:
+    """Return what a node says: the name of what it stands for, as far as that is data."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return value.get("_name_") or value["_target_"]
+    return value
