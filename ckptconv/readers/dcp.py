@@ -48,6 +48,8 @@ class _Sorted:
 def _sort(dcp: DcpFolder) -> _Sorted:
     """Tell the model's tensors from the optimizer's and the trainer's, and take wrappers off their names."""
     paths: dict[str, tuple[str | int, ...]] = {n: dcp.paths.get(n, (n,)) for n in dcp.tensors}
+    if any(n.startswith("state.model.") for n in paths):  # Composer 0.32, core/state.py
+        paths = {n: _of_composer(n) for n in paths}
     out = _Sorted({})
     beside: Counter[str] = Counter()
 
@@ -73,6 +75,12 @@ def _sort(dcp: DcpFolder) -> _Sorted:
     for key, count in beside.items():
         out.notes.append(Note("warning", f"left out: {count} tensors under {key!r}, beside the model"))
     return out
+
+
+def _of_composer(name: str) -> tuple[str, ...]:
+    """Return the keys of what Composer saves: the kind of state, and the name."""
+    kind, _, rest = name.removeprefix("state.").partition(".")
+    return (kind, rest) if rest else (kind,)
 
 
 def _wrapper(paths: Mapping[str, tuple[str | int, ...]]) -> str | None:

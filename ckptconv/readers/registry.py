@@ -16,7 +16,7 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import declared, flag_of, made, near
 from ckptconv.plugins import Registry
 from ckptconv.readers.reader import Reader
-from ckptconv.readers.runs import Found, find_weights
+from ckptconv.readers.runs import Found, find_weights, with_models
 from ckptconv.readers.sound import sound
 from ckptconv.readers.spoken import spoken
 from ckptconv.readers.wrappers import unwrap
@@ -80,7 +80,7 @@ def open_checkpoint(
         given = {n: v for n, v in given.items() if n != "step"}  # it has chosen the folder
     opened = unwrap(_open(reader, found.path, _options(reader, found.path, given, internal)))
     notes = tuple(Note("info", text) for text in found.notes)
-    near = tuple(dict.fromkeys((*reversed(found.near), *opened.near)))
+    near = with_models((*reversed(found.near), *opened.near), opened.data)
     return sound(spoken(replace(opened, near=near, notes=(*notes, *opened.notes))), path)
 
 

@@ -9,14 +9,14 @@ Names: Hugging Face's Trainer and ms-swift (``checkpoint-10``), torchtitan (``ch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ckptconv.errors import UsageError
 
-__all__ = ["Found", "Save", "find_weights", "saves_in"]
+__all__ = ["Found", "Save", "find_weights", "saves_in", "with_models"]
 
 _NUMBERED: Final = re.compile(
     r"(?:dist_)?(?:checkpoint|global_step|step|iter|epoch|ep)[-_=]?(\d+)(?:[-_](?:step|ba)[-_=]?(\d+))?(?:[-_].*)?"
@@ -130,3 +130,17 @@ def _weight_files(path: Path, known: Callable[[Path], bool]) -> Iterator[Path]:
             and known(file)
         ):
             yield file
+
+
+def with_models(folders: Sequence[Path], data: Path) -> tuple[Path, ...]:
+    """Return folders, and those in or beside them where a library keeps config.json and tokenizer.
+
+    verl 0.9 has ``huggingface`` in a save's folder, up to two above the weights.
+
+    Args:
+        folders: The folders on the way to the weights.
+        data: The folder of the weights.
+    """
+    above = (data, data.parent, data.parent.parent)
+    inside = [p for f in (*folders, *above) if (p := f / "huggingface").is_dir()]
+    return tuple(dict.fromkeys((*folders, *inside)))

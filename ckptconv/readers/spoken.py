@@ -8,7 +8,8 @@ from dataclasses import replace
 from ckptconv.dialects import DIALECTS, Dialect
 from ckptconv.facts import Fact
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
-from ckptconv.relations import Box, Pair, Relation, Spec
+from ckptconv.relations import Spec
+from ckptconv.relations.rename import under_names
 from ckptconv.slots import Table
 from ckptconv.slots.entry import form, numbers
 from ckptconv.slots.translate import without
@@ -90,13 +91,9 @@ def _renamed(checkpoint: Checkpoint, dialect: Dialect) -> Checkpoint:
     names = {n: dialect.bare(n) for n in right}
     if all(old == new for old, new in names.items()):
         return checkpoint
-    pairs = tuple(
-        Pair(Box.whole(n, s.shape), Box.whole(names[n], s.shape)) for n, s in right.items() if s.numel
-    )
-    step = Relation(dict(right), {names[n]: s for n, s in right.items()}, pairs)
     return replace(
         checkpoint,
-        relation=checkpoint.relation.compose(step),
+        relation=checkpoint.relation.compose(under_names(right, names)),
         via={names.get(n, n): d for n, d in checkpoint.via.items()},
         aliases={a: names.get(b, b) for a, b in checkpoint.aliases.items()},
     )

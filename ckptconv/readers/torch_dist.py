@@ -17,6 +17,7 @@ from typing import Any, Final
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.containers.torch.namespaces import plain
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
+from ckptconv.dialects.hybrid import hybrid_names, without_pattern
 from ckptconv.dialects.saved import COMMON, COMMON_OBJECT, FORMAT, OPTIMIZER, common_state, weights_of
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import FormatError, PlanError, UsageError
@@ -28,6 +29,7 @@ from ckptconv.readers.chunks import place
 from ckptconv.readers.megatron.find import TRACKER, iteration_folder
 from ckptconv.readers.megatron.run_config import run_arguments
 from ckptconv.readers.reader import Parallel, Reader, Weighed, step_option
+from ckptconv.relations.rename import under_names
 from ckptconv.slots import Table
 
 __all__ = ["READER"]
@@ -127,6 +129,7 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
     if not arguments and (run := run_arguments(found.data)) is not None:
         arguments, text = run
         notes.append(Note("info", text))
+    near = _model_of(arguments, notes)
     _check_sizes(options.sizes, arguments, found.data)
     weights = weights_of(dcp, nested=nested)
     if not weights:
@@ -139,6 +142,9 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
     placed = graph.relation()
     names = unstacked(placed.right)
     relation = placed.compose(names)
+    if halves := hybrid_names(relation.right):
+        relation = relation.compose(under_names(relation.right, halves))
+    arguments = without_pattern(arguments, halves=bool(halves))
     relation.check()
     words = CORE_TE.told(relation.right)
     table = Table((*CORE_TE.lines, *CORE_LOCAL.lines), words=words, grid={"tp": 1}, parts=CORE_TE.parts)
@@ -162,8 +168,21 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
         arguments=arguments,
         table=table,
         words=words,
+        near=near,
         strange=tuple(table.named(relation.right)[1]),
     )
+
+
+def _model_of(arguments: Mapping[str, Any], notes: list[Note]) -> tuple[Path, ...]:
+    """Return the folder of the model that was trained, which ms-swift 4.6 names, if it is here."""
+    named = arguments.get("model_dir")
+    if "num_layers" in arguments or not isinstance(named, str) or not named:
+        return ()
+    if (Path(named) / "config.json").is_file():
+        notes.append(Note("info", f"the run trained the model in {named}: config.json is looked for there"))
+        return (Path(named),)
+    notes.append(Note("info", f"the run trained the model in {named}, which is not here"))
+    return ()
 
 
 def _graph(dcp: DcpFolder, weights: Mapping[str, str], found: _Found) -> GraphBuilder:

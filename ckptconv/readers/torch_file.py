@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ckptconv.containers.base import FileTensor
+from ckptconv.containers.torch.namespaces import plain
 from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.plans.builder import GraphBuilder
@@ -67,8 +70,18 @@ def _open(path: Path, options: TorchFileOptions) -> Checkpoint:
         relation=graph.relation(),
         files=graph.files,
         aliases=aliases,
+        config=_config(file.root),
         notes=tuple(Note("info", text) for text in beside),
     )
+
+
+def _config(root: object) -> Mapping[str, Any]:
+    """Return the config.json that Composer keeps inside (0.32, ``models/huggingface.py``, get_metadata)."""
+    value = root
+    for key in ("state", "integrations", "huggingface", "model", "config", "content"):
+        value = value.get(key) if type(value) is dict else None
+    found = plain(value)
+    return found if type(found) is dict and all(type(k) is str for k in found) else {}
 
 
 READER = Reader("torch", _recognise, _open, TorchFileOptions)

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ckptconv.errors import PlanError
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.relations import Box, Pair, Relation, Spec
+from ckptconv.relations.rename import under_names
 
 __all__ = ["unwrap"]
 
@@ -38,20 +37,10 @@ def unwrap(checkpoint: Checkpoint) -> Checkpoint:
     changed = [n for n, new in bare.items() if n != new]
     if not changed:
         return checkpoint
-    right: dict[str, Spec] = {}
-    for name, spec in relation.right.items():
-        if bare[name] in right:
-            raise PlanError(
-                f"{name} would be named {bare[name]}, which another tensor is", where=checkpoint.data
-            )
-        right[bare[name]] = spec
-    pairs = [
-        Pair(Box.whole(n, s.shape), Box.whole(bare[n], s.shape)) for n, s in relation.right.items() if s.numel
-    ]
     note = Note("info", f"wrappers taken off {len(changed)} names: {changed[0]} is {bare[changed[0]]}")
     return replace(
         checkpoint,
-        relation=relation.compose(Relation(dict(relation.right), right, tuple(pairs))),
+        relation=relation.compose(under_names(relation.right, bare, checkpoint.data)),
         via={bare[n]: d for n, d in checkpoint.via.items()},
         aliases={bare[a]: bare[b] for a, b in checkpoint.aliases.items()},
         buffers=frozenset(bare.get(b, b) for b in checkpoint.buffers),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.relations.box import Box
 from ckptconv.relations.pair import Drop, Pair, Spec
 from ckptconv.relations.relation import Relation
 
-__all__ = ["names_relation", "parse_renames"]
+__all__ = ["names_relation", "parse_renames", "under_names"]
 
 
 def parse_renames(text: str) -> list[tuple[str, str]]:
@@ -89,3 +90,23 @@ def names_relation(
             f"{sorted(unused)[0]!r} matches no tensor", hint="ckptconv inspect --tensors '*' lists the names"
         )
     return Relation(dict(tensors), right, tuple(pairs), tuple(left_only)), renamed
+
+
+def under_names(tensors: Mapping[str, Spec], names: Mapping[str, str], where: Path | None = None) -> Relation:
+    """Relate tensors to themselves under other names.
+
+    Args:
+        tensors: The tensors.
+        names: The name of each, old to new.
+        where: The checkpoint, for the error.
+
+    Raises:
+        PlanError: if two would have one name.
+    """
+    right: dict[str, Spec] = {}
+    for name, spec in tensors.items():
+        if names[name] in right:
+            raise PlanError(f"{name} would be named {names[name]}, which another tensor is", where=where)
+        right[names[name]] = spec
+    pairs = [Pair(Box.whole(n, s.shape), Box.whole(names[n], s.shape)) for n, s in tensors.items() if s.numel]
+    return Relation(dict(tensors), right, tuple(pairs))

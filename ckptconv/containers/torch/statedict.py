@@ -12,7 +12,8 @@ from ckptconv.errors import FormatError
 
 __all__ = ["state_dict_of"]
 
-_WRAPPERS: Final = ("state_dict", "model", "module", "model_state_dict")
+# Composer 0.32 has all under "state" (core/state.py).
+_WRAPPERS: Final = ("state_dict", "model", "module", "model_state_dict", "state")
 _MAX_WRAPPED: Final = 2
 _MOST_SHOWN: Final = 8
 _MAX_VISITS: Final = 2_000_000

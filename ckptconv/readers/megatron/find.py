@@ -78,10 +78,12 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path | None:
         if name is None:
             raise FormatError(f"the tracker says {text[:40]!r}, which is no iteration", where=tracker)
         if not (path / name).is_dir():
+            if (path / f"global_step_{text}").is_dir() or (path / f"global_step{text}").is_dir():
+                return None  # another library's tracker of this name: verl's
             raise FormatError(
                 f"the tracker says {text}, but there is no folder {name}",
                 where=tracker,
-                hint="name the iteration's folder itself, or give --iteration",
+                hint="name the iteration's folder itself, or give --step",
             )
         return path / name
     found = [p for p in path.glob("iter_*") if p.is_dir() and re.fullmatch(r"iter_\d+", p.name)]
