@@ -1,4 +1,6 @@
-"""Number the layers of a GPT that Megatron-core's HybridModel saved: each is half of a GPT's.
+"""Name what Megatron-core models saved as a GPT's: halves of layers, and what wrappers hold.
+
+HybridModel's layers are each half of a GPT's.
 
 Layer g is the g-th with attention and the g-th with an MLP or experts; the last norm is called
 ``final_norm`` (megatron-core 0.19, ``dist_checkpointing/gpt_checkpoint_interop.py``,
@@ -11,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-__all__ = ["hybrid_names", "without_pattern"]
+__all__ = ["hybrid_names", "without_pattern", "wrapped_names"]
 
 _NAME: Final = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _ATTENTION: Final = ("self_attention.", "input_layernorm.")
@@ -61,3 +63,13 @@ def without_pattern(arguments: Mapping[str, Any], *, halves: bool) -> dict[str, 
     if halves and isinstance(count := found.get("num_layers"), int):
         found["num_layers"] = count // 2
     return found
+
+
+def wrapped_names(names: Collection[str]) -> dict[str, str]:
+    """Return names without the wrapper that mcore-bridge 1.6 (ms-swift) puts around what sees, old to new.
+
+    Empty if there is none: ``visual.visual.blocks`` is Hugging Face's ``visual.blocks``.
+    """
+    if not any(n.startswith("visual.visual.") for n in names):
+        return {}
+    return {n: n.replace("visual.visual.", "visual.", 1) for n in names}

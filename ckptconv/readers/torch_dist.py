@@ -17,7 +17,7 @@ from typing import Any, Final
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.containers.torch.namespaces import plain
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
-from ckptconv.dialects.hybrid import hybrid_names, without_pattern
+from ckptconv.dialects.hybrid import hybrid_names, without_pattern, wrapped_names
 from ckptconv.dialects.saved import COMMON, COMMON_OBJECT, FORMAT, OPTIMIZER, common_state, weights_of
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import FormatError, PlanError, UsageError
@@ -142,8 +142,9 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
     placed = graph.relation()
     names = unstacked(placed.right)
     relation = placed.compose(names)
-    if halves := hybrid_names(relation.right):
-        relation = relation.compose(under_names(relation.right, halves))
+    halves = hybrid_names(relation.right)
+    if own := halves or wrapped_names(relation.right):
+        relation = relation.compose(under_names(relation.right, own))
     arguments = without_pattern(arguments, halves=bool(halves))
     relation.check()
     words = CORE_TE.told(relation.right)
