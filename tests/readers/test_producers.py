@@ -1,0 +1,104 @@
+"""Folders as training libraries leave them go to Hugging Face's form, from the folder a user names."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import ckptconv
+from ckptconv.errors import CkptconvError
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def saved(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of all libraries, unpacked."""
+    folder = tmp_path_factory.mktemp("producers")
+    for name in ("producers", "bridge"):
+        with tarfile.open(fixtures / f"{name}.tar.xz") as tar:
+            tar.extractall(folder, filter="data")
+    return folder
+
+
+def _same(out: Path, answer: Path) -> None:
+    found = {k: v for f in out.glob("*.safetensors") for k, v in load_file(f).items()}
+    wanted = {k: v for f in answer.glob("*.safetensors") for k, v in load_file(f).items()}
+    assert found.keys() == wanted.keys()
+    assert [n for n in found if not torch.equal(found[n], wanted[n])] == []
+    # The routers' biases are fp32 in the ranks and stay so; the answers' are rounded like all else.
+    unlike = [n for n in found if found[n].dtype != wanted[n].dtype]
+    assert [n for n in unlike if not n.endswith("e_score_correction_bias")] == []
+    assert all(found[n].dtype == torch.float32 for n in unlike)
+
+
+# The files say everything: no flag is needed.
+SAYS_ALL = (
+    *("producers/composer/ckpt/ep0-ba10-rank0.pt", "producers/litgpt/ckpt", "producers/meta/ckpt"),
+    "producers/verl-megatron/ckpt_v2",
+    *(f"bridge/{name}/ckpt_tp1" for name in (
+        "deepseek_v2", "deepseek_v3", "deepseek_v3mtp", "gemma", "glm4_moe", "glm4_moe_lite", "gpt_oss",
+        "llama", "llama31", "llama_tied", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_5",
+        "qwen3_5mtp", "qwen3_moe", "qwen3_next", "qwen3_nextmtp",
+    )),
+    *("bridge/llama/ckpt_hybrid_tp1", "bridge/qwen3_next/ckpt_tp2"),
+)  # fmt: skip
+# config.json is nowhere in them.
+NEEDS_CONFIG = (
+    *("producers/composer/ckpt/ep0-ba10", "producers/composer/ckpt/small.pt", "producers/torchtitan/ckpt"),
+    *("producers/lightning/ckpt/attr-net.ckpt", "producers/lightning/ckpt/epoch=0-step=10.ckpt"),
+    *(
+        "producers/nemo2-emulated/ckpt",
+        "producers/torchtune/ckpt",
+        "producers/dcp-hf-sharded/ckpt",
+        "producers/olmo-core/ckpt",
+    ),
+    *("producers/mcore-bridge-qwen3/ckpt", "producers/mcore-bridge-qwen3vl/ckpt"),
+    *("bridge/gemma3/ckpt_tp1", "bridge/glm_moe_dsa/ckpt_tp1", "bridge/nemotron_h/ckpt_tp1"),
+    "bridge/qwen3_5_moe/ckpt_tp1",
+)
+
+
+def _answer(saved: Path, name: str) -> Path:
+    return saved.joinpath(*name.split("/")[:2], "hf")
+
+
+@pytest.mark.parametrize("name", SAYS_ALL)
+def test_no_flag_is_needed(saved: Path, tmp_path: Path, name: str) -> None:
+    ckptconv.convert(saved / name, tmp_path / "out")
+    _same(tmp_path / "out", _answer(saved, name))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    wanted = json.loads((_answer(saved, name) / "config.json").read_text())
+    for key in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "vocab_size"):
+        assert config.get(key) == wanted.get(key), key
+
+
+@pytest.mark.parametrize("name", NEEDS_CONFIG)
+def test_a_config_is_enough(saved: Path, tmp_path: Path, name: str) -> None:
+    answer = _answer(saved, name)
+    ckptconv.convert(saved / name, tmp_path / "out", config=str(answer))
+    _same(tmp_path / "out", answer)
+
+
+@pytest.mark.parametrize("name", ["bridge/gemma3/ckpt_tp1", "bridge/qwen3_vl/ckpt_tp1"])
+def test_a_class_that_computes_more_than_its_fields_say_needs_a_config(
+    saved: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(CkptconvError) as caught:
+        ckptconv.convert(saved / name, tmp_path / "out")
+    assert "--config" in (caught.value.hint or "")
+
+
+def test_one_of_two_ranks_is_refused(saved: Path, tmp_path: Path) -> None:
+    [first, *_] = sorted((saved / "producers" / "meta").rglob("consolidated.00.pth"))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / first.name).write_bytes(first.read_bytes())
+    (run / "consolidated.02.pth").write_bytes(first.read_bytes())
+    (run / "params.json").write_bytes((first.parent / "params.json").read_bytes())
+    with pytest.raises(CkptconvError, match=r"consolidated\.01\.pth"):
+        ckptconv.convert(run, tmp_path / "out")
