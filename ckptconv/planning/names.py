@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ckptconv.containers.safetensors import read_header
 from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.errors import PlanError
+from ckptconv.errors import CkptconvError, PlanError
 from ckptconv.families import Family
-from ckptconv.families.saved import saved
+from ckptconv.families.saved import has_prefixes, saved
 from ckptconv.places.places import place
 from ckptconv.places.regular import read_text
 from ckptconv.planning.adapters.carry import carried, ones
@@ -25,6 +27,7 @@ from ckptconv.plans.casting import cast_chains, cast_steps
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.plans.request import Request
+from ckptconv.readers.weight_map import read_weight_map
 from ckptconv.relations import Relation, Spec
 from ckptconv.relations.rename import names_relation, parse_renames
 from ckptconv.relations.terms import Terms, operands
@@ -197,11 +200,26 @@ def _saved(
     config = model.config.values if model.config is not None else None
     if config is None and model.family is not None and model.family.model_types:
         config = {"model_type": model.family.model_types[0]}
-    found = saved(config, tensors, [*aliases, *unresolved]) if config is not None else None
+    if config is None:
+        return None
+    folder = model.config.folder if model.config is not None else None
+    like = _names_in(folder) if folder is not None and has_prefixes(config) else ()
+    found = saved(config, tensors, [*aliases, *unresolved], like=like)
     if found is None:
         return None
     relation, new = found
     return relation, {new[a]: new[b] for a, b in aliases.items()}, {new[n] for n in unresolved}
+
+
+def _names_in(folder: Path) -> Collection[str]:
+    """Return the names in a model's folder, the one training began with; none if it holds no safetensors."""
+    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    try:
+        if index.is_file():
+            return read_weight_map(index).keys()
+        return read_header(file)[0].keys() if file.is_file() else ()
+    except CkptconvError:
+        return ()
 
 
 def _saved_steps(saved: Relation) -> list[Step]:

@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ckptconv.errors import PlanError
-from ckptconv.families.saved import RELEASE, UNDO, rules_for, saved
+from ckptconv.families.saved import RELEASE, UNDO, has_prefixes, rules_for, saved
 from ckptconv.families.saved.rules import Rule, rule_of
 from ckptconv.relations import Spec
 
@@ -83,9 +83,7 @@ def test_every_rule_of_the_list_is_understood() -> None:
     for name, rules in LIST["rules"].items():
         for said in rules:
             rule = rule_of(said, ("",))
-            if rule is None:
-                assert said.keys() == {"prefix"}, name
-                continue
+            assert (rule.prefix is not None) == ("prefix" in said)
             for one in (rule, rule.reversed()):
                 one.match("no name that any rule is about", set())  # its patterns compile
             assert {op for op, _ in rule.ops} <= UNDO.keys(), name
@@ -138,6 +136,26 @@ def test_a_model_inside_a_model_has_the_names_of_both() -> None:
         "language_model.model.layers.0.block_sparse_moe.experts.1.w2.weight",
         "vision_tower.encoder.layers.0.mlp.fc1.weight",
     }
+
+
+def test_a_prefix_is_that_of_the_files_training_began_with() -> None:
+    config = {"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}}
+    held = {
+        f"model.{n}": Spec((2, 2), "F32") for n in ("vision_tower.encoder.w", "language_model.norm.weight")
+    }
+    for like, name in (
+        (
+            ["vision_tower.vision_model.encoder.w", "language_model.lm_head.weight"],
+            "vision_tower.vision_model.",
+        ),
+        (["vision_tower.encoder.w"], "vision_tower."),
+        ([], "vision_tower."),
+    ):
+        made = saved(config, held, like=like)
+        assert made is not None
+        assert made[0].right.keys() == {f"{name}encoder.w", "language_model.model.norm.weight"}
+    assert has_prefixes(config)
+    assert not has_prefixes({"model_type": "qwen3_moe"})
 
 
 def test_without_a_class_the_type_says_which_model_it_is() -> None:

@@ -7,20 +7,24 @@ its release; ``tests/saved_names.py`` takes it down.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptconv.errors import PlanError
-from ckptconv.families.saved.classes import RELEASE, rules_for
+from ckptconv.families.saved.classes import RELEASE, has_prefixes, rules_for
 from ckptconv.families.saved.ops import UNDO, written
 from ckptconv.families.saved.rules import Rule, after, natural
 from ckptconv.relations import Relation, Spec, renamed
 
-__all__ = ["RELEASE", "UNDO", "rules_for", "saved"]
+__all__ = ["RELEASE", "UNDO", "has_prefixes", "rules_for", "saved"]
 
 
 def saved(
-    config: Mapping[str, Any], tensors: Mapping[str, Spec], others: Iterable[str] = ()
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Spec],
+    others: Iterable[str] = (),
+    *,
+    like: Collection[str] = (),
 ) -> tuple[Relation, Mapping[str, str]] | None:
     """Relate the tensors a model holds in memory to those ``save_pretrained`` writes.
 
@@ -30,6 +34,8 @@ def saved(
         config: The content of config.json: its ``model_type`` and ``architectures`` say which rules hold.
         tensors: The tensors of the model's state dict.
         others: Further names of tensors, that share the data of these.
+        like: Names in the files the model was read from, if they are known: they may have a prefix that
+            others have not.
 
     Returns:
         The relation, and the new name of each tensor and other; None if nothing changes.
@@ -37,7 +43,7 @@ def saved(
     Raises:
         PlanError: if a tensor has not the shape of its kind, or two would have one name.
     """
-    reading = rules_for(config)
+    reading = rules_for(config, like)
     writing = [rule.reversed() for rule in reversed(reading)]
     names = [rule for rule in writing if not rule.ops]
     ordered = sorted(tensors, key=natural)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from ckptconv.families.saved.rules import Rule, rule_of
+from ckptconv.families.saved.rules import Rule, natural, rule_of, used
 
-__all__ = ["RELEASE", "rules_for"]
+__all__ = ["RELEASE", "has_prefixes", "rules_for"]
 
 Config = Mapping[str, Any]
 RELEASE = "5.23.0"
@@ -25,8 +25,24 @@ def _list() -> dict[str, Any]:
     return found
 
 
-def rules_for(config: Config) -> list[Rule]:
+def has_prefixes(config: Config) -> bool:
+    """Whether files of such a model may have a prefix or not, so that it takes names of files to tell."""
+    return any(rule.prefix is not None for rule in _all_rules(config))
+
+
+def rules_for(config: Config, like: Collection[str] = ()) -> list[Rule]:
     """Return the rules by which a model of this config is read, in their order.
+
+    Of those that add or remove a prefix, only those count that files of the names in ``like`` make use of
+    (transformers 5.23, ``core_model_loading.py``, ``revert_weight_conversion``).
+    """
+    rules = _all_rules(config)
+    at_work = used(sorted(like, key=natural), [rule for rule in rules if not rule.ops]) if like else set()
+    return [rule for rule in rules if rule.prefix is None or id(rule) in at_work]
+
+
+def _all_rules(config: Config) -> list[Rule]:
+    """Return all rules that may hold.
 
     A class is looked up before its ``model_type``, and what holds for a model is not looked up again for one
     inside it (transformers 5.23, ``conversion_mapping.py``, ``get_model_conversion_mapping``).
@@ -46,7 +62,7 @@ def rules_for(config: Config) -> list[Rule]:
         if said is None:
             continue
         scope = _scope(path, prefix) if path else ("",)
-        rules += [rule for one in said if (rule := rule_of(one, scope)) is not None]
+        rules += [rule_of(one, scope) for one in said]
         claimed[name].append(path)
         if by_type:
             claimed[its].append(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-__all__ = ["Match", "Rule", "after", "natural", "rule_of"]
+__all__ = ["Match", "Rule", "after", "natural", "rule_of", "used"]
 
 _GROUP = re.compile(r"\(.+?\)")
 _LOOK = re.compile(r"\(\?.+?\)?\)")  # lookahead and lookbehind mean nothing in a name to be written
@@ -44,6 +44,8 @@ class Rule:
         group: Each source has its own target, and all apply only where the first one does.
         offset: What is added to the number a source captures.
         scope: Prefixes of names it applies to, the longest first; the rest is what is matched.
+        prefix: What is added or removed, and within which prefix, if that is all the rule does. Files may
+            have it or not, so that it counts only for models that were read from files that had it.
     """
 
     sources: tuple[str, ...]
@@ -52,9 +54,13 @@ class Rule:
     group: bool = False
     offset: int = 0
     scope: tuple[str, ...] = ("",)
+    prefix: Mapping[str, str] | None = None
 
     def reversed(self) -> Rule:
         """Return the rule for writing; operations are listed last one first, and are to be undone."""
+        if self.prefix is not None:
+            other = {"add": "remove", "remove": "add"}
+            return _prefix_rule({other.get(k, k): v for k, v in self.prefix.items()}, self.scope)
         pairs = list(zip(self.targets, self.sources, strict=True)) if self.group else []
         if self.group:
             pairs.sort()  # the first is what switches the others on
@@ -120,14 +126,10 @@ class Rule:
         return Match(prefix + rest.replace(found[0], words, 1), source)
 
 
-def rule_of(said: Mapping[str, Any], scope: tuple[str, ...]) -> Rule | None:
-    """Read a rule of the list; None if it does not concern what is written.
-
-    A prefix that a file may have or lack is such: a model that was not read from a file is written without
-    (``revert_weight_conversion``).
-    """
+def rule_of(said: Mapping[str, Any], scope: tuple[str, ...]) -> Rule:
+    """Read a rule of the list."""
     if "prefix" in said:
-        return None
+        return _prefix_rule(said["prefix"], scope)
     return Rule(
         tuple(said["from"]),
         tuple(said["to"]),
@@ -136,6 +138,28 @@ def rule_of(said: Mapping[str, Any], scope: tuple[str, ...]) -> Rule | None:
         said.get("offset", 0),
         scope,
     )
+
+
+def _prefix_rule(said: Mapping[str, str], scope: tuple[str, ...]) -> Rule:
+    within = rf"{said['in']}\." if "in" in said else ""
+    if "add" in said:
+        source, target = rf"^{within}(?:(?!{said['add']}\.))(.+)", rf"{within}{said['add']}\.\1"
+    else:
+        source, target = rf"^{within}{said['remove']}\.(.+)", rf"{within}\1"
+    return Rule((source,), (target,), scope=scope, prefix=said)
+
+
+def used(names: Iterable[str], rules: Sequence[Rule]) -> set[int]:
+    """Return the rules that files of these names make use of, by ``id``."""
+    active: set[int] = set()
+    found: set[int] = set()
+    for name in names:
+        new = name
+        for rule in rules:
+            if (match := rule.match(new, active)) is not None:
+                found.add(id(rule))
+                new = match.name
+    return found
 
 
 def after(
