@@ -49,6 +49,8 @@ def ask(config: Mapping[str, Any], variants: Sequence[Shapes]) -> list[Loading] 
         return None
     if find_spec("transformers") is None or find_spec("torch") is None:
         return None
+    if not _is_proportionate(config, max(map(len, variants), default=0)):
+        return None
     asked = {"config": dict(config), "variants": [{n: list(s) for n, s in v.items()} for v in variants]}
     try:
         ran = subprocess.run(
@@ -62,6 +64,24 @@ def ask(config: Mapping[str, Any], variants: Sequence[Shapes]) -> list[Loading] 
         return [Loading(one["parameters"], *(tuple(one[k]) for k in _KINDS)) for one in said]
     except (OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError):
         return None
+
+
+def _is_proportionate(config: Mapping[str, Any], tensors: int) -> bool:
+    """Whether a config asks for no more layers and experts than tensors are there to fill them."""
+    from ckptconv.errors import FormatError, PlanError  # not where a process of its own asks transformers
+    from ckptconv.facts.typed import typed_config
+    from ckptconv.families import dims
+
+    for part in (config, *(v for v in config.values() if isinstance(v, Mapping))):
+        try:
+            sizes = dims(typed_config(part, None))
+        except FormatError:  # what its keys hold is for transformers to judge
+            continue
+        except PlanError:
+            return False
+        if max(sizes.get("layers", 0), sizes.get("experts", 0)) > tensors:
+            return False
+    return True
 
 
 _KINDS: Final = ("missing", "unexpected", "mismatched")

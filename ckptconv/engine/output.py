@@ -158,7 +158,7 @@ def _others(plan: Plan, folder: Path, earlier: Entries | None, digest: str) -> l
             return []
         if earlier.plan == digest and earlier.naming:
             names = [*(f.name for f in plan.files), *(a.name for a in plan.assets)]
-            ours.update(Path(n).parts[0] for n in names)
+            ours.update(Path(n).parts[0] for n in (*names, _CERTIFICATE))
     return sorted(p.name for p in folder.iterdir() if p.name not in ours and not _is_bare(p))
 
 
@@ -166,6 +166,8 @@ def _is_bare(path: Path) -> bool:
     """Whether a path is a folder without a file in it, as a run leaves one that was stopped early."""
     return path.is_dir() and not path.is_symlink() and not any(names for _, _, names in os.walk(path))
 
+
+_CERTIFICATE = "ckptconv-verify.json"  # of a run that was verified, and stopped before it was over
 
 _PARTS = ("*.part", "*/*.part", "*/*/*.part")
 
@@ -207,7 +209,7 @@ def check_space(plan: Plan, folder: Path, resumed: int) -> None:
 _STALE = (
     "config.json",
     "latest_checkpointed_iteration.txt",
-    "ckptconv-verify.json",
+    _CERTIFICATE,
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
     "model.safetensors",

@@ -75,7 +75,8 @@ def forget(folder: Path) -> None:
 
         objects.delete(str(folder / JOURNAL))
     else:
-        (folder / JOURNAL).unlink(missing_ok=True)
+        with explained(folder):
+            (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def _run(

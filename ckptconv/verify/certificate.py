@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -30,6 +32,10 @@ __all__ = ["NAME", "Checked", "check", "read", "write"]
 NAME = "ckptconv-verify.json"
 _VERSION = 2
 _PIECE = 1 << 20
+_BY_ERROR = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP), "make the folder writable"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +119,14 @@ def write(folder: Path, result: Result, *, names: Sequence[str] | None = None, s
             os.fsync(file.fileno())
         os.replace(part, target)
     except OSError as e:
+        with suppress(OSError):
+            if not part.is_symlink():
+                part.unlink(missing_ok=True)
         raise OutputError(
             f"the certificate cannot be written: {e.strerror}",
             where=target,
-            hint="make the folder writable, or give --no-certificate",
+            hint=f"{_BY_ERROR.get(e.errno or 0, 'see to the cause')}; then ckptconv verify-roundtrip, where "
+            "--no-certificate writes none",
         ) from e
     return target
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from faults import failing
 from faults.damage import SAMPLES, Bench, peak_bytes, spoil_outputs
 from faults.killing import Count, Killer, table
 from faults.kinds import KINDS, Source
@@ -52,14 +53,37 @@ def damage(times: int, seed: int) -> tuple[dict[str, Counter[str]], list[str]]:
     return tallies, lost
 
 
-def damage_table(tallies: dict[str, Counter[str]]) -> str:
+_DAMAGE = ("runs", "refused", "equal", "found", "lost")
+
+
+def damage_table(
+    tallies: dict[str, Counter[str]], columns: tuple[str, ...] = _DAMAGE, title: str = "damaged"
+) -> str:
     """Return what came of the damage as a table, with its sums."""
-    columns = ("runs", "refused", "equal", "found", "lost")
-    rows = [[n, t.total(), *(t[c] for c in columns[1:])] for n, t in tallies.items()]
-    rows.append(["all", *(sum(r[i + 1] for r in rows) for i in range(len(columns)))])
-    width = max(len(r[0]) for r in rows)
-    lines = [["damaged", *columns], *rows]
+    rows = [
+        [n, *(t[c] if c != "runs" or "runs" in t else t.total() for c in columns)] for n, t in tallies.items()
+    ]
+    rows.append(["all", *(sum(int(r[i + 1]) for r in rows) for i in range(len(columns)))])
+    width = max(len(str(r[0])) for r in rows)
+    lines = [[title, *columns], *rows]
     return "\n".join(f"{line[0]:<{width}}" + "".join(f"{cell:>9}" for cell in line[1:]) for line in lines)
+
+
+def fail(times: int, seed: int) -> dict[str, Counter[str]]:
+    """Let one call of each kind fail, in runs of every kind of conversion, so many calls of each."""
+    tallies: dict[str, Counter[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="ckptconv-faults-") as folder:
+        source = Source(Path(folder) / "sources", 16, 2)
+        for i, kind in enumerate(KINDS):
+            (scratch := Path(folder) / f"calls-{i}").mkdir()
+            bench = failing.Bench(kind, source, scratch)
+            for fault in failing.FAULTS:
+                for at in failing.calls(bench, fault, times, seed):
+                    bench.fail(fault, at)
+            tallies[kind.name] = bench.tally + Counter(lost=len(bench.lost))
+            for text in bench.lost:
+                print(f"LOST {text}", flush=True)
+    return tallies
 
 
 def main() -> int:
@@ -68,18 +92,25 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=20, help="kills of each kind")
     parser.add_argument("--width", type=int, default=384, help="hidden size of the model")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--calls", type=int, default=8, help="failing calls of each kind")
     parser.add_argument("--damage", type=int, default=40, help="damages of each kind and file")
     options = parser.parse_args()
     # What a lying size could make of it must not take the machine down.
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     counts = kill(options.times, options.width, options.seed) if options.times else {}
     tallies, _ = damage(options.damage, options.seed) if options.damage else ({}, [])
+    failed = fail(options.calls, options.seed) if options.calls else {}
     if counts:
         print(table(counts))
     if tallies:
         print(damage_table(tallies))
         print(f"most memory while damaged files were read: {peak_bytes() >> 20} MiB")
-    return 1 if any(c.lost for c in counts.values()) or any(t["lost"] for t in tallies.values()) else 0
+    if failed:
+        print(damage_table(failed, ("runs", "missed", "survived", "refused", "lost"), "a call fails"))
+    bad = any(c.lost for c in counts.values()) or any(
+        t["lost"] for t in (*tallies.values(), *failed.values())
+    )
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
