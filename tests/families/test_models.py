@@ -47,6 +47,15 @@ FACTORS: Fields = dict(
     embedding_multiplier=3.0, attention_multiplier=0.3, residual_multiplier=0.5, logits_scaling=2.0
 )
 MIXED = ["sliding_attention", "full_attention"] * 2
+TURNS = ["linear_attention", "full_attention"] * 2
+DELTA: Fields = dict(
+    layer_types=[*["linear_attention"] * 3, "full_attention"],
+    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+    head_dim=16,
+)  # fmt: skip
+MAMBA: Fields = dict(
+    mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=2, mamba_d_state=8, mamba_chunk_size=8, mamba_expand=2
+)
 # fmt: off
 MODELS: dict[str, Fields] = {
     "glm4_moe_lite": LATENT | ROUTED | dict(mlp_layer_types=SPARSE),
@@ -116,6 +125,21 @@ MODELS: dict[str, Fields] = {
     "diffllama": dict(head_dim=8),
     "doge": {},
     "mamba": dict(state_size=4, time_step_rank=2),
+    "gpt_oss": LOCAL | dict(head_dim=8, sliding_window=8, layer_types=MIXED),
+    "qwen3_next": EXPERTS | DELTA | dict(moe_intermediate_size=16, shared_expert_intermediate_size=24),
+    "qwen3_5_text": DELTA,
+    "mamba2": dict(num_heads=4, head_dim=16, n_groups=2, state_size=8, chunk_size=8),
+    "falcon_h1": MAMBA | dict(mamba_d_ssm=64, mamba_rms_norm=True),
+    "nemotron_h": ROUTED | dict(
+        layers_block_type=["mamba", "moe", "attention", "mlp"], mamba_num_heads=4, mamba_head_dim=16,
+        n_groups=2, ssm_state_size=8, chunk_size=8, head_dim=8, moe_shared_expert_intermediate_size=16,
+    ),
+    "granitemoehybrid": FACTORS | LOCAL | MAMBA | dict(layer_types=TURNS, shared_intermediate_size=24),
+    "lfm2": dict(layer_types=["conv", "full_attention"] * 2, block_multiple_of=8),
+    "lfm2_moe": EXPERTS | dict(
+        layer_types=["conv", "full_attention"] * 2, moe_intermediate_size=16, num_dense_layers=1
+    ),
+    "minimax": LOCAL | dict(head_dim=8, block_size=8),
     "gpt_neox": {},
     "stablelm": dict(use_qkv_bias=True),
     "persimmon": {},
