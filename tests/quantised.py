@@ -155,7 +155,7 @@ def packed(bits: int, group: int | None, *, zeros: bool = False, dense: bool = T
     return make
 
 
-def gptq(bits: int, group: int | None, *, plus: int = 1, order: bool = False):  # type: ignore[no-untyped-def]
+def gptq(bits: int, group: int | None, *, plus: int = 1, order: bool = False, index: bool = True):  # type: ignore[no-untyped-def]
     def make(size: tuple[int, int], g: torch.Generator) -> Made:
         out, columns = size
         width = group or columns
@@ -171,6 +171,8 @@ def gptq(bits: int, group: int | None, *, plus: int = 1, order: bool = False):  
             "scales": scales,
             "g_idx": number.int(),
         }
+        if not index:
+            del made["g_idx"]
         values = (codes.T - zero[number] - plus).float() * scales.float()[number]
         return made, values.T.half()
 
@@ -326,6 +328,14 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gptq4-order": (
         gptq(4, 32, order=True),
         {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True},
+    ),
+    "gptq4-old": (
+        gptq(4, 32, index=False),
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False},
+    ),
+    "mxfp8": (
+        fp8((1, 32), "weight_scale", scale=torch.uint8, exponents=True),
+        {"quant_method": "modelopt", "quant_algo": "MXFP8"},
     ),
     "gptq4-v2": (
         gptq(4, 32, plus=0),

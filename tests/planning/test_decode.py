@@ -124,7 +124,7 @@ def test_dropping_scales_never_leaves_codes_as_weights(tmp_path, pattern):
 
 
 @pytest.mark.parametrize(
-    "kind", ["fp8-block", "ct-int4", "gptq4-beside", "awq", "nf4-nested", "ct-nvfp4", "bnb-int8"]
+    "kind", ["fp8-block", "ct-int4", "gptq4", "awq", "nf4-nested", "ct-nvfp4", "bnb-int8"]
 )
 def test_a_missing_or_misshapen_part_is_named(tmp_path, kind):
     stored, _ = quantised.tensors_of(kind)
@@ -247,6 +247,19 @@ def test_scales_of_activations_are_left_out(tmp_path):
     )
     ckptconv.convert(tmp_path / "q", tmp_path / "out", dequantize=True)
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == values.keys()
+
+
+def test_scales_of_caches_alone_are_kept_or_left_out(tmp_path):
+    _, values = quantised.tensors_of("fp8-static")
+    scales = {f"{LAYER}self_attn.{n}_scale": torch.ones(()) for n in "kv"}
+    settings = {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}}
+    quantised.write(tmp_path / "q", {**values, **scales}, settings)
+    ckptconv.convert(tmp_path / "q", tmp_path / "as-is")
+    assert load_file(tmp_path / "as-is" / "model.safetensors").keys() == {*values, *scales}
+    assert config_of(tmp_path / "as-is") == config_of(tmp_path / "q")
+    ckptconv.convert(tmp_path / "q", tmp_path / "out", dequantize=True)
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == values.keys()
+    assert "quantization_config" not in config_of(tmp_path / "out")
 
 
 def test_experts_of_gpt_oss_are_turned(tmp_path):

@@ -15,24 +15,29 @@ __all__ = ["CODEC", "decode_groups"]
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
     """Return words, all groups' scales and zero points for its columns, and the groups of its rows.
 
-    ``bits`` are those of a code, ``groups`` how many groups of rows there are, ``plus`` what is added to a
-    stored zero point: 1, and 0 in GPTQ's second format.
+    ``bits`` are those of a code, ``groups`` how many groups of rows there are, ``group`` the rows of each
+    where they are in order, ``plus`` what is added to a stored zero point: 1, 0 in GPTQ's second format.
     """
     row, end, left, right = rect
     bits, groups = params["bits"], params["groups"]
-    return {
+    found = {
         "codes": (*word_range(row, end, bits), left, right),
         "scales": (0, groups, left, right),
         "zeros": (0, groups, *word_range(left, right, bits)),
-        "order": (0, 1, row, end),
     }
+    if not params.get("group"):
+        found["order"] = (0, 1, row, end)
+    return found
 
 
 def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -> None:
     """Take each row's zero points away, and multiply by its scales."""
     row, end, left, right = rect
     bits = params["bits"]
-    number = tiles["order"].reshape(-1).astype(np.int64)
+    if (group := params.get("group")) is not None:
+        number = np.arange(row, end) // int(group)
+    else:
+        number = tiles["order"].reshape(-1).astype(np.int64)
     bad = np.flatnonzero((number < 0) | (number >= params["groups"]))
     if bad.size:
         text = f"row {row + int(bad[0])} is of group {int(number[bad[0]])}, of {params['groups']}"

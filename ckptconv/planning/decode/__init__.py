@@ -122,6 +122,8 @@ def quantised(checkpoint: Checkpoint, says: Says | None = None) -> Quantised | N
     except PlanError as e:
         return Quantised((f"{says.method or 'codes'}: {e.message}",), {}, False, assets, says.method)
     if not parts:
+        if any(n.rpartition(".")[2] in IDLE for n in given.left):
+            return Quantised(("caches or activations, not weights",), {}, False, assets, says.method)
         kinds: tuple[str, ...] = (f"config of {says.method}, plain weights",)
         return Quantised(kinds, {}, True, assets, says.method)
     return Quantised(
@@ -168,7 +170,8 @@ def with_values(checkpoint: Checkpoint, says: Says | None = None) -> Checkpoint:
     found = Quantised(_kinds(parts), {}, True, (), says.method)
     if not parts:
         text = f"{says.origin} speaks of {says.method}, the weights are plain: it is left out of config.json"
-        return replace(checkpoint, quantised=found, notes=(*notes, Note("info", text)))
+        made = _rewritten(checkpoint, [], idle) if idle else checkpoint
+        return replace(made, quantised=found, notes=(*notes, Note("info", text)))
     made = _rewritten(checkpoint, parts, idle)
     return replace(made, quantised=found, notes=(*notes, Note("info", found.text)))
 

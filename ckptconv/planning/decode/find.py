@@ -25,6 +25,7 @@ IDLE = frozenset(
 _KNOWN = frozenset(
     (
         *("", "fp8", "fbgemm_fp8", "compressed-tensors", "gptq", "awq", "bitsandbytes", "mxfp4", "modelopt"),
+        *("mxfp8", "modelopt_fp4", "modelopt_mixed"),
         *("auto-round", "intel/auto-round", "autoround", "of an unknown kind"),
     )
 )

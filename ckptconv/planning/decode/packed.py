@@ -146,11 +146,13 @@ def _gptq(given: Given, name: str, plus: int) -> Part:
     spec = given.tensors[name]
     scale, zero, order = (f"{module}.{leaf}" for leaf in ("scales", "qzeros", "g_idx"))
     scales, zeros = given.need(scale, of=name), given.need(zero, of=name)
-    given.need(order, of=name)
-    rows = given.tensors[order].numel
     bits = given.says.number("bits")
     if bits is None or not 2 <= bits <= 8:
         raise PlanError(f"{name}: {given.says.origin} says no bits from 2 to 8", hint="look at its 'bits'")
+    if order not in given.tensors and given.says.values.get("desc_act") is not False:
+        given.need(order, of=name)
+    known = order in given.tensors
+    rows = given.tensors[order].numel if known else 32 * spec.shape[0] // bits if spec.shape else 0
     if spec.dtype != "int32" or len(spec.shape) != 2 or spec.shape[0] != -(-rows * bits // 32):
         raise refuse(name, spec, f"int32[{-(-rows * bits // 32)}, out] ({rows} codes of {bits} bits)")
     columns = spec.shape[1]
@@ -160,21 +162,35 @@ def _gptq(given: Given, name: str, plus: int) -> Part:
     words = -(-columns * bits // 32)
     if zeros.shape != (groups, words) or zeros.dtype != "int32":
         raise refuse(zero, zeros, f"int32[{groups}, {words}]")
+    params = {"rows": rows, "columns": columns, "bits": bits, "groups": groups, "plus": plus}
+    operands = {
+        "codes": (name, (spec.shape[0], columns)),
+        "scales": (scale, (groups, columns)),
+        "zeros": (zero, (groups, words)),
+    }
+    if known:
+        operands["order"] = (order, _order(given, order, rows))
+    else:
+        params["group"] = _in_order(given, scale, scales, rows)
     return Part(
         f"{module}.weight",
         (columns, rows),
         _rounded(given, scales),
         _grouped(given, bits),
         "gptq",
-        {"rows": rows, "columns": columns, "bits": bits, "groups": groups, "plus": plus},
-        {
-            "codes": (name, (spec.shape[0], columns)),
-            "scales": (scale, (groups, columns)),
-            "zeros": (zero, (groups, words)),
-            "order": (order, _order(given, order, rows)),
-        },
+        params,
+        operands,
         order=(1, 0),
     )
+
+
+def _in_order(given: Given, name: str, scales: Spec, rows: int) -> int:
+    """Return how many rows a group has where no index says it (GPTQ before it kept one)."""
+    size = given.says.number("group_size")
+    group = rows if size is None or size <= 0 else min(size, rows)
+    if scales.shape[0] != -(-rows // group):
+        raise refuse(name, scales, f"[{-(-rows // group)}, out] for groups of {group} rows")
+    return group
 
 
 def _grouped(given: Given, bits: int) -> str:

@@ -13,6 +13,9 @@ __all__ = ["find"]
 
 _CODES = ("float8_e4m3fn", "float8_e5m2", "int8")
 _FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz")
+# Columns that share a power of two in the microscaling formats.
+_MX = 32
+
 _SCALES = ("float32", "float16", "bfloat16", "float8_e8m0fnu", "uint8")
 
 # What a scale is called, after the weight's own name, or in its module (DeepSeek's inference code: scale).
@@ -161,9 +164,9 @@ def _candidates(
     for said in (settings.get("block_structure"), given.says.values.get("weight_block_size"), standard):
         if isinstance(said, list) and len(said) == 2 and all(isinstance(n, int) and n > 0 for n in said):
             found.append((said[0], said[1]))
-    group = settings.get("group_size")
-    if isinstance(group, int) and group > 0:
-        found.append((1, group))
+    for group in (settings.get("group_size"), given.says.number("group_size")):
+        if isinstance(group, int) and group > 0:
+            found.append((1, group))
     if found and settings.get("strategy") in ("block", "group"):
         return found
-    return [*found, (1, columns), (rows, columns), (rows, 1)]
+    return [*found, (1, columns), (rows, columns), (rows, 1), (1, _MX)]
