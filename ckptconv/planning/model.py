@@ -44,7 +44,7 @@ def find_config(checkpoint: Checkpoint, given: str | None, *, needed: bool) -> C
     """
     folder, origin = find_assets(given, beside_of(checkpoint), (CONFIG,), flag="--config")
     if folder is None or not (folder / CONFIG).is_file():
-        if checkpoint.config and given is None:
+        if "model_type" in checkpoint.config and given is None:
             return ConfigFound(checkpoint.config, None, "the checkpoint's own configuration")
         if needed or given is not None:
             yaml = "--yaml with the run's YAML, " if checkpoint.producer == "mindspore" else ""

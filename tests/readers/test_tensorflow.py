@@ -180,6 +180,27 @@ def test_one_of_several_savers_checkpoints(models: Path, tmp_path: Path) -> None
     assert open_checkpoint(tmp_path / "bert_model.ckpt-10.index").iteration == 10
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_output_matrix_trained_apart_is_written(tmp_path: Path, apart: bool) -> None:
+    embed = torch.arange(12.0).reshape(4, 3)
+    head = embed + (torch.arange(12).reshape(4, 3) == 11) if apart else embed
+    variables = {"model/decoder/embed_tokens/weight:0": embed, "lm_head/kernel:0": head.T.contiguous()}
+    save_file(variables, tmp_path / "model.safetensors", {"format": "tf"})
+    config = {"model_type": "speech_to_text", "architectures": ["Speech2TextForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    result = succeeds("convert", "--to", "hf", tmp_path, out)
+    said = json.loads((out / "config.json").read_bytes()).get("tie_word_embeddings")
+    if apart:
+        assert_equal(loaded(out), {"model.decoder.embed_tokens.weight": embed, "lm_head.weight": head})
+        assert said is False and "lm_head.weight differs" in result.err
+        (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+        fails(3, "convert", "--to", "hf", tmp_path, tmp_path / "tied", naming=("lm_head",))
+    else:
+        assert_equal(loaded(out), {"model.decoder.embed_tokens.weight": embed})
+        assert said is not False
+
+
 WRITTEN = (
     "albert-mlm",
     "bert-base",

@@ -13,6 +13,7 @@ from ckptconv.readers.tensorflow.find import Found, bundle_of, config_of, variab
 from ckptconv.readers.tensorflow.options import TensorFlowOptions
 from ckptconv.readers.tensorflow.relate import relate
 from ckptconv.readers.tensorflow.saver import open_saver
+from ckptconv.readers.tensorflow.untied import part
 
 __all__ = ["open_tensorflow"]
 
@@ -32,13 +33,14 @@ def open_tensorflow(path: Path, options: TensorFlowOptions) -> Checkpoint:
         return open_saver(index, path)
     found, files, form = variables(path)
     root = path if path.is_dir() else path.parent
-    model = _model(config_of(root)[0], found)
+    config = config_of(root)[0]
+    model = _model(config, found)
     graph = GraphBuilder()
     for file in files:
         graph.touch(file)
     rows = {f.name: torch_variable(f.name, f.tensor.shape) for f in found}
-    written, left = settle(rows, model)
-    notes = relate(graph, found, written, left, where=path)
+    written, left, parted = part(found, rows, *settle(rows, model), model, config)
+    notes = [*relate(graph, found, written, left, where=path), *parted]
     if not model.architecture:
         notes.append(
             Note(
@@ -55,6 +57,7 @@ def open_tensorflow(path: Path, options: TensorFlowOptions) -> Checkpoint:
         stored=graph.stored,
         relation=graph.relation(),
         files=graph.files,
+        config={"tie_word_embeddings": False} if parted else {},
         notes=tuple(notes),
     )
 
