@@ -18,8 +18,8 @@ __all__ = ["part"]
 
 _LOOKED_AT: Final = 64  # elements of a matrix, spread over it
 _KEY: Final = "tie_word_embeddings"
-# Those whose torch class takes the flag at the top of its config.
-_TYPES: Final = ("mobilebert", "speech_to_text", "xglm")
+# Those whose torch class then has it as a tensor of its own, and no other one more.
+_TYPES: Final = ("speech_to_text", "xglm")
 
 
 def part(
