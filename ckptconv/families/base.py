@@ -119,6 +119,7 @@ class FamilyPart:
         framework: And in frameworks.
         entries: Its tensors, by the names after the prefix; none where they pass through as they are.
         sizes: The sizes those need, from config.json; a dialect has the framework's names then.
+        kept: What stands before Hugging Face's names in frameworks that keep them (mcore-bridge).
         slots: Shapes of slots only this part has.
     """
 
@@ -126,6 +127,7 @@ class FamilyPart:
     framework: str
     entries: tuple[Entry, ...] = ()
     sizes: Callable[[Config], Mapping[str, int]] | None = None
+    kept: tuple[str, ...] = ()
     slots: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -219,7 +221,10 @@ class Family:
         outer, config = config, self.own(config)
         own = self.sizes(config) if self.sizes is not None else {}
         tables = {p.name: Sizes(p.sizes(outer), _shapes(p.slots)) for p in self.parts if p.sizes is not None}
-        beside = tuple(Part(p.name, p.framework) for p in self.parts)
+        beside = (
+            *(Part(p.name, p.framework) for p in self.parts),
+            *(Part(p.name, kept, Table(p.entries)) for p in self.parts for kept in p.kept),
+        )
         found = {**dims(self._complete(config)), **own}
         return Sizes(found, _shapes(self.slots), tables, beside, self.beneath)
 

@@ -71,6 +71,7 @@ _VISION = (
             *_merger("merger", "merger"),
         ),
         sizes=_vision_sizes,
+        kept=("visual.",),
         slots={
             "patch": "hidden,channels,temporal,patch,patch",
             "pos": "positions,hidden",

@@ -81,7 +81,7 @@ class Table:
         ]
         # One that passes through, or is of a size this family has.
         fitting = {p.name: p for p in self.parts if p.table is None or p.name in sizes.parts}
-        parts = tuple(fitting.get(p.name, p) for p in sizes.beside)
+        parts = tuple(p if p.table is not None else fitting.get(p.name, p) for p in sizes.beside)
         return replace(self, entries=(*self.entries, *added), parts=parts)
 
     def named(self, names: Iterable[str]) -> tuple[list[Found], list[str]]:

@@ -59,7 +59,7 @@ NEEDS_CONFIG = (
     ),
     *("producers/mcore-bridge-qwen3/ckpt", "producers/mcore-bridge-qwen3vl/ckpt"),
     *("bridge/gemma3/ckpt_tp1", "bridge/glm_moe_dsa/ckpt_tp1", "bridge/nemotron_h/ckpt_tp1"),
-    "bridge/qwen3_5_moe/ckpt_tp1",
+    *("bridge/qwen3_5_moe/ckpt_tp1", "bridge/qwen3_vl/ckpt_tp1", "bridge/qwen3_5_vl/ckpt_tp1"),
 )
 
 
