@@ -99,9 +99,10 @@ def test_types_and_many_members(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_run_of_numbers_is_refused_by_name(
-    tmp_path: Path, options: dict[str, Any], says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], says: str
 ) -> None:
     h5py = pytest.importorskip("h5py")
+    monkeypatch.chdir(tmp_path)  # where the other file is made
     with h5py.File(tmp_path / "made.h5", "w") as file:
         file.create_dataset("layer/w", (4, 4), **{"dtype": "f4", **options})
         if "dtype" not in options:
