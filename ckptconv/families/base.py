@@ -135,6 +135,9 @@ class FamilyPart:
         return self.framework.rstrip(".")
 
 
+_LAST: Final[dict[str, tuple[tuple[Family, str], tuple[tuple[str, Shape, bool], ...]]]] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Describe how an architecture stores its weights.
@@ -271,6 +274,14 @@ class Family:
 
         Layers for multi-token prediction are optional: transformers does not save them (5.23).
         """
+        # Asked for several times of one model, with tens of thousands of tensors.
+        asked = (self, repr(config))
+        last = _LAST.get("expected")
+        if last is None or last[0] != asked:
+            last = _LAST["expected"] = (asked, tuple(self._expected(config)))
+        yield from last[1]
+
+    def _expected(self, config: Config) -> Iterator[tuple[str, Shape, bool]]:
         sizes = self.dims(config)
         table = self.table(config)
         slots = dict.fromkeys(self._slots(config, sizes))

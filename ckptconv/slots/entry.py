@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ckptconv.slots.pack import Pack, leaves, over_leaves
 
@@ -97,6 +98,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|(?<=\.linear_fc[12]\.weight)\d+$|(?<=\
 _HOLE = re.compile(r"\*|\{e\}")
 
 
+@lru_cache(maxsize=1 << 17)
 def numbers(name: str) -> tuple[str, tuple[int, ...]]:
     """Split a name into its form and its numbers: ``a.3.b`` is ``a.#.b`` and ``(3,)``."""
     found: list[int] = []

@@ -119,6 +119,7 @@ class Sizes(dict[str, int]):
         parts: The sizes of parts beside the language model that have a table.
         beside: What frameworks call the tensors of those parts, and of the ones that pass through.
         beneath: What frameworks put before the names of the language model.
+        known: Shapes that were asked for, by slots as tables write them; the sizes stay as they are.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Sizes(dict[str, int]):
         self.parts = parts or {}
         self.beside = beside
         self.beneath = beneath
+        self.known: dict[str, tuple[int, ...]] = {}
 
     @staticmethod
     def of(dims: Dims, more: Mapping[str, int] | None = None) -> Sizes:
@@ -153,6 +155,7 @@ class Sizes(dict[str, int]):
 _NUMBER = re.compile(r"^(layers|mtp)\.\d+\.|(?<=\.experts\.)\d+(?=\.)")
 
 
+@lru_cache(maxsize=1 << 17)
 def template(slot: str) -> str:
     """Return a slot's name as tables write it: ``layers.3.attn.q`` is ``layers.*.attn.q``."""
     return _NUMBER.sub(lambda m: f"{m[1]}.*." if m[1] else "{e}", slot)
@@ -167,7 +170,10 @@ def shape_of(slot: str, dims: Dims) -> tuple[int, ...]:
     if part := part_of(slot):
         return shape_of(slot.partition("/")[2], Sizes.of(dims).parts[part])
     name = template(slot)
-    own = Sizes.of(dims).shapes
+    sizes = Sizes.of(dims)
+    if (known := sizes.known.get(name)) is not None:
+        return known
+    own = sizes.shapes
     axes, bias = SHAPES.get(name) or own.get(name), False
     if axes is None and name.endswith(".bias"):
         bare, bias = name.removesuffix(".bias"), True
@@ -177,7 +183,8 @@ def shape_of(slot: str, dims: Dims) -> tuple[int, ...]:
             f"{slot} is no slot",
             hint="see ckptconv/slots/shapes.py for their names, or list it in the family's slots",
         )
-    return tuple(_axis(axis, dims) for axis in (axes[:1] if bias else axes))
+    shape = sizes.known[name] = tuple([_axis(axis, dims) for axis in (axes[:1] if bias else axes)])
+    return shape
 
 
 def _axis(axis: str, dims: Dims) -> int:
