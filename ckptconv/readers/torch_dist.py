@@ -141,12 +141,13 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
     graph = _graph(dcp, weights, found)
     placed = graph.relation()
     names = unstacked(placed.right)
+    names.check()  # has fewer pairs than what both make, which is sound if both are
     relation = placed.compose(names)
     halves = hybrid_names(relation.right)
     if own := halves or wrapped_names(relation.right):
         relation = relation.compose(under_names(relation.right, own))
+        relation.check()
     arguments = without_pattern(arguments, halves=bool(halves))
-    relation.check()
     words = CORE_TE.told(relation.right)
     table = Table((*CORE_TE.lines, *CORE_LOCAL.lines), words=words, grid={"tp": 1}, parts=CORE_TE.parts)
     _check_layers(arguments, relation.right, found.data)
