@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from ckptconv.cli import main
+from loads import assert_loads, is_known
 
 __all__ = [
     "CASES", "DEMO", "ROOT", "Result", "assert_equal", "case_run", "ckptconv", "command", "contents",
@@ -63,7 +64,25 @@ def succeeds(*arguments: object) -> Result:
     """Run the command line; it must exit with 0."""
     result = ckptconv(*arguments)
     assert result.code == 0, result.err
+    if (out := _model_written(arguments)) is not None:
+        assert_loads(out, beyond=("",) if "names beyond" in result.err else ())
     return result
+
+
+_TO_HF = ("deepspeed-to-hf", "megatron-merge", "mindformers-to-hf", "convert")
+# Flags with which no whole model of transformers is written.
+_PARTIAL = ("--drop", "--rename", "--no-assets", "--dry-run", "--format", "--quantize", "--lora", "--help")
+
+
+def _model_written(arguments: tuple[object, ...]) -> Path | None:
+    """Return the folder of a model that a command line wrote, where transformers is to load it whole."""
+    words = [str(a) for a in arguments]
+    if words[0] not in _TO_HF or len(words) < 3 or any(w.startswith(_PARTIAL) for w in words):
+        return None
+    if words[0] == "convert" and "hf" not in words:
+        return None
+    out = Path(words[2])
+    return out if is_known(out) else None
 
 
 @contextlib.contextmanager

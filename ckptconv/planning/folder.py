@@ -14,7 +14,7 @@ from ckptconv.assets.tokenizer import collect_tokenizer
 from ckptconv.assets.tokens import token_ids
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import UsageError
-from ckptconv.families import Family
+from ckptconv.families import Family, Findings
 from ckptconv.places.jsonfile import parse_json
 from ckptconv.planning.model import ConfigFound
 from ckptconv.planning.names import Named
@@ -23,11 +23,11 @@ from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.relations import InBlocks
 from ckptconv.slots.translate import some
 
-__all__ = ["compare", "gather_assets"]
+__all__ = ["compare", "compared", "gather_assets"]
 
 
-def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Note]:
-    """Check shapes against the architecture's, and say what is more than it has; not what is lacking.
+def compared(family: Family, config: Mapping[str, Any], named: Named) -> Findings:
+    """Compare names and shapes with the architecture's.
 
     Args:
         family: The architecture.
@@ -37,8 +37,18 @@ def compare(family: Family, config: Mapping[str, Any], named: Named) -> list[Not
     Raises:
         PlanError: if a shape or the number of layers contradicts the config.
     """
-    shapes = {n: s.shape for n, s in named.written.items()}
-    findings = family.compare(config, shapes, named.aliases)
+    return family.compare(config, {n: s.shape for n, s in named.written.items()}, named.aliases)
+
+
+def compare(family: Family, config: Mapping[str, Any], named: Named, findings: Findings) -> list[Note]:
+    """Say what is more than the architecture has; what is lacking is judged elsewhere.
+
+    Args:
+        family: The architecture.
+        config: The content of config.json.
+        named: The tensors that are written.
+        findings: What `compared` returned.
+    """
     notes = []
     if (missing := _without_mtp(family, config, named)) is not None:
         notes.append(Note("info", missing))

@@ -6,9 +6,10 @@ else by the signs of known producers.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -17,6 +18,7 @@ from ckptconv.errors import CkptconvError, PlanError
 from ckptconv.families import Family
 from ckptconv.families.base import Config
 from ckptconv.families.saved import saved
+from ckptconv.families.saved.rules import natural
 from ckptconv.planning.model import Architecture
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.relations import Box, Pair, Relation, Spec
@@ -132,13 +134,28 @@ class Wanted:
     base: str
 
 
+_SAMPLE: Final = 500  # names that tell whether all stand behind a prefix
+_LAST: list[tuple[Family, str, list[tuple[str, bool]]]] = []
+
+
+def _every(family: Family, config: Config) -> list[tuple[str, bool]]:
+    """Return every name of a family's model and whether it is optional; the last answer is kept."""
+    key = json.dumps(config, sort_keys=True, default=str)
+    for known, said, every in _LAST:
+        if known is family and said == key:
+            return every
+    every = [(name, optional) for name, _, optional in family.expected(config)]
+    _LAST[:] = [(family, key, every)]
+    return every
+
+
 def wanted(family: Family, config: Config, present: Collection[str]) -> Wanted:
     """Return the names of a family's model, in the class that the config's ``architectures`` says.
 
     A class called after the body alone may be one with a head all the same (ChatGLMModel): which it is, the
     names that are present tell.
     """
-    every = [(name, optional) for name, _, optional in family.expected(config)]
+    every = _every(family, config)
     parts = Counter(name.partition(".")[0] + "." for name, _ in every if re.search(r"\.\d+\.", name))
     base = parts.most_common(1)[0][0] if parts else ""
     head = family.name_of("head")
@@ -176,9 +193,11 @@ def own_names(
     family, config = model.family, model.config.values if model.config is not None else None
     if family is not None and family.entries and config is not None:
         specs = {new[n]: s for n, s in tensors.items() if n not in parts}
-        aim = wanted(family, config, specs)
-        change = _change(specs, [new[n] for n in others], aim, config)
-        if change is not None:
+        some_of = list(specs)[:: 1 + len(specs) // _SAMPLE]
+        unknown = family.table(config).named(some_of)[1]
+        aim = wanted(family, config, specs) if 10 * len(unknown) > len(some_of) else None
+        change = _change(specs, [new[n] for n in others], aim, family, config) if aim is not None else None
+        if aim is not None and change is not None:
             off, on = change
             new = {n: _put(w.removeprefix(off), on, aim) if w.startswith(off) else w for n, w in new.items()}
     elif config is not None and _is_wrapped(list(new.values())):
@@ -206,14 +225,18 @@ def _is_wrapped(names: Collection[str]) -> bool:
 
 
 def _change(
-    tensors: Mapping[str, Spec], others: Collection[str], aim: Wanted, config: Config
+    tensors: Mapping[str, Spec], others: Collection[str], aim: Wanted, family: Family, config: Config
 ) -> tuple[str, str] | None:
     """Return the prefix to take off and the one to put on, if names fit then and do not now."""
+    table = family.table(config)
 
     def fitting(off: str, on: str) -> tuple[int, int]:
         inside = [*tensors, *others] if not off else [n for n in (*tensors, *others) if n.startswith(off)]
         here = {_put(n.removeprefix(off), on, aim): tensors.get(n, Spec((), "any")) for n in inside}
-        written = _written(here, config)
+        if 10 * len(table.named(here)[1]) <= len(here):
+            written = set(here)
+        else:
+            written = _written(here, config)
         known = len(written & aim.known)
         return known, len(written) - known
 
@@ -277,7 +300,13 @@ class Held(Protocol):
 
 
 def judged(
-    checkpoint: Checkpoint, model: Architecture, held: Held, *, partial: bool, alone: bool = False
+    checkpoint: Checkpoint,
+    model: Architecture,
+    held: Held,
+    lacking: Sequence[str] | None,
+    *,
+    partial: bool,
+    alone: bool = False,
 ) -> list[Note]:
     """Compare what is written with what the model needs; refuse what would load with random weights.
 
@@ -285,6 +314,7 @@ def judged(
         checkpoint: The source.
         model: The architecture, with its config.
         held: The tensors by their final names.
+        lacking: What the architecture's table misses among them; None where it has no table.
         partial: Whether it is known that parameters are left out, so that lacking some is a warning.
         alone: Whether the weights are written alone, which is no model yet: what is wrong is a warning.
 
@@ -292,7 +322,9 @@ def judged(
         PlanError: if names are foreign, parameters lacking, or shapes not the config's.
     """
     try:
-        return _judged(checkpoint, model, held.written, held.aliases, partial=partial)
+        return (
+            [] if lacking == () else _judged(checkpoint, model, held.written, held.aliases, partial=partial)
+        )
     except PlanError as e:
         if not alone:
             raise
@@ -314,8 +346,7 @@ def _judged(
         aim = wanted(family, config, present)
         missing = [n for n in aim.required if n not in present]
         known = [n for n in present if n in aim.known or family.is_ignored(n)]
-        order = [n for n, _, _ in family.expected(config)]
-        missing.sort(key=lambda n: order.index(n) if n in order else -1)
+        missing.sort(key=natural)
         _refuse_foreign(checkpoint, family.name, len(missing), len(aim.required), known, present)
         return _lacking(checkpoint, family.name, missing, config, present, partial=partial)
     kind = str(config.get("model_type"))

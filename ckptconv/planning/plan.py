@@ -23,7 +23,7 @@ from ckptconv.planning.decode import (
     of_one_type,
 )
 from ckptconv.planning.decode.encode import form_asked, in_blocks, quantization_config
-from ckptconv.planning.folder import compare, gather_assets
+from ckptconv.planning.folder import compare, compared, gather_assets
 from ckptconv.planning.foreign import judged
 from ckptconv.planning.model import Architecture, ConfigFound, find_architecture
 from ckptconv.planning.names import Named, name_tensors
@@ -164,9 +164,11 @@ def _in_names(
         values = as_values(checkpoint, named)
         # DeepSpeed can leave frozen parameters out of a save; what is dropped is known to be missing.
         partial = checkpoint.producer == "deepspeed" or bool(request.drop)
-        notes += judged(checkpoint, model, values, partial=partial, alone=not request.assets)
-        if family is not None and family.entries:
-            notes += compare(family, config.values, values)
+        findings = compared(family, config.values, values) if family is not None and family.entries else None
+        how = {"partial": partial, "alone": not request.assets}
+        notes += judged(checkpoint, model, values, None if findings is None else findings.missing, **how)
+        if family is not None and findings is not None:
+            notes += compare(family, config.values, values, findings)
     form = form_asked(request, alone=adapter is not None)
     named = in_blocks(named, form)
     if form is not None and model.config is not None:
@@ -202,7 +204,8 @@ def _in_slots(checkpoint: Checkpoint, request: Request, lent: ConfigFound | None
     relation = relation.compose(inner)
     steps = [s for s in named.steps if s.kind != "cast"]
     steps += [Step("drop", n, _BUFFER) for n in buffers]
-    notes = [*checkpoint.notes, *model.notes, *named.notes, *compare(family, config.values, named)]
+    notes = [*checkpoint.notes, *model.notes, *named.notes]
+    notes += compare(family, config.values, named, compared(family, config.values, named))
     laid = Laid(relation.right, checkpoint, config.values, family, named.tied)
     return _Made(laid, relation, named, model, follow_through(named.via, inner), steps, notes)
 
