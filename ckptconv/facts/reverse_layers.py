@@ -104,6 +104,7 @@ def write_attention(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
             "kv_channels": v["hidden"] // v["heads"],
             "group_query_attention": False,
             "num_query_groups": 1,
+            **_indexer(v, mindspeed),
         }
     else:
         grouped = v["kv_heads"] != v["heads"]
@@ -113,6 +114,22 @@ def write_attention(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
             "num_query_groups": v["kv_heads"] if grouped else 1,
         }
     return args | _window(v, mindspeed) | _softcaps(v, mindspeed)
+
+
+def _indexer(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:
+    """Return the arguments of sparse attention over latents (core 0.19, ``transformer_config.py``)."""
+    if v.get("index_heads") is None:
+        return {}
+    names = ("index_n_heads", "index_head_dim", "index_topk")
+    values = (v["index_heads"], v["index_dim"], v["index_topk"])
+    if mindspeed:
+        return {"enable_dsa_indexer": True, **dict(zip(names, values, strict=True))}
+    own = ("dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk")
+    return {
+        "experimental_attention_variant": "dsa",
+        **dict(zip(own, values, strict=True)),
+        "dsa_indexer_rope_interleaved": bool(v.get("index_interleaved")),
+    }
 
 
 def write_delta_nets(v: Mapping[str, Any], mindspeed: bool) -> dict[str, Any]:

@@ -112,12 +112,19 @@ def _latent(args: Args) -> dict[str, Fact]:
         "nope": ("qk_nope_head_dim", "deprecated_qk_nope_head_dim", "qk_head_dim"),
         "rope": ("qk_rope_head_dim", "deprecated_qk_rope_head_dim", "qk_pos_emb_head_dim"),
         "v_dim": ("v_head_dim",),
+        # The indexer of sparse attention (core 0.19; MindSpeed-LLM has a config's names).
+        "index_heads": ("dsa_indexer_n_heads", "index_n_heads"),
+        "index_dim": ("dsa_indexer_head_dim", "index_head_dim"),
+        "index_topk": ("dsa_indexer_topk", "index_topk"),
     }
     found = {name: fact for name, given in names.items() if (fact := args.whole(*given)) is not None}
     if "q_rank" not in found and (args.has("q_lora_rank") or args.converted):
         found["q_rank"] = Fact(None, "args.q_lora_rank")
     if (heads := args.whole("num_attention_heads")) is not None:
         found["kv_heads"] = heads
+    pairs = args.flag("dsa_indexer_rope_interleaved")
+    if "index_heads" in found and pairs is not None:
+        found["index_interleaved"] = pairs
     return found
 
 

@@ -19,7 +19,7 @@ __all__ = ["fitting", "is_zero_centered", "lacks_one", "nearest", "observed"]
 
 _SEEN = "the checkpoint's tensors"
 # What only few models do, so that there must be a word of it.
-_ORDINARY = {"interleaved": False, "embed_scaled": False, "multipliers": False}
+_ORDINARY = {"interleaved": False, "index_interleaved": False, "embed_scaled": False, "multipliers": False}
 
 
 def observed(facts: Facts, slots: Collection[str]) -> dict[str, Fact]:

@@ -15,19 +15,34 @@ INDEXER = tuple(
     for entry in linear(f"layers.*.mla.indexer.{slot}", f"{_AT}.{module}", bias=slot == "k_norm")
 )
 assert V3.template is not None
-_KEYS = {k: v for k, v in V3.template.keys.items() if k != "head_dim"}
-FAMILY = Family(
-    name="deepseek_v32",
-    model_types=("deepseek_v32", "glm_moe_dsa"),
-    entries=(*V3.entries, *INDEXER),
-    flags=V3.flags,
-    ignored=V3.ignored,
-    template=decoder(
-        "DeepseekV32ForCausalLM",
-        _KEYS,
-        without=("head_dim",),
-        fixed=V3.template.fixed,
-        assumed=V3.template.assumed,
-        by_name=True,
-    ),
-)
+_KEYS = {
+    **{k: v for k, v in V3.template.keys.items() if k != "head_dim"},
+    "index_n_heads": "index_heads",
+    "index_head_dim": "index_dim",
+    "index_topk": "index_topk",
+}
+
+
+def _family(name: str, architecture: str, *, interleaved: bool) -> Family:
+    """Declare one, by how its indexer rotates: neighbouring pairs, or halves."""
+    assert V3.template is not None
+    return Family(
+        name=name,
+        model_types=(name,),
+        entries=(*V3.entries, *INDEXER),
+        flags=V3.flags,
+        ignored=V3.ignored,
+        template=decoder(
+            architecture,
+            _KEYS,
+            without=("head_dim",),
+            fixed={**V3.template.fixed, "index_interleaved": interleaved},
+            assumed=V3.template.assumed,
+            carried=True,
+            like=("deepseek_v3",),  # where no layer has an indexer
+        ),
+    )
+
+
+V32 = _family("deepseek_v32", "DeepseekV32ForCausalLM", interleaved=False)
+GLM5 = _family("glm_moe_dsa", "GlmMoeDsaForCausalLM", interleaved=True)
