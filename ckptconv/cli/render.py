@@ -109,7 +109,7 @@ def inspect(model: Model, pattern: str | None) -> None:
         title = "biggest tensors"
     else:
         chosen = [(n, s) for n, s in model.relation.right.items() if fnmatchcase(n, pattern)]
-        title = f"{plural(len(chosen), 'tensor')} matching {pattern}"
+        title = f"{plural(len(chosen), 'tensor')} matching {escape(pattern)}"
     table = new_table("name", "shape", "dtype", "size", right=("size",), title=title)
     for name, s in chosen:
         table.add_row(
@@ -132,7 +132,7 @@ def plan(made: Plan, options: Options) -> None:
     console = results()
     files = new_table("file", "tensors", "size", "from", right=("tensors", "size"))
     for f in made.files[:20]:
-        files.add_row(f.name, str(len(f.layout.tensors)), size(f.layout.size), "the weights")
+        files.add_row(escape(f.name), str(len(f.layout.tensors)), size(f.layout.size), "the weights")
     if len(made.files) > 20:
         files.add_row(f"... {len(made.files) - 20} more", "", "", "")
     for a in made.assets:

@@ -65,4 +65,14 @@ def _outside(checkpoint: Checkpoint, path: Path) -> list[str]:
     real = Path(os.path.realpath(path))  # what a user names may be a link
     roots = {path if path.is_dir() else path.parent, real if real.is_dir() else real.parent}
     roots.add(checkpoint.root if checkpoint.root.is_dir() else checkpoint.root.parent)
-    return [f.path for f in checkpoint.files if not any(is_within(f.path, root) for root in roots)]
+    inside: dict[str, bool] = {}  # thousands of ranks lie in a few folders
+
+    def is_own(file: str) -> bool:
+        folder = os.path.dirname(file)
+        if folder not in inside:
+            inside[folder] = any(is_within(folder, root) for root in roots)
+        if inside[folder] and not os.path.islink(file):
+            return True
+        return any(is_within(file, root) for root in roots)
+
+    return [f.path for f in checkpoint.files if not is_own(f.path)]

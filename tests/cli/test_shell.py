@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ckptconv.engine.journal import JOURNAL
-from running import DEMO, ROOT, command, contents, fails, start
+from running import DEMO, ROOT, ckptconv, command, contents, fails, start
 
 _FULL = Path("/dev/full")
 
@@ -160,3 +160,10 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.returncode == 1 and "ckptconv[transformers]" in ran.stderr, ran.stderr
     assert "internal error" not in ran.stderr
+
+
+@pytest.mark.parametrize("pattern", ["[/x]", "[bold]*", "*\x1b[31m*", "*\nerror: forged*"])
+def test_a_pattern_is_printed_as_it_is(pattern: str) -> None:
+    result = ckptconv("inspect", DEMO, "--tensors", pattern)
+    assert result.code in (0, 2) and "internal error" not in result.err
+    assert "\x1b" not in result.out + result.err and "\nerror: forged" not in result.out + result.err
