@@ -50,15 +50,28 @@ def larger(
     )
 
 
-def around_any(model_type: str, *, parts: tuple[FamilyPart, ...], within: str) -> Family:
-    """Declare a larger model in which any language model may stand, its own names below a prefix."""
+def around_any(
+    model_type: str,
+    *,
+    parts: tuple[FamilyPart, ...],
+    body: str = "model.language_model.",
+    head: str = "lm_head.",
+) -> Family:
+    """Declare a larger model in which any language model may stand.
+
+    Args:
+        model_type: That of config.json, and the name for ``--family``.
+        parts: The other parts.
+        body: What stands for ``model.`` in the language model's names.
+        head: What stands for ``lm_head.``.
+    """
 
     def made(config: Config) -> Family | None:
         inner = config.get("text_config")
         text = find_family(inner.get("model_type")) if isinstance(inner, dict) else None
         if text is None or not text.entries:
             return None
-        return larger(text, model_type, parts=parts, body=f"{within}model.", head=f"{within}lm_head.")
+        return larger(text, model_type, parts=parts, body=body, head=head)
 
     return Family(name=model_type, model_types=(model_type,), entries=(), flags={}, parts=parts, text=made)
 

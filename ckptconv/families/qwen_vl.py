@@ -96,6 +96,7 @@ QWEN3_5_MOE_VL = larger(QWEN3_5_MOE, "qwen3_5_moe", parts=_VISION, body=_BODY)
 # Heads are not 128 wide unless the config says so (transformers 5.23, ``configuration_glm4v.py``).
 _GLM4 = replace(GLM4, flags={k: v for k, v in GLM4.flags.items() if k != "head_dim"})
 GLM4V = larger(_GLM4, "glm4v", parts=passing("model.visual."), body=_BODY)
+GLM46V = larger(_GLM4, "glm46v", parts=passing("model.visual."), body=_BODY)
 GLM4V_MOE = larger(GLM4_MOE, "glm4v_moe", parts=passing("model.visual."), body=_BODY)
 
 _E = "layers.*.moe.experts.{e}"

@@ -3,18 +3,35 @@
 transformers 5.23: each part keeps the names it has alone.
 """
 
+from __future__ import annotations
+
+from ckptconv.families.base import Family, FamilyPart
 from ckptconv.families.larger import around_any, passing
 
-_WITHIN = "language_model."
+
+def _whole(model_type: str, *parts: FamilyPart) -> Family:
+    """Declare a model that holds a whole language model, ``model.`` and ``lm_head.`` under one name."""
+    return around_any(model_type, parts=parts, body="language_model.model.", head="language_model.lm_head.")
+
+
 _TOWER = passing("vision_tower.", "multi_modal_projector.")
-LLAVA = around_any("llava", parts=_TOWER, within=_WITHIN)
-INTERNVL = around_any("internvl", parts=_TOWER, within=_WITHIN)
-MISTRAL3 = around_any("mistral3", parts=_TOWER, within=_WITHIN)
-GEMMA3 = around_any("gemma3", parts=_TOWER, within=_WITHIN)
-AYA_VISION = around_any("aya_vision", parts=_TOWER, within=_WITHIN)
-LLAVA_NEXT = around_any("llava_next", parts=(*_TOWER, *passing("image_newline")), within=_WITHIN)
-LLAVA_ONEVISION = around_any("llava_onevision", parts=(*_TOWER, *passing("image_newline")), within=_WITHIN)
-LLAMA4 = around_any("llama4", parts=passing("vision_model.", "multi_modal_projector."), within=_WITHIN)
-KIMI_K25 = around_any(
-    "kimi_k25", parts=passing("vision_tower.", "mm_projector.", "model.mm_projector."), within=_WITHIN
-)
+_NEWLINE = passing("image_newline")
+LLAVA = _whole("llava", *_TOWER)
+LLAVA_NEXT = _whole("llava_next", *_TOWER, *_NEWLINE)
+LLAVA_ONEVISION = _whole("llava_onevision", *_TOWER, *_NEWLINE)
+INTERNVL = _whole("internvl", *_TOWER)
+MISTRAL3 = _whole("mistral3", *_TOWER)
+GEMMA3 = _whole("gemma3", *_TOWER)
+PALIGEMMA = _whole("paligemma", *_TOWER)
+AYA_VISION = _whole("aya_vision", *_TOWER)
+LLAMA4 = _whole("llama4", *passing("vision_model.", "multi_modal_projector."))
+KIMI_K25 = _whole("kimi_k25", *passing("vision_tower.", "mm_projector.", "model.mm_projector."))
+
+_INNER = passing("model.vision_tower.", "model.multi_modal_projector.")
+COHERE2_VISION = around_any("cohere2_vision", parts=_INNER)
+LFM2_VL = around_any("lfm2_vl", parts=_INNER)
+EXAONE4_5 = around_any("exaone4_5", parts=passing("model.visual."))
+DEEPSEEK_VL = around_any("deepseek_vl", parts=passing("model.vision_model.", "model.aligner."))
+_CONNECTED = passing("model.vision_model.", "model.connector.")
+IDEFICS3 = around_any("idefics3", parts=_CONNECTED, body="model.text_model.")
+SMOLVLM = around_any("smolvlm", parts=_CONNECTED, body="model.text_model.")

@@ -170,6 +170,7 @@ CONFIGS: list[tuple[str, Config]] = [
     ("qwen3_5_moe", dict(text_config=BASE | MANY | DELTA)),
     ("qwen3_vl_moe", dict(text_config=BASE | MANY)),
     ("glm4v", dict(text_config=BASE)),
+    ("glm46v", dict(text_config=BASE)),
     ("glm4v_moe", dict(text_config=BASE | ROUTED)),
 ]
 # fmt: on
