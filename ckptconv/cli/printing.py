@@ -14,4 +14,6 @@ __all__ = ["print_json"]
 
 def print_json(data: Any, *, indent: int | None = 1) -> None:
     """Print data as JSON on stdout."""
-    own(sys.stdout).write(without_secrets(json.dumps(data, indent=indent)) + "\n")
+    stream = own(sys.stdout)
+    write = getattr(stream, "write_exactly", stream.write)  # a line must not be cut where it is long
+    write(without_secrets(json.dumps(data, indent=indent)) + "\n")

@@ -67,6 +67,10 @@ class Stream(io.TextIOBase):
         self._do(lambda file: file.write(_encodable(shown, self.encoding)), needed=bool(text))
         return len(text)
 
+    def write_exactly(self, text: str) -> None:
+        """Write what is for programs, and clean already."""
+        self._do(lambda file: file.write(_encodable(text, self.encoding)), needed=bool(text))
+
     def flush(self) -> None:
         self._do(lambda file: file.flush(), needed=False)
 

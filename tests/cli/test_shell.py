@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ckptconv.engine.journal import JOURNAL
 from running import DEMO, ROOT, ckptconv, command, contents, fails, start
@@ -167,3 +170,14 @@ def test_a_pattern_is_printed_as_it_is(pattern: str) -> None:
     result = ckptconv("inspect", DEMO, "--tensors", pattern)
     assert result.code in (0, 2) and "internal error" not in result.err
     assert "\x1b" not in result.out + result.err and "\nerror: forged" not in result.out + result.err
+
+
+def test_json_is_whole_however_long_a_line_is(tmp_path: Path) -> None:
+    url = f"s3://key:hunter22@bucket/{'x' * 12_000}"
+    (tmp_path / "out").mkdir()
+    result = ckptconv("convert", DEMO, tmp_path / "out", "--to", "hf", "--config", url, "--json")
+    error = json.loads(result.out)["error"]
+    assert result.code == error["exit_code"] != 0 and "hunter22" not in result.out + result.err
+    save_file({"n" * 15_000 + ":/": torch.ones(1)}, tmp_path / "a.safetensors")
+    named = json.loads(ckptconv("inspect", tmp_path / "a.safetensors", "--json").out)["tensors"]
+    assert [len(t["name"]) for t in named] == [15_002]
