@@ -31,6 +31,8 @@ __all__ = ["PAD", "Thing", "load", "pairs", "without_collector"]
 
 _NEWOBJ, _NO_ARGUMENTS, _MEMOIZE, _FRAME, _TUPLE2 = 0x81, ord(")"), 0x94, 0x95, 0x86
 _MARK, _STOP, _SETITEM, _APPEND = b"(.sa"
+_EMPTY: Final = (b"]", b"}", b"(", b"N", b")")
+_FEW: Final = 1 << 20
 _MAX_NAMES: Final = 20_000  # looked up in one pickle
 _MAX_CLASSES: Final = 256
 _MAX_BATCHES: Final = 64
@@ -112,8 +114,8 @@ def load(raw: bytes, *, limits: Limits, dropped: Collection[str] = (), without: 
     """
     size = len(raw) - PAD
     data = np.frombuffer(raw, np.uint8)
-    if not 0 < size <= limits.size:
-        return None
+    if not 0 < size <= limits.size or sum(map(raw.count, _EMPTY)) > max(_FEW, size // 4):
+        return None  # too long, or little but containers, which weigh too much
     try:
         begins = starts(raw, data, size)
         if begins is None:
