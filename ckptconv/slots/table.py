@@ -92,7 +92,9 @@ class Table:
             index.setdefault(numbers(shape)[0] if shape == entry.name else shape, []).append(entry)
         found, unknown = [], []
         for name in names:
-            part = next((p for p in self.parts if name.startswith(p.prefix)), None)
+            part = None
+            if self.parts:
+                part = next((p for p in self.parts if name.startswith(p.prefix)), None)
             if part is not None:
                 hit = _beside(part, name)
             else:
