@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptconv.errors import PlanError
@@ -85,9 +85,27 @@ def fitting(facts: Facts, slots: Collection[str]) -> list[Family]:
         and not family.template.by_name
         and (score := _score(family, family.template, seen, slots)) is not None
     ]
+    if (said := _named(facts, [f for _, f in fit])) is not None:
+        return [said]
     names = {f.name for _, f in fit}
     left = [(s, f) for s, f in fit if f.template is not None and not names & set(f.template.like)]
     return [family for _, family in sorted(left, key=lambda pair: pair[0])]
+
+
+def _named(facts: Facts, fit: Sequence[Family]) -> Family | None:
+    """Return the family that the model's path or hub id names, of those that compute the same."""
+    path = facts.get("hf_path")
+    if path is None or not isinstance(path.value, str):
+        return None
+    word = _letters(path.value.rstrip("/").rpartition("/")[2])
+    called = {_letters(f.name.removesuffix("_text")): f for f in fit}
+    return max(((n, f) for n, f in called.items() if n in word), key=lambda p: len(p[0]), default=("", None))[
+        1
+    ]
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isalnum())
 
 
 def _score(family: Family, template: Template, facts: Facts, slots: Collection[str]) -> int | None:

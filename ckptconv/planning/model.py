@@ -198,7 +198,7 @@ def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str])
         )
     close = nearest(facts, slots)
     text, hint = "no family fits the arguments and tensors", "give the model's config.json with --config"
-    if close is not None:
+    if close is not None and close[1]:
         family, against = close
         more = f" and {len(against) - 4} more" if len(against) > 4 else ""
         text += f"; the nearest is {family.name}, but {'; '.join(against[:4])}{more}"

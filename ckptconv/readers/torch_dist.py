@@ -130,6 +130,8 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
         arguments, text = run
         notes.append(Note("info", text))
     near = _model_of(arguments, notes)
+    if set(arguments) == {"hf_path"}:
+        arguments = {}
     _check_sizes(options.sizes, arguments, found.data)
     weights = weights_of(dcp, nested=nested)
     if not weights:
@@ -176,14 +178,18 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
 
 
 def _model_of(arguments: Mapping[str, Any], notes: list[Note]) -> tuple[Path, ...]:
-    """Return the folder of the model that was trained, which ms-swift 4.6 names, if it is here."""
-    named = arguments.get("model_dir")
-    if "num_layers" in arguments or not isinstance(named, str) or not named:
+    """Return the folder of the model that was trained, if it is here.
+
+    ms-swift 4.6 names it in ``model_dir`` of its arguments, Megatron-Bridge 0.6 in ``hf_model_id``.
+    """
+    named = arguments.get("model_dir" if "model_dir" in arguments else "hf_path")
+    if not isinstance(named, str) or not named:
         return ()
     if (Path(named) / "config.json").is_file():
         notes.append(Note("info", f"the run trained the model in {named}: config.json is looked for there"))
         return (Path(named),)
-    notes.append(Note("info", f"the run trained the model in {named}, which is not here"))
+    if "num_layers" not in arguments:
+        notes.append(Note("info", f"the run trained the model {named}, which is not here"))
     return ()
 
 

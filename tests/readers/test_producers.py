@@ -43,7 +43,7 @@ SAYS_ALL = (
     *(f"bridge/{name}/ckpt_tp1" for name in (
         "deepseek_v2", "deepseek_v3", "deepseek_v3mtp", "gemma", "glm4_moe", "glm4_moe_lite", "gpt_oss",
         "llama", "llama31", "llama_tied", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_5",
-        "qwen3_5mtp", "qwen3_moe", "qwen3_next", "qwen3_nextmtp",
+        "qwen3_5_moe", "qwen3_5mtp", "qwen3_moe", "qwen3_next", "qwen3_nextmtp",
     )),
     *("bridge/llama/ckpt_hybrid_tp1", "bridge/qwen3_next/ckpt_tp2"),
 )  # fmt: skip
@@ -59,7 +59,7 @@ NEEDS_CONFIG = (
     ),
     *("producers/mcore-bridge-qwen3/ckpt", "producers/mcore-bridge-qwen3vl/ckpt"),
     *("bridge/gemma3/ckpt_tp1", "bridge/glm_moe_dsa/ckpt_tp1", "bridge/nemotron_h/ckpt_tp1"),
-    *("bridge/qwen3_5_moe/ckpt_tp1", "bridge/qwen3_vl/ckpt_tp1", "bridge/qwen3_5_vl/ckpt_tp1"),
+    *("bridge/qwen3_vl/ckpt_tp1", "bridge/qwen3_5_vl/ckpt_tp1"),
 )
 
 
@@ -82,6 +82,15 @@ def test_a_config_is_enough(saved: Path, tmp_path: Path, name: str) -> None:
     answer = _answer(saved, name)
     ckptconv.convert(saved / name, tmp_path / "out", config=str(answer))
     _same(tmp_path / "out", answer)
+
+
+def test_the_layers_of_gpt_neox(saved: Path, tmp_path: Path) -> None:
+    """Its answer is in fp32, the run in fp16."""
+    run = saved / "producers" / "gpt-neox-emulated"
+    ckptconv.convert(run / "ckpt_tp1", tmp_path / "out", config=str(run / "hf"))
+    found, wanted = (load_file(p / "model.safetensors") for p in (tmp_path / "out", run / "hf"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[n], wanted[n].half()) for n in found)
 
 
 @pytest.mark.parametrize("name", ["bridge/gemma3/ckpt_tp1", "bridge/qwen3_vl/ckpt_tp1"])

@@ -40,7 +40,8 @@ _OF_ITSELF: Final[Mapping[str, Mapping[str, Any]]] = {
 def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
     """Return a run's settings under the names of Megatron's arguments, and what to say of them.
 
-    None without such a file. There are no settings where a class computes what its fields do not say.
+    None without such a file. Where a class computes what its fields do not say, the only one is ``hf_path``,
+    the model it was made from.
 
     Args:
         folder: The iteration's folder, or NeMo's ``weights``.
@@ -63,7 +64,8 @@ def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
         more = _OF_ITSELF.get(whose, {})
         if not more and _SAYS_ALL.fullmatch(whose) is None:
             of = whose or "class without a name"
-            return {}, f"{path.name} is of a {of}, whose fields do not say all that it computes"
+            told = {"hf_path": model["hf_model_id"]} if isinstance(model.get("hf_model_id"), str) else {}
+            return told, f"{path.name} is of a {of}, whose fields do not say all that it computes"
         return {**_arguments(model), **more}, f"the model is what {path.name} says"
     return None
 
@@ -78,6 +80,8 @@ def _arguments(model: Mapping[str, Any]) -> dict[str, Any]:
         found[flag] = True
     elif word != "gelu":
         found["hidden_act"] = word
+    if isinstance(own := model.get("hf_model_id"), str):
+        found["hf_path"] = own
     if isinstance(shared := model.get("share_embeddings_and_output_weights"), bool):
         found["untie_embeddings_and_output_weights"] = not shared
     found.setdefault("max_position_embeddings", model.get("seq_length"))
