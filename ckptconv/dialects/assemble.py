@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckptconv.dialects.base import Dialect, Line
@@ -114,8 +114,10 @@ def _told(held: Held, dialect: Dialect, stages: Mapping[Chunk, Mapping[int, int]
     parts = list(_distinct(held))
     every = {name: spec for _, tensors in parts for name, spec in tensors.items()}
     found = []
+    unlike = _unlike(parts)
     for chunk, tensors in parts:
-        local, numbered = dialect.told(with_implied(tensors), every), stages.get(chunk, {})
+        alike = {n: s for n, s in tensors.items() if n not in unlike[chunk]}
+        local, numbered = dialect.told(with_implied(alike), every), stages.get(chunk, {})
         layers = {
             f"layers.{numbered[int(number)]}" if kind == "layers" else f"mtp.{number}": words
             for layer, words in local.layers.items()
@@ -129,6 +131,15 @@ def _told(held: Held, dialect: Dialect, stages: Mapping[Chunk, Mapping[int, int]
             hint="give the checkpoint it was trained on as the source, and this one with --adapter",
         )
     return dialect.reading(Words.joined(found))
+
+
+def _unlike(parts: Sequence[tuple[Chunk, Mapping[str, Spec]]]) -> dict[Chunk, set[str]]:
+    """Return what ranks of one stage hold in different shapes, which tells nothing and is a fault."""
+    seen: dict[Chunk, dict[str, Spec]] = defaultdict(dict)
+    found: dict[Chunk, set[str]] = defaultdict(set)
+    for chunk, tensors in parts:
+        found[chunk] |= {n for n, s in tensors.items() if seen[chunk].setdefault(n, s).shape != s.shape}
+    return found
 
 
 # Of a tensor in a rank: its name, its spec, the whole one's name, and whether it is an expert's.

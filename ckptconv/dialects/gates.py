@@ -25,8 +25,8 @@ _TOGETHER: Final = re.compile(r"(.*\.mlp\.experts\.weight)1")
 def gates(tensors: Mapping[str, Spec], names: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield a tensor of every layer that has a gate, and what it is of.
 
-    An up projection with a gate has twice the rows that its down projection has columns. Experts without
-    their down projection are taken for gated ones.
+    An up projection with a gate has twice the rows that its down projection has columns. Without a down
+    projection, which is a fault, it is taken for gated as nearly all are.
 
     Args:
         tensors: What a part of the model holds.
@@ -36,10 +36,7 @@ def gates(tensors: Mapping[str, Spec], names: Collection[str]) -> Iterator[tuple
     for name, spec in tensors.items():
         if (match := _UP.fullmatch(name)) is not None:
             down = tensors.get(f"{match['stem']}{_DOWN[match['up']]}.weight{match['expert']}")
-            if down is None:
-                if match["kind"] is not None:
-                    yield name, _WORDS[match["kind"]]
-            elif len(down.shape) == 2 and spec.shape[0] == 2 * down.shape[1]:
+            if down is None or (len(down.shape) == 2 and spec.shape[0] == 2 * down.shape[1]):
                 yield name, _WORDS[match["kind"]]
         elif (match := _TOGETHER.fullmatch(name)) is not None:
             down = tensors.get(f"{match[1]}2")

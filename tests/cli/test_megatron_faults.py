@@ -357,9 +357,8 @@ def test_a_dialect_without_a_place_for_a_tensor(tmp_path: Path, out: Path) -> No
         tie_word_embeddings=True,
     )  # fmt: skip
     gemma = write_model(tmp_path / "gemma", config, tensors_of(config))
-    split_fails(gemma, out, "--dialect", "core-te", naming=("no word for a scaled embedding", "--no-assets"))
-    naming = ("core-te", "no place", "post_norm", "--dialect")
-    split_fails(gemma, out, "--dialect", "core-te", "--no-assets", naming=naming)
+    naming = ("legacy", "no place", "post_norm", "--dialect")
+    split_fails(gemma, out, "--dialect", "legacy", naming=naming)
 
 
 def test_an_unknown_dialect(model: Path, out: Path) -> None:
