@@ -99,7 +99,7 @@ def load_on_meta(config: Mapping[str, Any], variants: Sequence[Shapes]) -> list[
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    values = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
+    values = {k: _floats(v) for k, v in config.items() if k not in ("dtype", "torch_dtype")}
     known = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(values)
     names = values.get("architectures") or []
     made = getattr(transformers, names[0]) if names else transformers.AutoModelForCausalLM.from_config
@@ -127,6 +127,15 @@ def load_on_meta(config: Mapping[str, Any], variants: Sequence[Shapes]) -> list[
             }
         )
     return found
+
+
+def _floats(value: Any) -> Any:
+    """Read what JSON has no number for, as transformers writes it (5.23, ``configuration_utils.py``)."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and isinstance(value["__float__"], str):
+            return float(value["__float__"])
+        return {k: _floats(v) for k, v in value.items()}
+    return [_floats(v) for v in value] if isinstance(value, list) else value
 
 
 def _main() -> None:
