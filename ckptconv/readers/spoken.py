@@ -78,11 +78,14 @@ def _known(dialect: Dialect, names: Collection[str]) -> int:
 
 
 def _is_meant(dialect: Dialect, names: Collection[str]) -> bool:
-    """Whether a dialect knows the embedding or a layer, and nearly all names."""
+    """Whether a dialect knows layers, all that is in them, and nearly all names.
+
+    InternLM2's names at Hugging Face are Meta's but for one in each layer.
+    """
     kept = [n for n in names if not dialect.is_ignored(dialect.bare(n))]
-    layered = {form(line.name) for line in dialect.lines if "*" in line.name}
-    inside = any(numbers(dialect.bare(n))[0] in layered for n in kept)
-    return inside and 10 * _known(dialect, kept) >= 9 * len(kept)
+    forms = {form(line.name) for line in dialect.lines}
+    layered = [where for n in kept for where, counts in [numbers(dialect.bare(n))] if counts]
+    return bool(layered) and forms.issuperset(layered) and 10 * _known(dialect, kept) >= 9 * len(kept)
 
 
 def _renamed(checkpoint: Checkpoint, dialect: Dialect) -> Checkpoint:
