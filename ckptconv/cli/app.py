@@ -179,9 +179,9 @@ def inspect(
     if report is not None:
         write_page(report, render.describe(model, None))
     if json:
-        print_json(render.describe(model, tensors))
+        print_json(render.describe(model, tensors, source))
     else:
-        render.inspect(model, tensors)
+        render.inspect(model, tensors, source)
 
 
 def _convert(

@@ -7,7 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from ckptconv.api.model import Model
@@ -20,13 +22,15 @@ from ckptconv.plans.plan import Plan
 
 __all__ = ["describe", "done", "inspect", "plan", "result", "watch"]
 
+_STEPS = 12  # that are printed
 _EXPLAINED = 6  # tensors whose holders are printed
 _BASE_MEMORY = 60_000_000  # the interpreter and its libraries, measured
 
 
-def describe(model: Model, pattern: str | None) -> dict[str, Any]:
-    """Return what ``inspect --json`` prints."""
+def describe(model: Model, pattern: str | None, path: Path | None = None) -> dict[str, Any]:
+    """Return what ``inspect --json`` prints; with what is known beside the weights for a path."""
     from ckptconv.api.explain import explain_in
+    from ckptconv.api.outlook import outlook
     from ckptconv.verify.overview import overview
 
     c = model.checkpoint
@@ -55,6 +59,7 @@ def describe(model: Model, pattern: str | None) -> dict[str, Any]:
         **overview(c),
         **({} if pattern is None else {"held": [e.to_dict() for e in explain_in(c, list(named))]}),
         "notes": [{"level": n.level, "text": n.text} for n in c.notes],
+        **({} if path is None else {"outlook": asdict(outlook(path, c))}),
     }
 
 
@@ -73,13 +78,15 @@ def _by_dtype(model: Model) -> dict[str, tuple[int, int]]:
     return found
 
 
-def inspect(model: Model, pattern: str | None) -> None:
+def inspect(model: Model, pattern: str | None, path: Path) -> None:
     """Print a checkpoint's summary and its biggest tensors, or the tensors asked for and who holds them."""
     from ckptconv.api.explain import explain_in
     from ckptconv.cli import render_grid
 
     c, console = model.checkpoint, results()
-    data = describe(model, None)
+    data = describe(model, None, path)
+    beside = data["outlook"]
+    steps, more = beside["steps"], max(0, len(beside["steps"]) - _STEPS)
     head = new_table("", "")
     head.show_header = False
     layout = "  ".join(f"{k} {v}" for k, v in c.layout.items() if k != "zero_stage")
@@ -98,6 +105,10 @@ def inspect(model: Model, pattern: str | None) -> None:
         "tied": ", ".join(f"{a} = {b}" for a, b in c.aliases.items()),
         "buffers": ", ".join(sorted(c.buffers)[:6]) + (" ..." if len(c.buffers) > 6 else ""),
         "no data for": ", ".join(c.unresolved[:6]),
+        "family": beside["family"],
+        "config.json": beside["config"] or f"none: {beside['lacking']}",
+        "tokenizer": beside["tokenizer"] or "none found",
+        "steps": ", ".join(map(str, steps[-_STEPS:])) + (f" and {more} before" if more else ""),
     }
     for key, value in rows.items():
         if value not in (None, ""):
@@ -121,6 +132,7 @@ def inspect(model: Model, pattern: str | None) -> None:
         render_grid.slices(explain_in(c, [n for n, _ in chosen[:_EXPLAINED]]))
         if len(chosen) > _EXPLAINED:
             console.print(f"[dim]who holds the other {len(chosen) - _EXPLAINED}: --json says[/]")
+    console.print(f"\n[dim]next[/]  {escape(beside['command'])}", soft_wrap=True)
     notes(tuple((n.level, n.text) for n in c.notes))
 
 

@@ -1,0 +1,76 @@
+"""Say where one is with a checkpoint: architecture, config, tokenizer, steps, and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptconv.assets.find import CONFIG, find_assets
+from ckptconv.errors import CkptconvError
+from ckptconv.places.places import PathArg, place
+from ckptconv.planning.model import Architecture, find_architecture
+from ckptconv.planning.request import request_of
+from ckptconv.plans.checkpoint import Checkpoint, beside_of
+from ckptconv.readers.runs import saves_in
+
+__all__ = ["Outlook", "outlook"]
+
+_COMMANDS = {"deepspeed": "deepspeed-to-hf", "megatron": "megatron-merge", "mindspeed": "megatron-merge"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Hold what is known beside the weights.
+
+    Attributes:
+        family: The architecture; None if none is known.
+        config: Where config.json is, or what it is built from; None if it has to be given.
+        tokenizer: The tokenizer's folder; None if none was found.
+        steps: The steps of the saves in the run's folder, oldest first.
+        lacking: What a conversion to Hugging Face would say, if it cannot be done as it stands.
+        command: What to type next.
+    """
+
+    family: str | None
+    config: str | None
+    tokenizer: str | None
+    steps: tuple[int, ...]
+    lacking: str | None
+    command: str
+
+
+def outlook(path: PathArg, checkpoint: Checkpoint) -> Outlook:
+    """Look for what a conversion needs beside the weights.
+
+    Args:
+        path: What the user named.
+        checkpoint: What was opened there.
+    """
+    named = place(path)
+    found, lacking = Architecture(None, None), None
+    try:
+        found = find_architecture(checkpoint, request_of({"to": "hf"}), needed=True)
+    except CkptconvError as error:
+        lacking = error.message
+    folder, _ = find_assets(None, beside_of(checkpoint), flag="--tokenizer")
+    config = found.config
+    origin = None if config is None else str(config.folder / CONFIG) if config.folder else config.origin
+    return Outlook(
+        family=None if found.family is None else found.family.name,
+        config=origin,
+        tokenizer=found.tokenizer or (None if folder is None else str(folder)),
+        steps=tuple(save.step for save in saves_in(named)),
+        lacking=lacking,
+        command=_command(named, checkpoint, known=config is not None),
+    )
+
+
+def _command(path: Path, checkpoint: Checkpoint, *, known: bool) -> str:
+    """Return the command for what was found, with what has to be given."""
+    source = shlex.quote(str(path))
+    if checkpoint.producer == "huggingface":
+        return f"ckptconv convert {source} OUT --to torch_dist"
+    own = _COMMANDS.get(checkpoint.producer)
+    command = f"ckptconv {own} {source} OUT" if own else f"ckptconv convert {source} OUT --to hf"
+    return command if known else f"{command} --config DIR_OR_HUB_ID"
