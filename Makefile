@@ -39,8 +39,8 @@ demo: $(READY)  ## convert a small ZeRO-3 run, load the model and generate a few
 	$(BIN)/ckptconv deepspeed-to-hf $(DEMO_RUN) $(DEMO_OUT) --overwrite
 	$(BIN)/python examples/generate.py $(DEMO_OUT)
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -q
+test: $(READY)  ## run the tests, on all cores
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-ray: $(READY)  ## run a Ray cluster on this machine, and kill its nodes
 	$(BIN)/python -m pytest -q -m ray tests/engine
