@@ -536,6 +536,11 @@ def test_a_wrong_global_shape(cases: Path, tmp_path: Path) -> None:
         ("model.layers.0.attention.infer_attention.key_cache", "buffers"),
         ("model.norm_out.weight", None),
         ("decoder.layers.0.mlp.router.expert_bias", None),
+        ("decoder.layers.0.mlp.expert_bias", None),
+        ("decoder.layers.0.mlp.tokens_per_expert", "buffers"),
+        ("decoder.layers.0.mlp.router.global_tokens_per_expert", "buffers"),
+        ("decoder.layers.0.mlp.router.ga_steps", "buffers"),
+        ("main_param.decoder.layers.0.mlp.router.weight", "fp32 masters"),
     ],
 )
 def test_what_is_no_weight(name: str, kind: str | None) -> None:
@@ -543,7 +548,7 @@ def test_what_is_no_weight(name: str, kind: str | None) -> None:
 
 
 def test_masters_are_not_there(cases: Path) -> None:
-    with pytest.raises(UsageError, match="one set of weights"):
+    with pytest.raises(PlanError, match="holds no fp32 masters"):
         _open(cases / "raw_dtypes/model.ckpt", weights="master")
 
 

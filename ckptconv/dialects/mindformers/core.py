@@ -1,6 +1,7 @@
 """Name the tensors of models on MindFormers' own core since 1.5: Qwen3, Qwen3-MoE, DeepSeek-V3.
 
-Sources: parallel_core, models/*/utils.py.
+Sources: parallel_core, models/*/utils.py; for experts with three axes and the bias beside
+them mindformers 2.1, ``pynative/transformers/moe``.
 """
 
 from __future__ import annotations
@@ -84,10 +85,13 @@ _CORE_MLP = (
 )
 _CORE_EXPERTS = (
     plain("layers.*.moe.router", "mlp.router.weight"),
-    plain("layers.*.moe.router_bias", "mlp.router.expert_bias"),
-    plain(rows(stacked(transposed(_EXPERT_FC1))), "mlp.experts.weight1", when="!sequential !wide"),
-    plain(columns(stacked(transposed(_EXPERT_FC1))), "mlp.experts.weight1", when="!sequential wide"),
-    plain(rows(stacked(transposed(EXPERT_DOWN))), "mlp.experts.weight2", when="!sequential"),
+    plain("layers.*.moe.router_bias", "mlp.router.expert_bias", when="!bias_beside"),
+    plain("layers.*.moe.router_bias", "mlp.expert_bias", when="bias_beside"),
+    plain(stacked(transposed(_EXPERT_FC1)), "mlp.experts.weight1", when="!sequential apart"),
+    plain(stacked(transposed(EXPERT_DOWN)), "mlp.experts.weight2", when="!sequential apart"),
+    plain(rows(stacked(transposed(_EXPERT_FC1))), "mlp.experts.weight1", when="!sequential !apart !wide"),
+    plain(columns(stacked(transposed(_EXPERT_FC1))), "mlp.experts.weight1", when="!sequential !apart wide"),
+    plain(rows(stacked(transposed(EXPERT_DOWN))), "mlp.experts.weight2", when="!sequential !apart"),
     plain(_EXPERT_FC1, "mlp.experts.local_experts.{e}.linear_fc1.weight", when="sequential"),
     plain(EXPERT_DOWN, "mlp.experts.local_experts.{e}.linear_fc2.weight", when="sequential"),
     plain(interleaved(*_SHARED_FC1), "mlp.shared_experts.linear_fc1.weight", when="!mlp_contiguous"),
@@ -105,10 +109,12 @@ _CORE_LAYER = (
 
 
 def _shapes(tensors: Mapping[str, Spec], names: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Tell whether the experts' first matrices are declared as ``[hidden, experts*2*inner]``."""
+    """Tell where experts have an axis of their own, or first matrices are ``[hidden, experts*2*inner]``."""
     hidden = tensors[_EMBED].shape[-1] if _EMBED in tensors else 0
     for name, spec in tensors.items():
-        if name.endswith(".mlp.experts.weight1") and spec.shape[0] == hidden:
+        if name.endswith((".mlp.experts.weight1", ".mlp.experts.weight2")) and len(spec.shape) == 3:
+            yield name, "apart"
+        elif name.endswith(".mlp.experts.weight1") and spec.shape[0] == hidden:
             yield name, "wide"
 
 
@@ -146,10 +152,11 @@ CORE = Dialect(
         "qkv_apart": r".*\.self_attention\.linear_k\.weight",
         "mlp_apart": r".*\.mlp\.gating\.weight",
         "sequential": r".*\.local_experts\..*",
+        "bias_beside": r".*\.mlp\.expert_bias",
         "mtp_head": r"mtp\.output_layer\.weight",
     },
     shapes=_shapes,
-    reads=("wide", "qkv_contiguous", "mlp_contiguous"),
+    reads=("apart", "wide", "qkv_contiguous", "mlp_contiguous"),
     leaves_open=_open,
     ignored=(r".*\.inv_freq",),
     ranks=False,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptconv.containers.mindspore.mindspore import MindSporeFile
 from ckptconv.containers.stored import Stored
-from ckptconv.dialects.mindformers.entries import KEPT, STEP, beside_weights
+from ckptconv.dialects.mindformers.entries import KEPT, MASTERS, STEP, beside_weights
 from ckptconv.parallel.devices import Cut
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Note
@@ -33,6 +33,7 @@ class Content:
         layout: Parallel sizes.
         containers: The files read, by form.
         states: Whether states of the optimizer and of training are read as tensors.
+        masters: Whether fp32 masters are, to be put in the place of weights.
     """
 
     graph: GraphBuilder = field(default_factory=GraphBuilder)
@@ -44,11 +45,12 @@ class Content:
     layout: dict[str, Any] = field(default_factory=dict)
     containers: Counter[str] = field(default_factory=Counter)
     states: bool = False
+    masters: bool = False
 
     def takes(self, name: str) -> bool:
         """Whether an entry is read as a tensor: a weight, or a state if these are wanted."""
         kind = beside_weights(name)
-        return kind is None or (self.states and kind in KEPT)
+        return kind is None or (self.states and kind in KEPT) or (self.masters and kind == MASTERS)
 
     def weights(self, file: MindSporeFile) -> Mapping[str, Stored]:
         """Return a file's weights; note what else it holds."""

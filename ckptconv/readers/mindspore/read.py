@@ -18,6 +18,7 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
 from ckptconv.readers.mindspore.content import Content, add_whole
 from ckptconv.readers.mindspore.find import NAME_MAP, Found, find
+from ckptconv.readers.mindspore.masters import take_masters
 from ckptconv.readers.mindspore.metadata import read_metadata
 from ckptconv.readers.mindspore.options import MindSporeOptions
 from ckptconv.readers.mindspore.ranks import no_strategy, read_ranks
@@ -32,13 +33,9 @@ def open_checkpoint(path: Path, options: MindSporeOptions) -> Checkpoint:
 
     Raises:
         FormatError: if a file is damaged, encrypted or of an unknown form.
-        PlanError: if slices are missing or contradict each other.
+        PlanError: if slices are missing or contradict each other, or masters are asked for and not there.
         UsageError: if the strategy or the choice of a save is missing.
     """
-    if options.weights == "master":
-        raise UsageError(
-            "a MindSpore checkpoint has one set of weights", where=path, hint="leave --weights out"
-        )
     found = find(path, options.step, strategy=options.strategy is not None)
     if options.strategy is not None and found.kind != "ranks":
         raise UsageError(
@@ -46,8 +43,10 @@ def open_checkpoint(path: Path, options: MindSporeOptions) -> Checkpoint:
             where=found.data,
             hint="leave --strategy out, or name the folder that holds rank_0, rank_1, ...",
         )
-    content = Content(states=options.as_stored)
+    content = Content(states=options.as_stored, masters=options.weights == "master")
     _READ[found.kind](found, options, content)
+    if content.masters:
+        take_masters(content, found.data)
     if not content.graph.right:
         raise FormatError(
             "the files hold training state, but no weights",
@@ -65,7 +64,7 @@ def open_checkpoint(path: Path, options: MindSporeOptions) -> Checkpoint:
         data=found.data,
         producer="mindspore",
         format=f"{' and '.join(sorted(content.containers))}, {count} file{'s' if count > 1 else ''}{ranks}",
-        weights="model",
+        weights="master" if content.masters else "model",
         stored=content.graph.stored,
         relation=content.graph.relation(),
         files=content.graph.files,
