@@ -1,7 +1,8 @@
 """Know the factors of LoRA adapters among a rank's tensors, and the weights they belong to.
 
 Names: peft 0.21, ``tuners/lora/layer.py``; MindSpeed-LLM c77308a1,
-``mindspeed_llm/tasks/checkpoint/convert_mg2hf.py`` (``_merge_lora``).
+``mindspeed_llm/tasks/checkpoint/convert_mg2hf.py`` (``_merge_lora``); Megatron-Bridge 0.6.2 and NeMo 2.3,
+``peft/utils.py`` (``ParallelLinearAdapter``: ``adapter.linear_in`` is A, ``adapter.linear_out`` B).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>[ABab])(?:\.(?!weight\d*$)(?P<adapter>[^.]+))?\.(?P<leaf>weight\d*)"
 )
+_BRIDGE = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.(?P<leaf>weight)")
 _TOGETHER = re.compile(r"(?P<stem>.*\.mlp\.)experts\.weight(?P<which>[12])_lora_(?P<part>[ab])")
 
 
@@ -56,6 +58,8 @@ class Factor:
 
 def factor_of(name: str) -> Factor | None:
     """Tell what a tensor is a factor of; None if it is none."""
+    if (match := _BRIDGE.fullmatch(name)) is not None:
+        return Factor(f"{match['module']}.{match['leaf']}", "A" if match["part"] == "in" else "B")
     match = _FACTOR.fullmatch(name)
     if match is None:
         return None

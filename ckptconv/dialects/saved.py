@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ckptconv.containers.dcp.dcp import DcpFolder
 from ckptconv.containers.torch.torchfile import open_torch
+from ckptconv.dialects.factors import own_name
 from ckptconv.errors import FormatError
 
 __all__ = ["COMMON", "COMMON_OBJECT", "FORMAT", "OPTIMIZER", "beneath", "common_state", "weights_of"]
@@ -54,7 +55,7 @@ def weights_of(dcp: DcpFolder, *, nested: bool = False) -> dict[str, str]:
         name = key
         while name.startswith(_PREFIXES):
             name = name.partition(".")[2]
-        found[key] = name
+        found[key] = own_name(name)
     prefix = beneath(found.values())
     return {key: name.removeprefix(prefix) for key, name in found.items()}
 

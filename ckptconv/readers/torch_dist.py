@@ -17,6 +17,7 @@ from typing import Any, Final
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.containers.torch.namespaces import plain
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
+from ckptconv.dialects.factors import factor_of, with_implied, without_weights
 from ckptconv.dialects.hybrid import hybrid_names, without_pattern, wrapped_names
 from ckptconv.dialects.saved import COMMON, COMMON_OBJECT, FORMAT, OPTIMIZER, common_state, weights_of
 from ckptconv.dialects.stacked import unstacked
@@ -29,8 +30,9 @@ from ckptconv.readers.chunks import place
 from ckptconv.readers.megatron.find import TRACKER, iteration_folder
 from ckptconv.readers.megatron.run_config import run_arguments
 from ckptconv.readers.reader import Parallel, Reader, Weighed, step_option
+from ckptconv.relations import Spec
 from ckptconv.relations.rename import under_names
-from ckptconv.slots import Table
+from ckptconv.slots import Table, Words
 
 __all__ = ["READER"]
 
@@ -65,9 +67,17 @@ def _backend(folder: Path) -> str | None:
     return "" if path.is_file() and _is_megatron(read_bytes(path)) else None
 
 
+_CORE: Final = re.compile(rb"model\.(?:module\.)*(?:language_model\.)?(?:decoder\.layers|embedding)\.")
+
+
 def _is_megatron(metadata: bytes) -> bool:
-    """Whether a pickle holds the keys of Megatron-LM's save (core_v0.16.1, ``training/checkpointing.py``)."""
-    return b"checkpoint_version" in metadata and (b"\x04args" in metadata or b"\x04\0\0\0args" in metadata)
+    """Whether a pickle holds the keys of Megatron-LM's save, or of Megatron-Bridge's, which has no ``args``.
+
+    Megatron-LM core_v0.16.1, ``training/checkpointing.py``; Megatron-Bridge 0.6.2,
+    ``training/checkpointing.py`` (``fsdp_dtensor``).
+    """
+    args = b"\x04args" in metadata or b"\x04\0\0\0args" in metadata
+    return b"checkpoint_version" in metadata and (args or _CORE.search(metadata) is not None)
 
 
 def _find(path: Path, iteration: int | None) -> _Found | None:
@@ -100,9 +110,14 @@ def _plain_state(dcp: DcpFolder) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class TorchDistOptions(Parallel, Weighed):
-    """Own the parallel sizes of the run that saved, to be checked, ``--step`` and ``--weights``."""
+    """Own the parallel sizes of the run that saved, to be checked, ``--step`` and ``--weights``.
+
+    Attributes:
+        words: What the model is like, where the names of an adapter alone do not tell; known to the program.
+    """
 
     step: int | None = step_option(Count())
+    words: Words | None = None
 
 
 # Opening
@@ -136,7 +151,7 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
     weights = weights_of(dcp, nested=nested)
     if not weights:
         raise PlanError("there are no weights in this checkpoint", where=found.data)
-    if nested:
+    if nested and "args" in common:
         _refuse_ranks(arguments, found.data)
     if options.weights == "master":
         weights = _masters(dcp, weights, notes)
@@ -150,7 +165,7 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
         relation = relation.compose(under_names(relation.right, own))
         relation.check()
     arguments = without_pattern(arguments, halves=bool(halves))
-    words = CORE_TE.told(relation.right)
+    words = options.words or _words(relation.right, arguments)
     table = Table((*CORE_TE.lines, *CORE_LOCAL.lines), words=words, grid={"tp": 1}, parts=CORE_TE.parts)
     _check_layers(arguments, relation.right, found.data)
     iteration = common.get("iteration")
@@ -173,8 +188,31 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
         table=table,
         words=words,
         near=near,
-        strange=tuple(table.named(relation.right)[1]),
+        strange=_strange(table, relation.right),
     )
+
+
+def _words(tensors: Mapping[str, Spec], arguments: Mapping[str, Any]) -> Words:
+    """Return what names and shapes tell of the layers, those of an adapter's factors too.
+
+    Factors of the up projection alone are taken for gated unless the arguments say how wide it is; what is
+    written is checked against the model's shapes.
+    """
+    known = with_implied(tensors)
+    inner = arguments.get("ffn_hidden_size")
+    if len(known) > len(tensors) and isinstance(inner, int):
+        for name, spec in list(known.items()):
+            if name.endswith(".mlp.linear_fc1.weight"):
+                down = Spec((spec.shape[1], inner), spec.dtype)
+                known.setdefault(name.replace("linear_fc1", "linear_fc2"), down)
+    return CORE_TE.told(known)
+
+
+def _strange(table: Table, names: Collection[str]) -> tuple[str, ...]:
+    """Return the tensors that are neither of a dialect nor factors of one of its weights."""
+    weights = {n: n if (factor := factor_of(n)) is None else factor.weight for n in names}
+    unknown = set(table.named(set(weights.values()))[1])
+    return tuple(n for n, weight in weights.items() if weight in unknown)
 
 
 def _model_of(arguments: Mapping[str, Any], notes: list[Note]) -> tuple[Path, ...]:
@@ -259,6 +297,8 @@ def _check_layers(arguments: Mapping[str, Any], names: Collection[str], folder: 
     found = {int(m[1]) for n in names if (m := _LAYER.fullmatch(n)) is not None}
     said = arguments.get("num_layers")
     count = said if isinstance(said, int) else len(found)
+    if without_weights(names) and max(found, default=0) < count:
+        return  # an adapter may be of some layers alone
     if len(found) != count or found != set(range(count)):
         raise PlanError(
             f"the checkpoint holds {len(found)} layers (the last is {max(found, default=-1)}), "
