@@ -8,7 +8,7 @@ Names: peft 0.21, ``tuners/lora/layer.py``; MindSpeed-LLM c77308a1,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ __all__ = [
     "Factor",
     "factor_cut",
     "factor_of",
+    "is_beyond_lora",
     "is_gate_told",
     "own_name",
     "unpack_factor",
@@ -32,6 +33,8 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>[ABab])(?:\.(?!weight\d*$)(?P<adapter>[^.]+))?\.(?P<leaf>weight\d*)"
 )
 _BRIDGE = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.(?P<leaf>weight)")
+# Magnitudes of DoRA, and adapters of each matrix that a module fuses (``dora.py``, ``canonical_lora.py``).
+_BEYOND = re.compile(r".+\.(linear_\w+\.adapter|lora_magnitude_vector)\..+")
 _TOGETHER = re.compile(r"(?P<stem>.*\.mlp\.)experts\.weight(?P<which>[12])_lora_(?P<part>[ab])")
 
 
@@ -67,6 +70,11 @@ def factor_of(name: str) -> Factor | None:
     return Factor(f"{match['module']}.{match['leaf']}", part, match["adapter"] or "")
 
 
+def is_beyond_lora(name: str) -> bool:
+    """Whether a tensor is of an adapter that is more than one low-rank product for its module."""
+    return factor_of(name) is None and _BEYOND.fullmatch(name) is not None
+
+
 def own_name(name: str) -> str:
     """Return a tensor's name without what PEFT puts around it."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
@@ -95,7 +103,7 @@ def with_implied(tensors: Mapping[str, Spec]) -> dict[str, Spec]:
     return {**tensors, **implied}
 
 
-def without_weights(tensors: Mapping[str, Spec]) -> bool:
+def without_weights(tensors: Iterable[str]) -> bool:
     """Whether the layers hold factors of adapters and nothing else."""
     layered = [n for n in tensors if ".layers." in n]
     return bool(layered) and all(factor_of(n) is not None or _TOGETHER.fullmatch(n) for n in layered)

@@ -63,7 +63,7 @@ def observed(facts: Facts, slots: Collection[str]) -> dict[str, Fact]:
     return found
 
 
-def fitting(facts: Facts, slots: Collection[str]) -> list[Family]:
+def fitting(facts: Facts, slots: Collection[str], *, alone: bool = False) -> list[Family]:
     """Return the families a checkpoint can be, the most specific first.
 
     A ``model_type`` in the facts decides at once. Else a family fits if it has a place for every slot, every
@@ -73,17 +73,18 @@ def fitting(facts: Facts, slots: Collection[str]) -> list[Family]:
     Args:
         facts: What the arguments say.
         slots: The slots of the checkpoint as tables write them: ``layers.*.attn.q``.
+        alone: Whether it holds an adapter alone, so that tensors show nothing of the model.
     """
     kind = facts.get("model_type")
     if kind is not None and (own := find_family(kind.value)) is not None:
         return [own]
-    seen = observed(facts, slots)
+    seen = facts if alone else observed(facts, slots)
     fit = [
         (-score, family)
         for family in FAMILIES
         if family.template is not None
         and not family.template.by_name
-        and (score := _score(family, family.template, seen, slots)) is not None
+        and (score := _score(family, family.template, seen, slots, alone=alone)) is not None
     ]
     if (said := _named(facts, [f for _, f in fit])) is not None:
         return [said]
@@ -108,9 +109,11 @@ def _letters(text: str) -> str:
     return "".join(c for c in text.lower() if c.isalnum())
 
 
-def _score(family: Family, template: Template, facts: Facts, slots: Collection[str]) -> int | None:
+def _score(
+    family: Family, template: Template, facts: Facts, slots: Collection[str], *, alone: bool
+) -> int | None:
     """Return how many facts speak for a family, or None if one speaks against it."""
-    if next(_against(family, template, facts, slots), None) is not None:
+    if next(_against(family, template, facts, slots, alone=alone), None) is not None:
         return None
     return sum(n in facts for n in template.fixed) + (family.zero_centered and "zero_centered" in facts)
 
@@ -149,7 +152,9 @@ def _called(name: str) -> str:
     return name if word is None else f"{word} ({name})"
 
 
-def _against(family: Family, template: Template, facts: Facts, slots: Collection[str]) -> Iterator[str]:
+def _against(
+    family: Family, template: Template, facts: Facts, slots: Collection[str], *, alone: bool = False
+) -> Iterator[str]:
     """Yield what speaks against a family: facts it does not compute, tensors without a place, or lacking."""
     flags: dict[str, object] = {}
     if (why := unspoken(template, facts)) is not None:
@@ -188,7 +193,12 @@ def _against(family: Family, template: Template, facts: Facts, slots: Collection
     ahead = {s for s in unplaced if s.startswith("mtp.")}
     yield from ["no place for layers for multi-token prediction (mtp.*)"] if ahead else []
     yield from (f"no place for {_called(slot)}" for slot in unplaced if slot not in ahead)
-    yield from (f"{_called(slot)} is not there" for slot in sorted(required - here))
+    # Of what an adapter was trained on, only the facts tell whether there are experts.
+    lacking = required - here
+    if alone:
+        sparse = {s for s in lacking if block(s.partition("*.")[2]) == "moe"}
+        lacking = set() if "experts" in facts else sparse
+    yield from (f"{_called(slot)} is not there" for slot in sorted(lacking))
 
 
 def _in_mtp(slot: str, places: set[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from ckptconv.assets.config import read_config, without_quantisation
 from ckptconv.assets.find import CONFIG, find_assets, tokenizer_files
+from ckptconv.dialects.factors import with_implied, without_weights
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.facts import Fact, read_facts, run_facts
 from ckptconv.facts.typed import typed_config
@@ -133,7 +134,9 @@ def find_architecture(
         return Architecture(config, family, (), notes, lacks_one(facts, family), tokenizer)
     if not built:
         return Architecture(None, family)
-    slots = _slots(checkpoint, options.drop)
+    if without_weights(checkpoint.tensors):
+        return _of_adapter(checkpoint, facts, family)
+    slots = _slots(checkpoint, checkpoint.tensors, options.drop)
     family = family or _fitting(checkpoint, facts, slots)
     facts = observed(facts, slots)
     if options.vocab_size is not None:
@@ -143,6 +146,30 @@ def find_architecture(
     origin = "the YAML of the run" if checkpoint.producer == "mindspore" else "the training arguments"
     found = ConfigFound(values, None, origin)
     return Architecture(found, family, steps, (), lacks_one(facts, family), tokenizer)
+
+
+def _of_adapter(checkpoint: Checkpoint, facts: Mapping[str, Fact], family: Family | None) -> Architecture:
+    """Return the model that an adapter was trained on, as far as the training arguments alone tell it.
+
+    Raises:
+        PlanError: if they do not.
+    """
+    slots = _slots(checkpoint, with_implied(checkpoint.relation.right))
+    fit = [family] if family is not None else fitting(facts, slots, alone=True)
+    why = "they are those of no family" if not fit else f"it may be {', '.join(f.name for f in fit)}"
+    if len(fit) == 1:
+        try:
+            values, _ = config_from(facts, fit[0])
+        except PlanError as e:
+            why = e.message
+        else:
+            found = ConfigFound(values, None, "the training arguments")
+            return Architecture(found, fit[0], (), (), lacks_one(facts, fit[0]))
+    raise PlanError(
+        f"the training arguments beside the adapter do not tell which model it belongs to: {why}",
+        where=checkpoint.data,
+        hint="give the model's config.json with --config",
+    )
 
 
 def _refuse_unconsumed(facts: Mapping[str, Fact], family: Family | None, origin: str) -> None:
@@ -176,12 +203,10 @@ def _facts(producer: str, args: Mapping[str, Any]) -> dict[str, Fact]:
     return run_facts(args) if producer == "mindspore" else read_facts(args)
 
 
-def _slots(checkpoint: Checkpoint, drop: Sequence[str]) -> set[str]:
-    """Return the slots a checkpoint holds, as tables write them, but for those that are dropped."""
+def _slots(checkpoint: Checkpoint, names: Iterable[str], drop: Sequence[str] = ()) -> set[str]:
+    """Return the slots of a checkpoint's names, as tables write them, but for those that are dropped."""
     assert checkpoint.table is not None
-    found, _ = checkpoint.table.named(
-        n for n in checkpoint.tensors if not any(fnmatchcase(n, d) for d in drop)
-    )
+    found, _ = checkpoint.table.named(n for n in names if not any(fnmatchcase(n, d) for d in drop))
     return {template(s) for f in found for s in f.slots}
 
 

@@ -20,6 +20,7 @@ from ckptconv.relations import LowRank, Spec
 __all__ = [
     "PREFIX",
     "WITH_PEFT",
+    "WITH_TRAINER",
     "AdapterConfig",
     "Scales",
     "config_file",
@@ -35,6 +36,9 @@ PREFIX = "base_model.model."
 
 WITH_PEFT = "merge it with peft (merge_and_unload) and convert the result"
 """What to do about an adapter that is refused."""
+
+WITH_TRAINER = "merge it with the library that trained it and convert the result"
+"""What to do about one that PEFT does not know."""
 
 # What makes an adapter more than W + scale * (B @ A) (peft 0.21, tuners/lora/config.py).
 _REFUSED = (

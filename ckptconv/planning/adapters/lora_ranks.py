@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ckptconv.dialects.factors import factor_of
+from ckptconv.dialects.factors import factor_of, is_beyond_lora
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.places.places import place
-from ckptconv.planning.adapters.adapter import WITH_PEFT, Scales
+from ckptconv.planning.adapters.adapter import WITH_PEFT, WITH_TRAINER, Scales
 from ckptconv.planning.adapters.lora import Prepared
 from ckptconv.planning.adapters.said import find_adapter_config
 from ckptconv.plans.checkpoint import Checkpoint, Note
@@ -60,8 +60,8 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
                 "--adapter: the checkpoint holds LoRA adapters itself", hint="merge those with --lora merge"
             )
         trained = _open(place(options.adapter).expanduser(), checkpoint, options)
+        found = _find(trained, options)
         checkpoint = _beside(checkpoint, trained)
-        found = _find(checkpoint, options)
     if not found:
         raise UsageError("the checkpoint holds no LoRA adapters", hint="leave out --lora")
     tensors = checkpoint.relation.right
@@ -73,7 +73,8 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
             raise PlanError(
                 f"there is a LoRA adapter of {weight}, but no such weight",
                 where=checkpoint.data,
-                hint="give the checkpoint of the base model as the source, and this one with --adapter",
+                hint="give the checkpoint of the base model as the source, and this one with --adapter; or "
+                "write it alone with --lora adapter, and give that with --adapter to a Hugging Face model",
             )
         scale = scales.scale_of(weight.rpartition(".")[0], rank)
         terms[weight] = (LowRank(factors.a, factors.b, scale),)
@@ -84,12 +85,18 @@ def _find(checkpoint: Checkpoint, options: Request) -> dict[str, _Factors]:
     """Find the factors of each weight; dropped ones are not looked at.
 
     Raises:
-        PlanError: if there are several adapters.
+        PlanError: if there are several adapters, or one is no plain LoRA.
     """
     found: dict[str, _Factors] = {}
     adapters: dict[str, str] = {}
     for name in checkpoint.relation.right:
-        if any(fnmatchcase(name, d) for d in options.drop) or (factor := factor_of(name)) is None:
+        if any(fnmatchcase(name, d) for d in options.drop):
+            continue
+        if is_beyond_lora(name):
+            raise PlanError(
+                f"{name} is of an adapter that is no plain LoRA", where=checkpoint.data, hint=WITH_TRAINER
+            )
+        if (factor := factor_of(name)) is None:
             continue
         adapters.setdefault(factor.adapter, name)
         here = found.setdefault(factor.weight, _Factors())
@@ -134,7 +141,7 @@ def _open(folder: Path, base: Checkpoint, options: Request) -> Checkpoint:
         raise UsageError(f"--adapter: {folder} holds no ranks, as the source does", hint=hint)
     sizes = {n: v for n, v in options.reading.items() if n in declared(Parallel)}
     opened = open_checkpoint(folder, sizes, words=base.words)
-    if opened.table is None or not any(factor_of(n) for n in opened.relation.right):
+    if opened.table is None or not any(factor_of(n) or is_beyond_lora(n) for n in opened.relation.right):
         raise UsageError(f"--adapter: there are no LoRA adapters in {folder}", hint=hint)
     return opened
 

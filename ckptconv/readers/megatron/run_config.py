@@ -28,9 +28,20 @@ _PLAIN: Final = {"squared_relu": "squared_relu", "openai_gelu": "openai_gelu", "
 _FLAGS: Final = {*_GATED.values(), *_PLAIN.values()}
 # Classes whose fields say all they compute, and what a class computes of itself.
 _SAYS_ALL: Final = re.compile(
-    r"(GPT|MLA|Mistral|Hybrid|Mamba)ModelProvider|"
+    r"(GPT|MLA|Llama|Mistral|Hybrid|Mamba)ModelProvider|"
     r"(GPT|Llama|CodeLlama|Mistral|Mixtral|Qwen2|Qwen3|DeepSeek|Nemotron)\w*Config\w*"
 )
+# What the fields are that a file leaves out (Megatron-Bridge 0.2, models/llama/llama_provider.py).
+_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "LlamaModelProvider": {
+        "normalization": "RMSNorm",
+        "activation_func": "torch.nn.functional.silu",
+        "gated_linear_unit": True,
+        "position_embedding_type": "rope",
+        "add_bias_linear": False,
+        "share_embeddings_and_output_weights": False,
+    },
+}
 _OF_ITSELF: Final[Mapping[str, Mapping[str, Any]]] = {
     "GemmaModelProvider": {"model_type": "gemma", "input_embeds_norm": True},
     "Gemma2ModelProvider": {"model_type": "gemma2", "input_embeds_norm": True},
@@ -66,6 +77,7 @@ def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
             of = whose or "class without a name"
             told = {"hf_path": model["hf_model_id"]} if isinstance(model.get("hf_model_id"), str) else {}
             return told, f"{path.name} is of a {of}, whose fields do not say all that it computes"
+        model = {**_DEFAULTS.get(whose, {}), **model}
         return {**_arguments(model), **more}, f"the model is what {path.name} says"
     return None
 
