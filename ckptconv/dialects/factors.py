@@ -2,7 +2,8 @@
 
 Names: peft 0.21, ``tuners/lora/layer.py``; MindSpeed-LLM c77308a1,
 ``mindspeed_llm/tasks/checkpoint/convert_mg2hf.py`` (``_merge_lora``); Megatron-Bridge 0.6.2 and NeMo 2.3,
-``peft/utils.py`` (``ParallelLinearAdapter``: ``adapter.linear_in`` is A, ``adapter.linear_out`` B).
+``peft/utils.py`` (``ParallelLinearAdapter``: ``adapter.linear_in`` is A, ``adapter.linear_out`` B);
+mindformers 2.1, ``pynative/pet``, and its ``mindpet``, whose factors have no ``.weight``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "is_gate_told",
     "own_name",
     "unpack_factor",
+    "weight_of_factor",
     "with_implied",
     "without_weights",
 ]
@@ -35,6 +37,7 @@ _FACTOR = re.compile(
 _BRIDGE = re.compile(r"(?P<module>.+)\.adapter\.linear_(?P<part>in|out)\.(?P<leaf>weight)")
 # Magnitudes of DoRA, and adapters of each matrix that a module fuses (``dora.py``, ``canonical_lora.py``).
 _BEYOND = re.compile(r".+\.(linear_\w+\.adapter|lora_magnitude_vector)\..+")
+_BARE = re.compile(r"(?P<module>.+)\.(?:mindpet_delta_|tk_delta_)?lora_(?P<part>[ab])")
 _TOGETHER = re.compile(r"(?P<stem>.*\.mlp\.)experts\.weight(?P<which>[12])_lora_(?P<part>[ab])")
 
 
@@ -63,6 +66,8 @@ def factor_of(name: str) -> Factor | None:
     """Tell what a tensor is a factor of; None if it is none."""
     if (match := _BRIDGE.fullmatch(name)) is not None:
         return Factor(f"{match['module']}.{match['leaf']}", "A" if match["part"] == "in" else "B")
+    if (bare := _BARE.fullmatch(name)) is not None:
+        return Factor(f"{bare['module']}.weight", "A" if bare["part"] == "a" else "B")
     match = _FACTOR.fullmatch(name)
     if match is None:
         return None
@@ -73,6 +78,14 @@ def factor_of(name: str) -> Factor | None:
 def is_beyond_lora(name: str) -> bool:
     """Whether a tensor is of an adapter that is more than one low-rank product for its module."""
     return factor_of(name) is None and _BEYOND.fullmatch(name) is not None
+
+
+def weight_of_factor(name: str) -> str | None:
+    """Return the weight a factor belongs to, be it of all experts together; None if a tensor is none."""
+    if (match := _TOGETHER.fullmatch(name)) is not None:
+        return f"{match['stem']}experts.weight{match['which']}"
+    factor = factor_of(name)
+    return None if factor is None else factor.weight
 
 
 def own_name(name: str) -> str:

@@ -84,6 +84,11 @@ class Table:
         parts = tuple(p if p.table is not None else fitting.get(p.name, p) for p in sizes.beside)
         return replace(self, entries=(*self.entries, *added), parts=parts)
 
+    def saying(self, word: str, layers: Iterable[str]) -> Table:
+        """Return a table with a word that holds of some layers beside those it has."""
+        more = {layer: self.words.layers.get(layer, frozenset()) | {word} for layer in layers}
+        return replace(self, words=replace(self.words, layers={**self.words.layers, **more}))
+
     def named(self, names: Iterable[str]) -> tuple[list[Found], list[str]]:
         """Look up stored tensors; return what was found and the names the table does not know."""
         index: dict[str, list[Entry]] = {}

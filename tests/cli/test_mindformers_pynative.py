@@ -163,7 +163,7 @@ def metadata(tensors: Tensors, file: Mapping[str, int]) -> dict[str, Any]:
 
 
 def test_plain_tensors_balanced_over_ranks_have_no_layout(hf: Path, graph: Tensors, tmp_path: Path) -> None:
-    tensors = apart(graph)
+    tensors = apart(graph) | masters(apart(graph))
     rank = {n: i % 2 for i, n in enumerate(tensors)}
     iteration = tmp_path / "run/iteration_00000005"
     iteration.mkdir(parents=True)
@@ -173,3 +173,107 @@ def test_plain_tensors_balanced_over_ranks_have_no_layout(hf: Path, graph: Tenso
     (iteration / "metadata.json").write_text(json.dumps(metadata(tensors, rank)))
     succeeds("mindformers-to-hf", tmp_path / "run", tmp_path / "out", "--config", hf)
     assert_equal(loaded(tmp_path / "out"), loaded(hf))
+    flags = ("--config", hf, "--weights", "master")
+    succeeds("mindformers-to-hf", tmp_path / "run", tmp_path / "master", *flags)
+    want = {n: t.float() * 1.25 + 2**-12 for n, t in loaded(hf).items()}
+    assert_equal(loaded(tmp_path / "master"), want)
+
+
+# Adapters
+
+
+QKV = "decoder.layers.0.self_attention.linear_qkv"
+PROJ = "decoder.layers.1.self_attention.linear_proj"
+GROUPED = "decoder.layers.1.mlp.experts"
+ALPHA, RANK = 8, 2
+MANIFEST = {
+    "format": "mindformers_pynative_lora_adapter_v1",
+    "lora_config": {"target_modules": ".*", "lora_rank": RANK, "lora_alpha": ALPHA},
+}
+
+
+def few(*shape: int) -> torch.Tensor:
+    """Return numbers whose products and sums are exact."""
+    return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16() / 8
+
+
+def factors(graph: Tensors) -> Tensors:
+    """Return an adapter of two linear layers and of the experts of one layer."""
+    made = {}
+    for module in (QKV, PROJ):
+        rows, columns = graph[f"{module}.weight"].shape
+        made |= {f"{module}.lora_a": few(RANK, columns), f"{module}.lora_b": few(rows, RANK)}
+    for name in (f"{GROUPED}.weight1", f"{GROUPED}.weight2"):
+        experts, rows, columns = apart(graph)[name].shape
+        made |= {f"{name}_lora_a": few(experts, rows, RANK), f"{name}_lora_b": few(experts, RANK, columns)}
+    return made
+
+
+def trained(graph: Tensors) -> Tensors:
+    """Return the model with the adapter added, as MindFormers computes it."""
+    merged, added, scale = apart(graph), factors(graph), ALPHA / RANK
+    for module in (QKV, PROJ):
+        product = added[f"{module}.lora_b"].float() @ added[f"{module}.lora_a"].float()
+        merged[f"{module}.weight"] = (merged[f"{module}.weight"].float() + scale * product).bfloat16()
+    for name in (f"{GROUPED}.weight1", f"{GROUPED}.weight2"):
+        product = added[f"{name}_lora_a"].float() @ added[f"{name}_lora_b"].float()
+        merged[name] = (merged[name].float() + scale * product).bfloat16()
+    return merged
+
+
+@pytest.fixture
+def merged(hf: Path, graph: Tensors, tmp_path: Path) -> Tensors:
+    """The model with the adapter added, under Hugging Face's names."""
+    run = save(tmp_path / "trained", trained(graph))
+    succeeds("mindformers-to-hf", run, tmp_path / "merged", "--config", hf)
+    return loaded(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("inside", ["", "iteration_00000005"])
+def test_adapters_are_merged(hf: Path, graph: Tensors, merged: Tensors, tmp_path: Path, inside: str) -> None:
+    run = save(tmp_path / "run", apart(graph) | factors(graph))
+    refused = ckptconv("mindformers-to-hf", run, tmp_path / "out", "--config", hf)
+    assert refused.code == 4 and "--lora merge" in refused.err
+    unknown = ckptconv("mindformers-to-hf", run, tmp_path / "out", "--config", hf, "--lora", "merge")
+    assert unknown.code == 2 and "--lora-alpha" in unknown.err
+    (run / inside / "mindformers_adapter_config.json").write_text(json.dumps(MANIFEST))
+    succeeds("mindformers-to-hf", run, tmp_path / "out", "--config", hf, "--lora", "merge")
+    assert_equal(loaded(tmp_path / "out"), merged)
+
+
+def test_an_adapter_without_the_model_is_merged_into_it(
+    hf: Path, graph: Tensors, merged: Tensors, tmp_path: Path
+) -> None:
+    base = save(tmp_path / "base", apart(graph))
+    adapter = save(tmp_path / "adapter", factors(graph))
+    (adapter / "mindformers_adapter_config.json").write_text(json.dumps(MANIFEST))
+    succeeds("mindformers-to-hf", base, tmp_path / "out", "--config", hf, "--adapter", adapter)
+    assert_equal(loaded(tmp_path / "out"), merged)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_adapters_are_written_for_peft(
+    hf: Path, graph: Tensors, merged: Tensors, tmp_path: Path, alone: bool
+) -> None:
+    run = save(tmp_path / "run", factors(graph) if alone else apart(graph) | factors(graph))
+    (run / "mindformers_adapter_config.json").write_text(json.dumps(MANIFEST))
+    out = tmp_path / "out"
+    succeeds("mindformers-to-hf", run, out, "--config", hf, "--lora", "adapter")
+    config = json.loads((out / "adapter_config.json").read_text())
+    scale = config["lora_alpha"] / config["r"]
+    held, made = load_file(out / "adapter_model.safetensors"), loaded(hf)
+    for name in [n for n in held if n.endswith(".lora_A.weight")]:
+        weight = name.removeprefix("base_model.model.").replace(".lora_A", "")
+        product = held[name.replace("_A", "_B")].float() @ held[name].float()
+        made[weight] = (made[weight].float() + scale * product).bfloat16()
+    assert_equal(made, merged)
+
+
+def test_a_factor_without_its_other_is_refused(hf: Path, graph: Tensors, tmp_path: Path) -> None:
+    held = apart(graph) | factors(graph)
+    del held[f"{GROUPED}.weight1_lora_b"]
+    run = save(tmp_path / "run", held)
+    flags = ("--lora", "merge", "--lora-alpha", ALPHA)
+    result = ckptconv("mindformers-to-hf", run, tmp_path / "out", "--config", hf, *flags)
+    assert result.code == 4 and "not the other factor" in result.err
+    assert not (tmp_path / "out").exists()

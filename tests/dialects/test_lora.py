@@ -34,6 +34,9 @@ QKV = "decoder.layers.0.self_attention.linear_qkv"
         (f"{QKV}.lora_A.default.weight", f"{QKV}.weight", "A", "default"),
         (f"{QKV}.lora_B.weight", f"{QKV}.weight", "B", ""),
         (f"{QKV}.lora_b.other.weight", f"{QKV}.weight", "B", "other"),
+        (f"{QKV}.lora_a", f"{QKV}.weight", "A", ""),
+        (f"{QKV}.mindpet_delta_lora_b", f"{QKV}.weight", "B", ""),
+        (f"{QKV}.tk_delta_lora_a", f"{QKV}.weight", "A", ""),
         ("m.experts.linear_fc1.lora_A.weight3", "m.experts.linear_fc1.weight3", "A", ""),
     ],
 )

@@ -552,6 +552,22 @@ def test_masters_are_not_there(cases: Path) -> None:
         _open(cases / "raw_dtypes/model.ckpt", weights="master")
 
 
+def test_masters_are_cut_over_ranks_in_their_own_way(tmp_path: Path) -> None:
+    tensors = {"w": W.astype(np.float16), "main_param.w": W + 0.0625, "v": V}
+    layouts = {
+        "w": Layout([2, 2], [1, -1]),
+        "main_param.w": Layout([2, 2], [0, -1], 2, 2),
+        "v": Layout([2, 2], [-1]),
+    }
+    run = save(tmp_path / "run", [layouts], tensors)
+    for weights, want in (("model", tensors["w"]), ("master", tensors["main_param.w"])):
+        model = ckptconv.open(run, weights=weights)
+        assert list(model) == ["w", "v"]
+        assert model.checkpoint.weights == weights
+        assert np.array_equal(model.read("w"), want)
+        assert np.array_equal(model.read("v"), V)
+
+
 def test_a_hugging_face_folder_is_none(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
     assert _open(tmp_path).producer == "huggingface"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ckptconv.dialects.base import Dialect
+from ckptconv.dialects.factors import weight_of_factor
 from ckptconv.dialects.mindformers.core import CORE
 from ckptconv.dialects.mindformers.glm import GLM
 from ckptconv.dialects.mindformers.gpt import BLOOM, GPT2
@@ -37,12 +38,17 @@ def dialect_for(family: str) -> Dialect:
 
 
 def dialect_of(names: Collection[str]) -> Dialect | None:
-    """Return the dialect that knows most names; None if none knows the embedding and half of them."""
-    forms = [numbers(name)[0] for name in names]
+    """Return the dialect that knows most names; None if none knows the embedding and half of them.
+
+    A LoRA adapter may be saved without the weights, so without the embedding too.
+    """
+    weights = {name: weight_of_factor(name) for name in names}
+    forms = [numbers(weight or name)[0] for name, weight in weights.items()]
+    adapter = any(weight is not None for weight in weights.values())
 
     def known(dialect: Dialect) -> int:
         there = {form(line.name) for line in dialect.lines}
-        embed = any(line.pack == "embed" and line.name in names for line in dialect.lines)
+        embed = adapter or any(line.pack == "embed" and line.name in names for line in dialect.lines)
         return sum(f in there for f in forms) if embed else 0
 
     best = max(MINDFORMERS, key=known)

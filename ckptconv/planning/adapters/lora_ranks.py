@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ckptconv.dialects.factors import factor_of, is_beyond_lora
+from ckptconv.dialects.factors import factor_of, is_beyond_lora, weight_of_factor
+from ckptconv.dialects.mindformers.adapters import experts_apart
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.places.places import place
 from ckptconv.planning.adapters.adapter import WITH_PEFT, WITH_TRAINER, Scales
@@ -43,6 +44,7 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
         UsageError: if flags contradict each other or the checkpoint, or no alpha is known.
         PlanError: if there are adapters and nothing says what is to become of them, or they do not fit.
     """
+    checkpoint = _one_by_one(checkpoint)
     found = _find(checkpoint, options)
     if options.lora is None and options.adapter is None:
         if found:
@@ -60,8 +62,9 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
                 "--adapter: the checkpoint holds LoRA adapters itself", hint="merge those with --lora merge"
             )
         trained = _open(place(options.adapter).expanduser(), checkpoint, options)
-        found = _find(trained, options)
-        checkpoint = _beside(checkpoint, trained)
+        _find(trained, options)  # refuses what is no plain LoRA before it is compared with the source
+        checkpoint = _one_by_one(_beside(checkpoint, trained))
+        found = _find(checkpoint, options)
     if not found:
         raise UsageError("the checkpoint holds no LoRA adapters", hint="leave out --lora")
     tensors = checkpoint.relation.right
@@ -79,6 +82,16 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
         scale = scales.scale_of(weight.rpartition(".")[0], rank)
         terms[weight] = (LowRank(factors.a, factors.b, scale),)
     return Prepared(checkpoint, terms)
+
+
+def _one_by_one(checkpoint: Checkpoint) -> Checkpoint:
+    """Take experts apart that lie in one tensor and have adapters."""
+    if checkpoint.table is None:
+        return checkpoint
+    apart = experts_apart(checkpoint.relation.right, checkpoint.table)
+    if apart is None:
+        return checkpoint
+    return replace(checkpoint, relation=checkpoint.relation.compose(apart[0]), table=apart[1])
 
 
 def _find(checkpoint: Checkpoint, options: Request) -> dict[str, _Factors]:
@@ -141,7 +154,8 @@ def _open(folder: Path, base: Checkpoint, options: Request) -> Checkpoint:
         raise UsageError(f"--adapter: {folder} holds no ranks, as the source does", hint=hint)
     sizes = {n: v for n, v in options.reading.items() if n in declared(Parallel)}
     opened = open_checkpoint(folder, sizes, words=base.words)
-    if opened.table is None or not any(factor_of(n) or is_beyond_lora(n) for n in opened.relation.right):
+    names = opened.relation.right
+    if opened.table is None or not any(weight_of_factor(n) or is_beyond_lora(n) for n in names):
         raise UsageError(f"--adapter: there are no LoRA adapters in {folder}", hint=hint)
     return opened
 
@@ -156,7 +170,7 @@ def _beside(base: Checkpoint, trained: Checkpoint) -> Checkpoint:
         PlanError: if it holds tensors that the model has not, or that are of another shape there.
     """
     ours, theirs = base.relation.right, trained.relation.right
-    factors = {n: s for n, s in theirs.items() if factor_of(n) is not None}
+    factors = {n: s for n, s in theirs.items() if weight_of_factor(n) is not None}
     copies = {n: s for n, s in theirs.items() if n not in factors}
     for name, spec in copies.items():
         if name not in ours or ours[name].shape[1:] != spec.shape[1:]:

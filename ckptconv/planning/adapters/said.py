@@ -20,7 +20,10 @@ __all__ = ["find_adapter_config"]
 # (mindformers_adapter_config.json); Megatron-Bridge 0.6 (training/config.py: run_config.yaml, ``peft``).
 _FILES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "lora_train_meta.json": (("r",), ("lora_alpha",)),
-    "mindformers_adapter_config.json": (("rank", "lora_rank", "r"), ("alpha", "lora_alpha")),
+    "mindformers_adapter_config.json": (
+        ("lora_config.lora_rank", "rank", "lora_rank", "r"),
+        ("lora_config.lora_alpha", "alpha", "lora_alpha"),
+    ),
     "args.json": (("lora_rank",), ("lora_alpha",)),
     "run_config.yaml": (("peft.dim", "peft.rank"), ("peft.alpha", "peft.lora_alpha")),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckptconv.containers.mindspore.mindspore import open_mindspore
 from ckptconv.containers.stored import Stored
+from ckptconv.dialects.factors import with_implied
 from ckptconv.dialects.mindformers import dialect_of
 from ckptconv.dialects.mindformers.entries import STEP, beside_weights
 from ckptconv.errors import FormatError, PlanError, UsageError
@@ -56,6 +57,7 @@ def open_checkpoint(path: Path, options: MindSporeOptions) -> Checkpoint:
     content.layout.update(_step_layout(found))
     iteration = _iteration(found, content)
     dialect = dialect_of(content.graph.right)
+    known = with_implied(content.graph.right)
     count = content.containers.total()
     texts = [Note("info", f"text beside the weights: {k} = {v[:200]!r}") for k, v in content.texts.items()]
     ranks = f", {len(found.ranks)} ranks" if found.kind == "ranks" else ""
@@ -71,7 +73,7 @@ def open_checkpoint(path: Path, options: MindSporeOptions) -> Checkpoint:
         layout=content.layout,
         iteration=iteration,
         left_out=dict(content.left_out),
-        table=None if dialect is None else dialect.table(dialect.usual(content.graph.right)),
+        table=None if dialect is None else dialect.table(dialect.usual(known)),
         notes=(*found.notes, *content.notes, *texts),
         pinned=frozenset(n for n in content.graph.right if beside_weights(n) is not None),
         # A .ckpt says nothing of its length: one cut between two records is a file like any other.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckptconv.containers.mindspore import mindspore
+from ckptconv.dialects.factors import with_implied
 from ckptconv.dialects.mindformers import dialect_of
 from ckptconv.dialects.mindformers.entries import beside_weights
 from ckptconv.dialects.mindformers.settle import find_run, layouts, settled
@@ -29,7 +30,7 @@ def settle(checkpoint: Checkpoint, options: MindSporeOptions) -> Checkpoint:
         return checkpoint
     path, run = find_run(beside_of(checkpoint), options.yaml)
     flags = layouts(options.qkv_layout, options.mlp_layout)
-    words, notes = settled(dialect, checkpoint.tensors, run, flags)
+    words, notes = settled(dialect, with_implied(checkpoint.tensors), run, flags)
     buffers = [n for n in checkpoint.tensors if dialect.is_ignored(n)]
     if path is not None:
         notes.insert(0, Note("info", f"the run's YAML is {path}"))
