@@ -20,7 +20,7 @@ from ckptconv.places.places import place
 from ckptconv.places.regular import read_text
 from ckptconv.planning.adapters.carry import carried, ones
 from ckptconv.planning.adapters.lora import alone, follow, refuse_tied, term_steps
-from ckptconv.planning.foreign import own_names, renaming
+from ckptconv.planning.foreign import own_names
 from ckptconv.planning.model import Architecture
 from ckptconv.planning.tied import ends, has_drifted
 from ckptconv.plans.casting import cast_chains, cast_steps
@@ -29,7 +29,7 @@ from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.plans.request import Request
 from ckptconv.readers.weight_map import read_weight_map
 from ckptconv.relations import Relation, Spec
-from ckptconv.relations.rename import names_relation, parse_renames
+from ckptconv.relations.rename import names_relation, parse_renames, under_names
 from ckptconv.relations.terms import Terms, operands
 from ckptconv.slots.translate import as_copy, from_slots, some, to_slots
 
@@ -112,7 +112,7 @@ def name_tensors(
     if checkpoint.table is None and (
         new := own_names(relation.right, (*aliases, *unresolved), model, operands(terms))
     ):
-        named = renaming(relation.right, new)
+        named = under_names(relation.right, new)
         relation, terms = relation.compose(named), follow(terms, named)
         aliases = {new.get(a, a): new.get(b, b) for a, b in aliases.items()}
         via = {new.get(n, n): d for n, d in via.items()}

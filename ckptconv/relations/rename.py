@@ -97,7 +97,7 @@ def under_names(tensors: Mapping[str, Spec], names: Mapping[str, str], where: Pa
 
     Args:
         tensors: The tensors.
-        names: The name of each, old to new.
+        names: New names, old to new; the others stay.
         where: The checkpoint, for the error.
 
     Raises:
