@@ -184,6 +184,22 @@ def inspect(
         render.inspect(model, tensors, source)
 
 
+def families(
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """List the architectures that have a table."""
+    from dataclasses import asdict
+
+    from ckptconv.api.architectures import architectures
+    from ckptconv.cli import render
+
+    found = architectures()
+    if json:
+        print_json([asdict(f) for f in found])
+    else:
+        render.families(found)
+
+
 def _convert(
     source: Path,
     out: Path,
@@ -298,5 +314,10 @@ _COMMANDS = (
             "ckptconv inspect run/ --json | jq .dtypes",
         ),
         lambda: {"fields": of_readers()},
+    ),
+    Command(
+        "families",
+        families,
+        ("ckptconv families", "ckptconv families --json | jq '.[].model_types[]'"),
     ),
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ckptconv.api.architectures import Architectures
 from ckptconv.api.model import Model
 from ckptconv.cli.clean import escape
 from ckptconv.cli.console import new_table, notes, plural, remarks, results, size
@@ -20,7 +21,7 @@ from ckptconv.engine.events import Event, Progress, Started
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
 from ckptconv.plans.plan import Plan
 
-__all__ = ["describe", "done", "inspect", "plan", "result", "watch"]
+__all__ = ["describe", "done", "families", "inspect", "plan", "result", "watch"]
 
 _STEPS = 12  # that are printed
 _EXPLAINED = 6  # tensors whose holders are printed
@@ -134,6 +135,20 @@ def inspect(model: Model, pattern: str | None, path: Path) -> None:
             console.print(f"[dim]who holds the other {len(chosen) - _EXPLAINED}: --json says[/]")
     console.print(f"\n[dim]next[/]  {escape(beside['command'])}", soft_wrap=True)
     notes(tuple((n.level, n.text) for n in c.notes))
+
+
+_BUILT = {"found": "from arguments", "named": "if they name it", "given": "--config"}
+
+
+def families(found: Sequence[Architectures]) -> None:
+    """Print the architectures, a line each."""
+    table = new_table("family", "model_type", "config.json", "MTP", "beside the language model")
+    for f in found:
+        parts = ", ".join(f.parts)
+        table.add_row(
+            f.family, ", ".join(f.model_types), _BUILT[f.config], "yes" if f.mtp else "", escape(parts)
+        )
+    results().print(table)
 
 
 def plan(made: Plan, options: Options) -> None:
