@@ -104,9 +104,12 @@ def under_names(tensors: Mapping[str, Spec], names: Mapping[str, str], where: Pa
         PlanError: if two would have one name.
     """
     right: dict[str, Spec] = {}
+    pairs: list[Pair] = []
     for name, spec in tensors.items():
-        if names[name] in right:
-            raise PlanError(f"{name} would be named {names[name]}, which another tensor is", where=where)
-        right[names[name]] = spec
-    pairs = [Pair(Box.whole(n, s.shape), Box.whole(names[n], s.shape)) for n, s in tensors.items() if s.numel]
+        new = names.get(name, name)
+        if new in right:
+            raise PlanError(f"{name} would be named {new}, which another tensor is", where=where)
+        right[new] = spec
+        if spec.numel:
+            pairs.append(Pair(Box.whole(name, spec.shape), Box.whole(new, spec.shape)))
     return Relation(dict(tensors), right, tuple(pairs))
