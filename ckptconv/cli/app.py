@@ -215,9 +215,13 @@ def _convert(
     from ckptconv.api.convert import plan
     from ckptconv.cli import render
     from ckptconv.engine import run as engine
+    from ckptconv.errors import UsageError
+    from ckptconv.planning.request import find_writer
     from ckptconv.plans.options import made as made_options
 
     how = made_options(Options, run)
+    if verify and not find_writer(to).producer:
+        raise UsageError(f"nothing reads what {to} writes, so that --verify cannot", hint="leave it out")
     plan_made = plan(source, to=to, **fields)
     if dry_run:
         print_json(plan_made.to_dict()) if json else render.plan(plan_made, how)
