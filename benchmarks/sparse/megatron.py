@@ -22,8 +22,9 @@ from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.core import CORE_TE
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype
-from ckptconv.facts import arguments_from
+from ckptconv.facts.reverse import Form, arguments_from
 from ckptconv.families import find_family
+from ckptconv.families.config import facts_of
 from ckptconv.parallel import Grid, stage_layers
 from sparse.models import Parallel, slots_of, write_holes
 
@@ -49,11 +50,12 @@ def arguments(config: Mapping[str, Any], parallel: Parallel, vocab: int) -> dict
     assert family is not None
     counts = parallel.layers(config["num_hidden_layers"])
     real = {k: v for k, v in json.loads(_ARGS.read_text())["args"].items() if not isinstance(v, dict)}
-    made = arguments_from(
-        config, family, dialect="megatron", tp=parallel.tp, pp=parallel.pp, vpp=None, ep=parallel.ep,
-        etp=parallel.etp, divisible=128, padded_vocab=vocab, dtype="bfloat16",
-        implementation="transformer_engine", experts_form="grouped", mtp=0, layers_per_stage=None,
+    form = Form(
+        "megatron", tp=parallel.tp, pp=parallel.pp, ep=parallel.ep, etp=parallel.etp, divisible=128,
+        padded_vocab=vocab, dtype="bfloat16", implementation="transformer_engine", experts_form="grouped",
+        mtp=0,
     )  # fmt: skip
+    made = arguments_from(facts_of(config, family), form)
     made["params_dtype"] = Global("torch", "bfloat16")
     made["pipeline_model_parallel_layout"] = "E" + "|".join(f"t*{n}" for n in counts) + "L"
     made["exit_signal"] = Record("signal.Signals", (15,), module="signal")

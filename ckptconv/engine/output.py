@@ -44,7 +44,8 @@ def explain(error: BaseException, folder: Path) -> BaseException:
         return error
     elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(folder)
     if elsewhere and error.errno in _DENIED:  # a source
-        hint = local_advice(error) or "copy the source to where you may read it"
+        way = local_advice(error) or "copy the source to where you may read it"
+        hint = f"{way}, then run again{_resuming(folder)}"
     elif error.errno in _DENIED:
         hint = f"choose a folder you may write to, or see to the right to, and run again{_resuming(folder)}"
     else:

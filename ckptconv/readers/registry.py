@@ -93,6 +93,8 @@ def _locate(path: Path, step: object = None) -> Found:
     if not path.is_dir():
         return Found(path)
     owner = next((r for r in READERS if r.recognise(path)), None)
+    if owner is None:
+        refuse_unfinished(path)
     if owner is not None and (step is None or "step" in declared(owner.options)):
         return Found(path)
     found = find_weights(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ckptconv.errors import UsageError
+from ckptconv.places.places import is_remote
 
 __all__ = ["Found", "Save", "find_weights", "saves_in", "with_models"]
 
@@ -141,6 +142,6 @@ def with_models(folders: Sequence[Path], data: Path) -> tuple[Path, ...]:
         folders: The folders on the way to the weights.
         data: The folder of the weights.
     """
-    above = (data, data.parent, data.parent.parent)
+    above = () if is_remote(data) else (data, data.parent, data.parent.parent)
     inside = [p for f in (*folders, *above) if (p := f / "huggingface").is_dir()]
     return tuple(dict.fromkeys((*folders, *inside)))

@@ -84,15 +84,21 @@ def test_overwrite_leaves_nothing_of_the_old_model(out: Path, whole: dict[str, b
 
 
 def test_overwrite_leaves_what_is_no_model_of_ours(out: Path) -> None:
-    """A Trainer's folder holds other ``.bin`` and ``.safetensors`` files as well."""
+    """A Trainer's folder holds other ``.bin`` files as well; an adapter would be put on top of the model."""
     out.mkdir()
-    others = ("training_args.bin", "adapter_model.safetensors", "optimizer.bin", "notes.txt")
-    for name in (*others, "model-00001-of-00002.safetensors", "pytorch_model.bin"):
+    others = ("training_args.bin", "optimizer.bin", "notes.txt")
+    for name in (
+        *others,
+        "adapter_model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+    ):
         (out / name).write_bytes(b"old")
     succeeds("deepspeed-to-hf", DEMO, out, "--overwrite")
     assert all((out / name).read_bytes() == b"old" for name in others)
     assert not (out / "model-00001-of-00002.safetensors").exists()
     assert not (out / "pytorch_model.bin").exists()
+    assert not (out / "adapter_model.safetensors").exists()
 
 
 def test_a_failed_overwrite_keeps_the_old_model(tmp_path: Path, out: Path) -> None:
