@@ -224,7 +224,9 @@ def _model_of(arguments: Mapping[str, Any], notes: list[Note]) -> tuple[Path, ..
     if not isinstance(named, str) or not named:
         return ()
     if (Path(named) / "config.json").is_file():
-        notes.append(Note("info", f"config.json and tokenizer are looked for in {named}, which the run names"))
+        notes.append(
+            Note("info", f"config.json and tokenizer are looked for in {named}, which the run names")
+        )
         return (Path(named),)
     if "num_layers" not in arguments:
         notes.append(Note("info", f"the run trained the model {named}, which is not here"))
