@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -111,3 +112,15 @@ def test_one_of_two_ranks_is_refused(saved: Path, tmp_path: Path) -> None:
     (run / "params.json").write_bytes((first.parent / "params.json").read_bytes())
     with pytest.raises(CkptconvError, match=r"consolidated\.01\.pth"):
         ckptconv.convert(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize("more", ["", "  scale_factor: 8.0\n"])
+def test_a_class_that_scales_rotary_embedding_needs_a_config(saved: Path, tmp_path: Path, more: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved / "producers" / "nemo2-emulated" / "ckpt", run)
+    whose = "LlamaConfig" if more else "Llama31Config8B"
+    text = f"config:\n  _target_: nemo.collections.llm.gpt.model.llama.{whose}\n  num_layers: 2\n{more}"
+    (run / "context" / "model.yaml").write_text(text)
+    with pytest.raises(CkptconvError) as caught:
+        ckptconv.convert(run, tmp_path / "out")
+    assert "no config.json was found" in caught.value.message

@@ -73,7 +73,7 @@ def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
             raise FormatError(f"no {key} in it", where=path, hint="give --config with a folder")
         whose = str(model.get("_target_", "")).rpartition(".")[2]
         more = _OF_ITSELF.get(whose, {})
-        if not more and _SAYS_ALL.fullmatch(whose) is None:
+        if not more and (_SAYS_ALL.fullmatch(whose) is None or _scales_rotary(whose, model)):
             of = whose or "class without a name"
             told = {"hf_path": model["hf_model_id"]} if isinstance(model.get("hf_model_id"), str) else {}
             return told, f"{path.name} is of a {of}, whose fields do not say all that it computes"
@@ -113,3 +113,8 @@ def _data(value: Any) -> Any:
     if isinstance(value, Mapping) and "_target_" in value:
         return value.get("_name_") or value["_target_"]
     return value
+
+
+def _scales_rotary(whose: str, model: Mapping[str, Any]) -> bool:
+    """Whether a class of NeMo 2 scales rotary embedding itself (2.3, ``llm/gpt/model/llama.py``)."""
+    return "scale_factor" in model or re.match(r"Llama3[12]\w*Config", whose) is not None
