@@ -137,7 +137,10 @@ def find_architecture(
     if without_weights(checkpoint.tensors):
         return _of_adapter(checkpoint, facts, family)
     slots = _slots(checkpoint, checkpoint.tensors, options.drop)
-    family = family or _fitting(checkpoint, facts, slots)
+    said: tuple[Note, ...] = ()
+    if family is None:
+        family = _fitting(checkpoint, facts, slots)
+        said = _by_name(family, facts, slots)
     facts = observed(facts, slots)
     if options.vocab_size is not None:
         facts["vocab"] = Fact(options.vocab_size, "--vocab-size")
@@ -145,7 +148,7 @@ def find_architecture(
     steps = tuple(Step("config", f"{k}: {json.dumps(v)}", origins[k]) for k, v in values.items())
     origin = "the YAML of the run" if checkpoint.producer == "mindspore" else "the training arguments"
     found = ConfigFound(values, None, origin)
-    return Architecture(found, family, steps, (), lacks_one(facts, family), tokenizer)
+    return Architecture(found, family, steps, said, lacks_one(facts, family), tokenizer)
 
 
 def _of_adapter(checkpoint: Checkpoint, facts: Mapping[str, Fact], family: Family | None) -> Architecture:
@@ -230,6 +233,19 @@ def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str])
         if all("multi-token prediction" in why for why in against):
             hint = "--drop 'mtp.*' leaves them out, which changes nothing of what the model itself computes"
     raise PlanError(text, where=checkpoint.data, hint=hint)
+
+
+def _by_name(family: Family, facts: Mapping[str, Fact], slots: set[str]) -> tuple[Note, ...]:
+    """Say that the name of the model decided between families that compute the same."""
+    path = facts.get("hf_path")
+    if path is None or "model_type" in facts:
+        return ()
+    others = fitting({k: v for k, v in facts.items() if k != "hf_path"}, slots)
+    if family in others:
+        return ()
+    same = ", ".join(f.name for f in others)
+    text = f"the family is {family.name}, as {path.value} is called; {same} computes the same"
+    return (Note("guess", text),)
 
 
 def _tokenizer(facts: Mapping[str, Fact]) -> str | None:

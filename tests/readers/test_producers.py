@@ -124,3 +124,9 @@ def test_a_class_that_scales_rotary_embedding_needs_a_config(saved: Path, tmp_pa
     with pytest.raises(CkptconvError) as caught:
         ckptconv.convert(run, tmp_path / "out")
     assert "no config.json was found" in caught.value.message
+
+
+def test_a_family_chosen_by_the_name_of_the_model_is_said(saved: Path) -> None:
+    made = ckptconv.plan(saved / "bridge" / "qwen3_5_moe" / "ckpt_tp1")
+    [guess] = [text for level, text in made.notes if level == "guess"]
+    assert "qwen3_5_moe" in guess and "qwen3_next" in guess
