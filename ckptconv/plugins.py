@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["REPLACE", "Named", "PluginWarning", "Registry", "installed", "within"]
+__all__ = ["REPLACE", "Named", "PluginWarning", "Registry", "installed", "later", "within"]
 
 REPLACE = "CKPTCONV_REPLACE"
 """The environment variable that says which of ckptconv's own are to be replaced."""
@@ -45,12 +45,14 @@ class Registry(Generic[T]):
 
     Args:
         kind: The kind, also the end of its entry-point group: ``readers`` for ``ckptconv.readers``.
-        own: Yields ckptconv's own, in the order in which they are asked; a module is imported when its turn
-            comes.
+        own: Where ckptconv's own are, ``module:NAME`` by their names, in the order in which they are asked;
+            or yields them. A module is imported when its turn comes.
         of: Returns the class of such an object, for plug-ins to be checked.
     """
 
-    def __init__(self, kind: str, own: Callable[[], Iterator[T]], of: Callable[[], type]) -> None:
+    def __init__(
+        self, kind: str, own: Mapping[str, str] | Callable[[], Iterator[T]], of: Callable[[], type]
+    ) -> None:
         self.kind = kind
         self._own, self._of = own, of
         self._foreign: dict[str, T] | None = None
@@ -58,7 +60,7 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         replaced = self._replaced()
         seen = set()
-        for one in self._own():
+        for one in self._all_own():
             if one.name not in seen:
                 seen.add(one.name)
                 yield replaced.get(one.name, one)
@@ -68,12 +70,25 @@ class Registry(Generic[T]):
 
     def find(self, name: str) -> T | None:
         """Return the one of this name, None if there is none."""
+        if isinstance(self._own, Mapping) and name in self._own:
+            replaced: T | None = self._replaced().get(name)
+            return replaced or cast("T", _at(self._own[name]))
         return next((one for one in self if one.name == name), None)
+
+    def among(self, names: Sequence[str]) -> Iterator[T]:
+        """Yield those of these names, all if none is given."""
+        found = (self.find(name) for name in names)
+        return (one for one in found if one is not None) if names else iter(self)
 
     @property
     def names(self) -> list[str]:
         """All names."""
         return [one.name for one in self]
+
+    def _all_own(self) -> Iterator[T]:
+        if not isinstance(self._own, Mapping):
+            return self._own()
+        return (cast("T", _at(home)) for home in self._own.values())
 
     def _replaced(self) -> dict[str, T]:
         """Return the plug-ins that take the place of one of ckptconv's own."""
@@ -108,6 +123,21 @@ class Registry(Generic[T]):
             _warn(f"{who} is a {type(found).__name__}, not a {wanted}, and is left out: {point.value}")
             return None
         return cast("T", found)
+
+
+def later(home: str) -> Callable[..., Any]:
+    """Return a function that imports the one at ``module:name`` when it is first called."""
+
+    def imported(*args: Any, **keywords: Any) -> Any:
+        return _at(home)(*args, **keywords)
+
+    return imported
+
+
+def _at(home: str) -> Any:
+    """Import what stands at ``module:name``."""
+    module, _, name = home.partition(":")
+    return getattr(import_module(module), name)
 
 
 def installed(kind: str) -> list[str]:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
-from ckptconv.engine.buffers import Buffers
-from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.errors import UsageError
 from ckptconv.places.files import SourceFiles
 from ckptconv.places.places import PathArg, place
@@ -82,6 +80,8 @@ class Model(Mapping[str, TensorInfo]):
         spec = self.relation.right[name]
         d = dtype_named(spec.dtype)
         if self._pairs is None:
+            from ckptconv.engine.fill import pairs_by_tensor
+
             self._pairs = pairs_by_tensor(self.relation)
         parts = (name, *operands({name: self._terms.get(name, ())}))
         keys = {p.left.tensor for n in parts for p in self._pairs.get(n, ())}
@@ -115,6 +115,9 @@ class Model(Mapping[str, TensorInfo]):
             KeyError: if there is no such tensor.
             MismatchError: if replicas of it differ.
         """
+        from ckptconv.engine.buffers import Buffers
+        from ckptconv.engine.fill import Filler, pairs_by_tensor
+
         info = self[name]
         layout = FileLayout(info.nbytes, (), (Placed(name, info.dtype, info.shape, 0),))
         file = OutFile(name, "safetensors", layout)

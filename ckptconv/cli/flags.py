@@ -66,14 +66,14 @@ def of_readers(*names: str) -> dict[str, Option]:
     """Return what may be said about checkpoints of these producers, of all if none is named."""
     from ckptconv.readers.registry import READERS
 
-    return owned(*(r.options for r in READERS if not names or r.name in names))
+    return owned(*(r.options for r in READERS.among(names)))
 
 
 def of_writers(*names: str) -> dict[str, Option]:
     """Return what may be asked of these targets, of all if none is named."""
     from ckptconv.writers.registry import WRITERS
 
-    return owned(*(w.options for w in WRITERS if not names or w.name in names))
+    return owned(*(w.options for w in WRITERS.among(names)))
 
 
 def sourced(readers: Flags, writers: Flags) -> dict[str, Option]:

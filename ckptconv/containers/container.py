@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 from ckptconv.containers.base import FileLayout
 from ckptconv.dtypes import DType
@@ -37,12 +36,13 @@ class Container:
     stem: str = ""
 
 
-def _own() -> Iterator[Container]:
-    for module in ("safetensors", "torch.torchbin", "mindspore.mindspore_out"):
-        yield import_module(f"ckptconv.containers.{module}").CONTAINER
+_OWN = {
+    "safetensors": "ckptconv.containers.safetensors:CONTAINER",
+    "bin": "ckptconv.containers.torch.torchbin:CONTAINER",
+    "ckpt": "ckptconv.containers.mindspore.mindspore_out:CONTAINER",
+}
 
-
-CONTAINERS: Registry[Container] = Registry("containers", _own, lambda: Container)
+CONTAINERS: Registry[Container] = Registry("containers", _OWN, lambda: Container)
 """ckptconv's containers, then those of installed plug-ins (entry point ``ckptconv.containers``)."""
 
 

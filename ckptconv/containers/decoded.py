@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptconv.containers.stored import Extent, Stored
 from ckptconv.dtypes import DType
-from ckptconv.numbers.codecs import Params
+
+if TYPE_CHECKING:
+    from ckptconv.numbers.codecs import Params
 
 __all__ = ["Decoded"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ckptconv.facts import Fact
+from ckptconv.facts.value import Fact
 from ckptconv.parallel import Cut
 from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Pack, Part, Table, Words, linear

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptconv.errors import PlanError
-from ckptconv.facts import read_facts
+from ckptconv.facts.facts import read_facts
 from ckptconv.facts.value import Fact, Facts
 from ckptconv.families import FAMILIES, Family, find_family
 from ckptconv.families.config import same, unconsumed, unspoken

@@ -15,8 +15,10 @@ from ckptconv.assets.config import read_config, without_quantisation
 from ckptconv.assets.find import CONFIG, find_assets, tokenizer_files
 from ckptconv.dialects.factors import with_implied, without_weights
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.facts import Fact, read_facts, run_facts
+from ckptconv.facts.facts import read_facts
+from ckptconv.facts.mindformers import run_facts
 from ckptconv.facts.typed import typed_config
+from ckptconv.facts.value import Fact
 from ckptconv.families import FAMILIES, Family, family_of
 from ckptconv.families.config import config_from, consumed, contradictions, unconsumed
 from ckptconv.families.detect import fitting, lacks_one, nearest, observed

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import DType
-from ckptconv.facts import Fact
+from ckptconv.facts.value import Fact
 from ckptconv.places.files import FileStamp
 from ckptconv.plans.plan import AssetFile
 from ckptconv.relations import Relation, Spec

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,18 +23,15 @@ from ckptconv.readers.wrappers import unwrap
 __all__ = ["READERS", "find_reader", "open_checkpoint", "owners"]
 
 # In the order they are asked; the first that recognises a path reads it.
-_OWN = (
-    *("verl", "mindspore", "torch_dist", "megatron", "deepspeed", "dcp"),
-    *("sharded", "consolidated", "huggingface", "tensorflow", "torch_file"),
-)
+_OWN = {
+    name: f"ckptconv.readers.{'torch_file' if name == 'torch' else name}:READER"
+    for name in (
+        *("verl", "mindspore", "torch_dist", "megatron", "deepspeed", "dcp"),
+        *("sharded", "consolidated", "huggingface", "tensorflow", "torch"),
+    )
+}
 
-
-def _own() -> Iterator[Reader]:
-    for name in _OWN:
-        yield import_module(f"ckptconv.readers.{name}").READER
-
-
-READERS: Registry[Reader] = Registry("readers", _own, lambda: Reader)
+READERS: Registry[Reader] = Registry("readers", _OWN, lambda: Reader)
 """ckptconv's readers, then those of installed plug-ins (entry point ``ckptconv.readers``)."""
 
 

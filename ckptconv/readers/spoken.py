@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ckptconv.dialects import DIALECTS, Dialect
-from ckptconv.facts import Fact
+from ckptconv.facts.value import Fact
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.relations import Spec
 from ckptconv.relations.rename import under_names

@@ -15,7 +15,6 @@ from ckptconv.plans.options import Choice, Size, Switch, Text, option
 from ckptconv.plans.plan import AssetFile, OutFile
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
-from ckptconv.writers.tensorflow import lay_out_h5
 from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITER", "HuggingFaceOptions", "layout_weights"]
@@ -132,6 +131,8 @@ def _lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
     """Lay out the files of a model, or the one of an adapter."""
     how: HuggingFaceOptions = request.writing
     if how.format == "h5":
+        from ckptconv.writers.tensorflow import lay_out_h5
+
         return lay_out_h5(request, model, how.max_shard_size)
     tensors = [(n, dtype_named(s.dtype), s.shape) for n, s in model.tensors.items()]
     if model.adapter is not None:

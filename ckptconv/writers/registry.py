@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib import import_module
-
 from ckptconv.plugins import Registry
 from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITERS"]
 
-_OWN = ("huggingface", "megatron", "torch_dist", "dcp", "mindformers")
+_OWN = {
+    "hf": "ckptconv.writers.huggingface:WRITER",
+    "megatron": "ckptconv.writers.megatron:WRITER",
+    "torch_dist": "ckptconv.writers.torch_dist:WRITER",
+    "dcp": "ckptconv.writers.dcp:WRITER",
+    "mindformers": "ckptconv.writers.mindformers:WRITER",
+}
 
-
-def _own() -> Iterator[Writer]:
-    for name in _OWN:
-        yield import_module(f"ckptconv.writers.{name}").WRITER
-
-
-WRITERS: Registry[Writer] = Registry("writers", _own, lambda: Writer)
+WRITERS: Registry[Writer] = Registry("writers", _OWN, lambda: Writer)
 """ckptconv's writers, then those of installed plug-ins (entry point ``ckptconv.writers``)."""

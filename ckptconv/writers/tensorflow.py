@@ -10,7 +10,9 @@ from typing import Final
 from ckptconv.containers import hdf5_out
 from ckptconv.containers.base import FileLayout
 from ckptconv.containers.hdf5_out import Dataset, Node
-from ckptconv.dialects.tensorflow import Model, Placement, unscoped, variables_for
+from ckptconv.dialects.tensorflow.inverse import Placement, variables_for
+from ckptconv.dialects.tensorflow.names import unscoped
+from ckptconv.dialects.tensorflow.special import Model
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError, UsageError
 from ckptconv.plans.checkpoint import Note

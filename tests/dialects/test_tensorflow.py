@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ckptconv.dialects.tensorflow import (
-    Model,
-    class_of,
-    saved_variables,
-    scope_of,
-    settle,
-    stripped,
-    torch_variable,
-    unscoped,
-    variables_for,
-)
+from ckptconv.dialects.tensorflow.classes import class_of, scope_of
+from ckptconv.dialects.tensorflow.inverse import variables_for
+from ckptconv.dialects.tensorflow.names import stripped, torch_variable, unscoped
+from ckptconv.dialects.tensorflow.saver import saved_variables
+from ckptconv.dialects.tensorflow.special import Model, settle
 from ckptconv.errors import FormatError, PlanError
 from tensorflow_models import class_names
 

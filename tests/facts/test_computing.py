@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ckptconv.errors import PlanError
-from ckptconv.facts import read_facts
 from ckptconv.facts.computing import ARGUMENTS
+from ckptconv.facts.facts import read_facts
 from ckptconv.families import find_family
 from ckptconv.families.config import config_from, unconsumed
 from ckptconv.families.detect import fitting, nearest

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ckptconv.errors import PlanError
-from ckptconv.facts import Fact, read_facts
+from ckptconv.facts.facts import read_facts
+from ckptconv.facts.value import Fact
 from ckptconv.families import Family, find_family
 from ckptconv.families.config import config_from, contradictions, facts_of, same
 from ckptconv.families.detect import fitting

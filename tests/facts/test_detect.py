@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ckptconv.facts import Fact, read_facts
+from ckptconv.facts.facts import read_facts
+from ckptconv.facts.value import Fact
 from ckptconv.families import find_family
 from ckptconv.families.detect import fitting, observed
 from training_args import MEGATRON, V1, V2, trained

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ckptconv.containers.torch.picklevm import Global
-from ckptconv.facts import read_facts
+from ckptconv.facts.facts import read_facts
 from training_args import NAMES, trained
 
 # A training Namespace has num_query_groups, that of MindSpeed-LLM's converter has not.

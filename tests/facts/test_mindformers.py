@@ -9,7 +9,7 @@ import pytest
 
 from ckptconv.dialects.mindformers.settle import find_run
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.facts import read_run, run_facts
+from ckptconv.facts.mindformers import read_run, run_facts
 from ckptconv.families.config import config_from
 from ckptconv.families.detect import fitting, observed
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptconv.errors import PlanError, UsageError
-from ckptconv.facts import Fact, Form, arguments_from, read_facts
-from ckptconv.facts.reverse import ArgumentsDialect
+from ckptconv.facts.facts import read_facts
+from ckptconv.facts.reverse import ArgumentsDialect, Form, arguments_from
+from ckptconv.facts.value import Fact
 from ckptconv.families import Family, find_family
 from ckptconv.families.config import config_from, facts_of, same
 from training_args import NAMES, trained

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptconv.errors import CkptconvError, FormatError, PlanError
-from ckptconv.facts import read_facts, run_facts
+from ckptconv.facts.facts import read_facts
+from ckptconv.facts.mindformers import run_facts
 from ckptconv.facts.typed import KINDS, short, typed_config
 from ckptconv.facts.value import Args
 from ckptconv.families import FAMILIES, find_family

@@ -27,10 +27,11 @@ from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.mindformers.strategy import read_strategies
 from ckptconv.errors import CkptconvError
-from ckptconv.facts import Fact, read_facts, run_facts
-from ckptconv.facts.mindformers import read_run
+from ckptconv.facts.facts import read_facts
+from ckptconv.facts.mindformers import read_run, run_facts
 from ckptconv.facts.reverse import Form, arguments_from
 from ckptconv.facts.typed import typed_config
+from ckptconv.facts.value import Fact
 from ckptconv.families import find_family
 from ckptconv.families.config import config_from, facts_of
 from ckptconv.families.detect import fitting, observed

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ckptconv.dialects.base import Dialect
 from ckptconv.errors import FormatError, UsageError
-from ckptconv.facts import read_run
+from ckptconv.facts.mindformers import read_run
 from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
 from ckptconv.relations import Spec

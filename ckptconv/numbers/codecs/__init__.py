@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 
 from ckptconv.errors import PlanError
 from ckptconv.numbers.codecs.base import Array, BadCode, Codec, Params, Rect
@@ -12,15 +10,12 @@ from ckptconv.plugins import Registry
 
 __all__ = ["CODECS", "Array", "BadCode", "Codec", "Params", "Rect", "codec"]
 
-_OWN = ("scaled", "fp4", "packed", "gptq", "awq", "bnb")
+_OWN = {
+    name: f"ckptconv.numbers.codecs.{name}:CODEC"
+    for name in ("scaled", "fp4", "packed", "gptq", "awq", "bnb")
+}
 
-
-def _own() -> Iterator[Codec]:
-    for name in _OWN:
-        yield import_module(f"ckptconv.numbers.codecs.{name}").CODEC
-
-
-CODECS: Registry[Codec] = Registry("codecs", _own, lambda: Codec)
+CODECS: Registry[Codec] = Registry("codecs", _OWN, lambda: Codec)
 """ckptconv's codecs, then those of installed plug-ins (entry point ``ckptconv.codecs``)."""
 
 

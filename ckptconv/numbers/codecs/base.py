@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -87,6 +86,8 @@ def as_float32(values: Array) -> Array:
 @cache
 def _table(name: str) -> Array:
     """Return the value of every bit pattern of a type."""
+    import ml_dtypes
+
     kind = np.dtype(getattr(ml_dtypes, name, name))
     codes = np.arange(1 << 8 * kind.itemsize).astype(f"u{kind.itemsize}")
     with np.errstate(all="ignore"):

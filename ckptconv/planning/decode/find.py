@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
 from ckptconv.numbers.codecs import CODECS
-from ckptconv.planning.decode import bnb, fp4, packed, scaled
 from ckptconv.planning.decode.part import Given, Part
 
 __all__ = ["IDLE", "find_parts", "is_quantised", "refuse_rest"]
@@ -72,6 +71,8 @@ def find_parts(given: Given) -> list[Part]:
 
 
 def _part(given: Given, name: str) -> Part | None:
+    from ckptconv.planning.decode import bnb, fp4, packed, scaled
+
     spec, tensors = given.tensors[name], given.tensors
     leaf = name.rpartition(".")[2]
     if bnb.MARK in name:

@@ -12,7 +12,7 @@ from ckptconv.containers.hdf5 import Group, open_hdf5
 from ckptconv.containers.safetensors import read_header
 from ckptconv.containers.tf1 import INDEX
 from ckptconv.containers.torch.picklevm import short
-from ckptconv.dialects.tensorflow import stripped, unscoped
+from ckptconv.dialects.tensorflow.names import stripped, unscoped
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.jsonfile import read_json
 from ckptconv.places.regular import read_text

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckptconv.dialects.tensorflow import Model, class_of, settle, torch_variable
+from ckptconv.dialects.tensorflow.classes import class_of
+from ckptconv.dialects.tensorflow.names import torch_variable
+from ckptconv.dialects.tensorflow.special import Model, settle
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.tensorflow.find import Found, bundle_of, config_of, variables

@@ -10,7 +10,8 @@ from typing import Final
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.stored import from_file_tensor
 from ckptconv.containers.torch.picklevm import short
-from ckptconv.dialects.tensorflow import Left, Variable, torch_variable
+from ckptconv.dialects.tensorflow.names import Variable, torch_variable
+from ckptconv.dialects.tensorflow.special import Left
 from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import PlanError
 from ckptconv.plans.builder import GraphBuilder

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.tf1 import open_bundle
-from ckptconv.dialects.tensorflow import Model, Variable, family_of, saved_variables
+from ckptconv.dialects.tensorflow.names import Variable
+from ckptconv.dialects.tensorflow.saver import family_of, saved_variables
+from ckptconv.dialects.tensorflow.special import Model
 from ckptconv.errors import FormatError
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note

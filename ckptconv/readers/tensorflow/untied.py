@@ -9,7 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from ckptconv.containers.stored import Stored, from_file_tensor
-from ckptconv.dialects.tensorflow import Left, Model, Variable
+from ckptconv.dialects.tensorflow.names import Variable
+from ckptconv.dialects.tensorflow.special import Left, Model
 from ckptconv.plans.checkpoint import Note
 from ckptconv.readers.sample import Sampler
 from ckptconv.readers.tensorflow.find import Found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ckptconv.plugins import later
 from ckptconv.writers.megatron.options import MegatronTarget
-from ckptconv.writers.megatron.target import lay_out
 from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITER"]
 
-WRITER = Writer("megatron", lay_out, MegatronTarget, producer="megatron")
+WRITER = Writer(
+    "megatron", later("ckptconv.writers.megatron.target:lay_out"), MegatronTarget, producer="megatron"
+)

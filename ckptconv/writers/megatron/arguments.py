@@ -8,7 +8,8 @@ from typing import Any, Literal
 from ckptconv.containers.torch.picklevm import Global
 from ckptconv.dialects import Dialect
 from ckptconv.dialects.spread import Layout
-from ckptconv.facts import Form, arguments_from, read_facts
+from ckptconv.facts.facts import read_facts
+from ckptconv.facts.reverse import Form, arguments_from
 from ckptconv.families import Family
 from ckptconv.families.config import beside, facts_of
 from ckptconv.families.detect import is_zero_centered

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ckptconv.plugins import later
 from ckptconv.writers.mindformers.options import MindFormersTarget
-from ckptconv.writers.mindformers.target import lay_out
 from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITER"]
 
 WRITER = Writer(
-    "mindformers", lay_out, MindFormersTarget, producer="mindspore", keeps=lambda how: how.may_keep
+    "mindformers",
+    later("ckptconv.writers.mindformers.target:lay_out"),
+    MindFormersTarget,
+    producer="mindspore",
+    keeps=lambda how: how.may_keep,
 )

@@ -13,7 +13,8 @@ from ckptconv.dialects.saved import FORMAT, common_state, weights_of
 from ckptconv.dialects.spread import Layout
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import UsageError
-from ckptconv.facts import Form, arguments_from, read_facts
+from ckptconv.facts.facts import read_facts
+from ckptconv.facts.reverse import Form, arguments_from
 from ckptconv.families.config import beside, facts_of
 from ckptconv.parallel import Grid, stage_layers
 from ckptconv.plans.checkpoint import Checkpoint
