@@ -59,18 +59,23 @@ def _scaling(args: Args) -> Fact | None:
 
 
 def _llama3(args: Args) -> Fact | None:
-    """``use_rope_scaling``: the numbers are fixed (megatron-core 0.16.1, ``rotary_pos_embedding.py``)."""
+    """``use_rope_scaling``: the numbers are fixed (megatron-core 0.16.1, ``rotary_pos_embedding.py``).
+
+    NeMo 2 has fields for them, which ``context/model.yaml`` says.
+    """
     flag, factor = args.on("use_rope_scaling"), args.number("rope_scaling_factor")
     if flag is None:
         return None
+    low, high = args.number("rope_scaling_low_freq_factor"), args.number("rope_scaling_high_freq_factor")
+    before = args.whole("rope_scaling_original_max_position_embeddings")
     value = {
         "rope_type": "llama3",
         "factor": float(factor.value if factor else 8),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
+        "low_freq_factor": float(low.value if low else 1),
+        "high_freq_factor": float(high.value if high else 4),
+        "original_max_position_embeddings": before.value if before else 8192,
     }
-    return computed(value, flag, factor)
+    return computed(value, flag, factor, low, high, before)
 
 
 def _mindspeed(args: Args) -> Fact | None:

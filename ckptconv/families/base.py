@@ -158,6 +158,7 @@ class Family:
         plain_norms: Norms that nevertheless are not.
         template: What its config.json states, for models whose training arguments are all there is.
         inside: The key of config.json that holds the config of the language model, in one of several parts.
+        language: The family that model is of by itself, if it is always the same.
         beneath: What frameworks put before the names of the language model then.
         parts: The other parts, those that see or hear.
         text: The family of the language model, from the config, where any may stand in it; ``entries`` are
@@ -177,6 +178,7 @@ class Family:
     plain_norms: tuple[str, ...] = ()
     template: Template | None = None
     inside: str | None = None
+    language: Family | None = None
     beneath: str = ""
     parts: tuple[FamilyPart, ...] = ()
     text: Callable[[Config], Family | None] | None = None

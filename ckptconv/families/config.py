@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ckptconv.errors import PlanError
@@ -13,6 +13,7 @@ from ckptconv.families.derived import DERIVED, known
 from ckptconv.families.template import Template, usual
 
 __all__ = [
+    "against",
     "beside",
     "config_from",
     "consumed",
@@ -78,11 +79,14 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
         PlanError: if the architecture needs a value that is not known, or cannot say what the facts say.
     """
     given = _given(facts)
+    if family.inside in given and family.language is not None:
+        facts = {**facts, "hf_config": _with_language(facts, family.language, family.inside or "")}
+        given = _given(facts)
     template = _SILENT if given and family.template is None else template_of(family)
     model_type = given.get("model_type", family.model_types[0])
-    if against := _against(facts, family, template) if not given else []:
+    if why := against(facts, family, template) if not given else []:
         raise PlanError(
-            f"this is no {family.name}: {'; '.join(against)}",
+            f"this is no {family.name}: {'; '.join(why)}",
             hint="give another --family, or the model's config.json with --config",
         )
     values: dict[str, Any] = {"architectures": [template.architecture], "model_type": model_type}
@@ -118,22 +122,47 @@ def config_from(facts: Facts, family: Family) -> tuple[dict[str, Any], dict[str,
     return {**values, **given}, {**origins, **{key: f"{facts['hf_config'].origin}.{key}" for key in given}}
 
 
+def _with_language(facts: Facts, family: Family, inside: str) -> Fact:
+    """Return what goes along with arguments, with the language model's config complete."""
+    found = facts["hf_config"]
+    own = found.value[inside]
+    if "num_hidden_layers" in own:
+        return found
+    said = {n: f for n, f in facts.items() if n not in ("hf_config", "model_type")}
+    if why := against(said, family, template_of(family)):
+        raise PlanError(
+            f"its language model is no {family.name}: {'; '.join(why)}",
+            hint="give the model's config.json with --config",
+        )
+    values, _ = config_from({**said, "hf_config": Fact(own, f"{found.origin}.{inside}")}, family)
+    text = {k: v for k, v in values.items() if k != "architectures"}
+    return Fact({**found.value, inside: text}, found.origin)
+
+
 def _given(facts: Facts) -> Mapping[str, Any]:
     """Return what goes along with arguments of a config.json, for lack of words."""
     found = facts.get("hf_config")
     return found.value if found is not None else {}
 
 
-def _against(facts: Facts, family: Family, template: Template) -> list[str]:
-    """Say which facts are not what the family computes, or cannot be said in its config.json."""
+def against(facts: Facts, family: Family, template: Template, stated: Collection[str] = ()) -> list[str]:
+    """Say which facts are not what the family computes, or cannot be said in its config.json.
+
+    Args:
+        facts: What is known of the model.
+        family: Its architecture.
+        template: What its config.json states.
+        stated: Keys of config.json that something beside the facts states.
+    """
     fixed = {**template.fixed, **({"zero_centered": True} if family.zero_centered else {})}
-    against = [
+    found = [
         f"{name} is {fact.value} ({fact.origin}), not {value}"
         for name, value in fixed.items()
         if (fact := known(facts, name)) is not None and not same(name, fact.value, value)
     ]
-    against += unconsumed(template, facts)
-    return against + ([why] if (why := unspoken(template, facts)) else [])
+    found += unconsumed(template, facts)
+    why = None if "head_dim" in stated else unspoken(template, facts)
+    return [*found, why] if why else found
 
 
 def beside(config: Config, facts: Facts, family: Family, gaps: Sequence[str]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def larger(
         ignored=(*text.ignored, r".*lm_head\.weight", r".*\.rotary_emb\.inv_freq"),
         template=None,
         inside=inside,
+        language=text,
         beneath="language_model.",
         parts=parts,
     )

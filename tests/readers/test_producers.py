@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 import ckptconv
 from ckptconv.errors import CkptconvError
+from ckptconv.facts import read_facts
+from ckptconv.readers.megatron.run_config import run_arguments
 
 torch = pytest.importorskip("torch")
 
@@ -45,6 +47,7 @@ SAYS_ALL = (
         "deepseek_v2", "deepseek_v3", "deepseek_v3mtp", "gemma", "glm4_moe", "glm4_moe_lite", "gpt_oss",
         "llama", "llama31", "llama_tied", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_5",
         "qwen3_5_moe", "qwen3_5mtp", "qwen3_moe", "qwen3_next", "qwen3_nextmtp",
+        "gemma3", "glm_moe_dsa", "nemotron_h", "qwen3_vl", "qwen3_5_vl",
     )),
     *("bridge/llama/ckpt_hybrid_tp1", "bridge/qwen3_next/ckpt_tp2"),
 )  # fmt: skip
@@ -59,8 +62,6 @@ NEEDS_CONFIG = (
         "producers/olmo-core/ckpt",
     ),
     *("producers/mcore-bridge-qwen3/ckpt", "producers/mcore-bridge-qwen3vl/ckpt"),
-    *("bridge/gemma3/ckpt_tp1", "bridge/glm_moe_dsa/ckpt_tp1", "bridge/nemotron_h/ckpt_tp1"),
-    *("bridge/qwen3_vl/ckpt_tp1", "bridge/qwen3_5_vl/ckpt_tp1"),
 )
 
 
@@ -94,13 +95,25 @@ def test_the_layers_of_gpt_neox(saved: Path, tmp_path: Path) -> None:
     assert all(torch.equal(found[n], wanted[n].half()) for n in found)
 
 
-@pytest.mark.parametrize("name", ["bridge/gemma3/ckpt_tp1", "bridge/qwen3_vl/ckpt_tp1"])
-def test_a_class_that_computes_more_than_its_fields_say_needs_a_config(
-    saved: Path, tmp_path: Path, name: str
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("gemma3_provider.Gemma3ModelProvider", "own.OwnModelProvider", "OwnModelProvider"),
+        ("  softmax_type: vanilla", "  softmax_type: learnable", "sinks"),
+    ],
+)
+def test_what_a_class_computes_beyond_what_is_known_needs_a_config(
+    saved: Path, tmp_path: Path, old: str, new: str, said: str
 ) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved / "bridge" / "gemma3" / "ckpt_tp1", run)
+    file = run / "iter_0000000" / "run_config.yaml"
+    file.write_text(file.read_text().replace(old, new))
     with pytest.raises(CkptconvError) as caught:
-        ckptconv.convert(saved / name, tmp_path / "out")
+        ckptconv.convert(run, tmp_path / "out")
     assert "--config" in (caught.value.hint or "")
+    found = run_arguments(file.parent)
+    assert found is not None and said in found[1]
 
 
 def test_one_of_two_ranks_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -114,16 +127,28 @@ def test_one_of_two_ranks_is_refused(saved: Path, tmp_path: Path) -> None:
         ckptconv.convert(run, tmp_path / "out")
 
 
-@pytest.mark.parametrize("more", ["", "  scale_factor: 8.0\n"])
-def test_a_class_that_scales_rotary_embedding_needs_a_config(saved: Path, tmp_path: Path, more: str) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(saved / "producers" / "nemo2-emulated" / "ckpt", run)
-    whose = "LlamaConfig" if more else "Llama31Config8B"
+@pytest.mark.parametrize(
+    ("whose", "more", "factor", "before"),
+    [
+        ("Llama31Config8B", "", 8.0, 8192),
+        ("Llama32Config1B", "", 32.0, 8192),
+        ("Llama31Config", "  scale_factor: 4.0\n  old_context_len: 64\n", 4.0, 64),
+        ("LlamaConfig", "", None, None),
+    ],
+)
+def test_the_rotary_embedding_that_classes_of_nemo_scale(
+    tmp_path: Path, whose: str, more: str, factor: float | None, before: int | None
+) -> None:
+    (tmp_path / "context").mkdir()
     text = f"config:\n  _target_: nemo.collections.llm.gpt.model.llama.{whose}\n  num_layers: 2\n{more}"
-    (run / "context" / "model.yaml").write_text(text)
-    with pytest.raises(CkptconvError) as caught:
-        ckptconv.convert(run, tmp_path / "out")
-    assert "no config.json was found" in caught.value.message
+    (tmp_path / "context" / "model.yaml").write_text(text)
+    found = run_arguments(tmp_path / "weights")
+    assert found is not None
+    scaling = read_facts(found[0])["rope_scaling"].value
+    if factor is None:
+        assert scaling is None
+    else:
+        assert (scaling["factor"], scaling["original_max_position_embeddings"]) == (factor, before)
 
 
 def test_a_family_chosen_by_the_name_of_the_model_is_said(saved: Path) -> None:

@@ -13,12 +13,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptconv.errors import FormatError
+from ckptconv.facts import read_facts
+from ckptconv.facts.providers import completed, known_class
+from ckptconv.families import find_family
+from ckptconv.families.config import against
+from ckptconv.families.template import Template
 from ckptconv.places.yamlfile import read_yaml
 
 __all__ = ["run_arguments"]
 
 # The provider's word -> the training argument's.
 _RENAMED: Final = {
+    "scale_factor": "rope_scaling_factor",  # NeMo 2's Llama 3.1
+    "low_freq_factor": "rope_scaling_low_freq_factor",
+    "high_freq_factor": "rope_scaling_high_freq_factor",
+    "old_context_len": "rope_scaling_original_max_position_embeddings",
     "num_moe_experts": "num_experts",
     "final_logit_softcapping": "output_logit_softcapping",
 }
@@ -26,10 +35,10 @@ _RENAMED: Final = {
 _GATED: Final = {"silu": "swiglu", "gelu": "geglu", "fast_gelu": "gelu_tanh", "quick_gelu": "quick_geglu"}
 _PLAIN: Final = {"squared_relu": "squared_relu", "openai_gelu": "openai_gelu", "fast_gelu": "openai_gelu"}
 _FLAGS: Final = {*_GATED.values(), *_PLAIN.values()}
-# Classes whose fields say all they compute, and what a class computes of itself.
+# Classes whose fields say all they compute.
 _SAYS_ALL: Final = re.compile(
     r"(GPT|MLA|Llama|Mistral|Hybrid|Mamba)ModelProvider|"
-    r"(GPT|Llama|CodeLlama|Mistral|Mixtral|Qwen2|Qwen3|DeepSeek|Nemotron)\w*Config\w*"
+    r"(GPT|Llama|CodeLlama|Mistral|Mixtral|Qwen2|Qwen3|DeepSeek|Nemotron|Phi3|Starcoder2?)\w*Config\w*"
 )
 # What the fields are that a file leaves out (Megatron-Bridge 0.2, models/llama/llama_provider.py).
 _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -42,17 +51,13 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "share_embeddings_and_output_weights": False,
     },
 }
-_OF_ITSELF: Final[Mapping[str, Mapping[str, Any]]] = {
-    "GemmaModelProvider": {"model_type": "gemma", "input_embeds_norm": True},
-    "Gemma2ModelProvider": {"model_type": "gemma2", "input_embeds_norm": True},
-}
 
 
 def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
     """Return a run's settings under the names of Megatron's arguments, and what to say of them.
 
-    None without such a file. Where a class computes what its fields do not say, the only one is ``hf_path``,
-    the model it was made from.
+    None without such a file. Where a class computes what neither its fields nor `ckptconv.facts.providers`
+    say, the only one is ``hf_path``, the model it was made from.
 
     Args:
         folder: The iteration's folder, or NeMo's ``weights``.
@@ -71,15 +76,47 @@ def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
         model = values.get(key) if isinstance(values, dict) else None
         if not isinstance(model, dict):
             raise FormatError(f"no {key} in it", where=path, hint="give --config with a folder")
-        whose = str(model.get("_target_", "")).rpartition(".")[2]
-        more = _OF_ITSELF.get(whose, {})
-        if not more and (_SAYS_ALL.fullmatch(whose) is None or _scales_rotary(whose, model)):
-            of = whose or "class without a name"
-            told = {"hf_path": model["hf_model_id"]} if isinstance(model.get("hf_model_id"), str) else {}
-            return told, f"{path.name} is of a {of}, whose fields do not say all that it computes"
-        model = {**_DEFAULTS.get(whose, {}), **model}
-        return {**_arguments(model), **more}, f"the model is what {path.name} says"
+        return _read(model, path)
     return None
+
+
+def _read(model: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+    """Return what a model's node says, if it and what is known of its class say all that is computed."""
+    whose, layer = _name(model), _name(model.get("transformer_layer_spec"))
+    known = known_class((whose, layer), model)
+    if known is None and _SAYS_ALL.fullmatch(whose) is None:
+        of = whose or "class without a name"
+        return _named(model), f"{path.name} is of a {of}, whose fields do not say all that it computes"
+    model = {**_DEFAULTS.get(whose, {}), **_scaled_rotary(whose), **model}
+    arguments = _arguments(model)
+    if known is not None:
+        arguments = completed(known, model, arguments)
+        if left := _left(known.model_type, arguments):
+            return _named(model), f"{path.name} is of a {known.model_type}, but {'; '.join(left)}"
+    said = f"; {known.said}" if known is not None and known.said else ""
+    return arguments, f"the model is what {path.name} says{said}"
+
+
+def _named(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model it was made from, if that is all that can be said."""
+    own = model.get("hf_model_id")
+    return {"hf_path": own} if isinstance(own, str) else {}
+
+
+def _name(node: Any) -> str:
+    """Return the last word of what a node stands for."""
+    return str(node.get("_target_", "")).rpartition(".")[2] if isinstance(node, Mapping) else ""
+
+
+def _left(model_type: str, arguments: Mapping[str, Any]) -> list[str]:
+    """Say what arguments change that the architecture does not compute, and config.json does not say."""
+    family = find_family(model_type)
+    own = family.language or family if family is not None else None
+    if own is None:
+        return []
+    beside: Mapping[str, Any] = arguments.get("hf_config") or {}
+    facts = {n: f for n, f in read_facts(arguments).items() if n != "hf_config"}
+    return against(facts, own, own.template or Template("", {}), beside)
 
 
 def _arguments(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +137,7 @@ def _arguments(model: Mapping[str, Any]) -> dict[str, Any]:
     found["group_query_attention"] = model.get("num_query_groups") is not None
     if model.get("num_query_groups") is None:
         found["num_query_groups"] = model.get("num_attention_heads")
-    if model.get("rope_scaling") is True:
+    if model.get("rope_scaling") is True or model.get("scale_factor") is not None:
         found["use_rope_scaling"] = True
     if isinstance(size := model.get("window_size"), int) and not isinstance(size, bool):
         found["window_size"] = None
@@ -115,6 +152,10 @@ def _data(value: Any) -> Any:
     return value
 
 
-def _scales_rotary(whose: str, model: Mapping[str, Any]) -> bool:
-    """Whether a class of NeMo 2 scales rotary embedding itself (2.3, ``llm/gpt/model/llama.py``)."""
-    return "scale_factor" in model or re.match(r"Llama3[12]\w*Config", whose) is not None
+def _scaled_rotary(whose: str) -> dict[str, Any]:
+    """Return how a class of NeMo 2 (2.3, ``llama.py``) scales rotary embedding where no field says it."""
+    match = re.match(r"Llama3([12])\w*Config", whose)
+    if match is None:
+        return {}
+    factor = 8.0 if match[1] == "1" else 32.0
+    return {"scale_factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "old_context_len": 8192}
