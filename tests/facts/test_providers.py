@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ckptconv.facts import read_facts
+from ckptconv.facts.facts import read_facts
 from ckptconv.facts.providers import completed, known_class
 from ckptconv.families import find_family
 from ckptconv.families.config import config_from

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import ckptconv
 from ckptconv.errors import CkptconvError
-from ckptconv.facts import read_facts
+from ckptconv.facts.facts import read_facts
 from ckptconv.readers.megatron.run_config import run_arguments
 
 torch = pytest.importorskip("torch")

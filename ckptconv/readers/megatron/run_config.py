@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckptconv.errors import FormatError
-from ckptconv.facts import read_facts
+from ckptconv.facts.facts import read_facts
 from ckptconv.facts.providers import completed, known_class
 from ckptconv.families import find_family
 from ckptconv.families.config import against
