@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckptconv.version import __version__
 
 if TYPE_CHECKING:
+    from ckptconv.api.average import average
     from ckptconv.api.convert import convert, plan
     from ckptconv.api.diff import diff
     from ckptconv.api.explain import explain
@@ -32,6 +33,7 @@ __all__ = [
     "Report",
     "TensorInfo",
     "__version__",
+    "average",
     "convert",
     "diff",
     "explain",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "average": "ckptconv.api.average",
     "ConvertOptions": "ckptconv.planning.request",
     "Model": "ckptconv.api.model",
     "TensorInfo": "ckptconv.api.model",

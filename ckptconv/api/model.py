@@ -22,7 +22,7 @@ from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import OutFile
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Pair, Relation
-from ckptconv.relations.terms import Terms, operands
+from ckptconv.relations.terms import Terms, concerning, operands
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ class Model(Mapping[str, TensorInfo]):
             from ckptconv.engine.fill import pairs_by_tensor
 
             self._pairs = pairs_by_tensor(self.relation)
-        parts = (name, *operands({name: self._terms.get(name, ())}))
+        parts = (name, *operands(self._terms, [name]))
         keys = {p.left.tensor for n in parts for p in self._pairs.get(n, ())}
         paths = {p for k in keys for p in self.checkpoint.stored[k].paths()}
         return TensorInfo(name, spec.shape, d, spec.numel * d.itemsize, tuple(sorted(paths)))
@@ -121,7 +121,7 @@ class Model(Mapping[str, TensorInfo]):
         info = self[name]
         layout = FileLayout(info.nbytes, (), (Placed(name, info.dtype, info.shape, 0),))
         file = OutFile(name, "safetensors", layout)
-        terms = {name: self._terms[name]} if name in self._terms else {}
+        terms = concerning(self._terms, [name])
         relation = self.relation.select([name, *operands(terms)])
         one = plan_of(self.checkpoint, relation, self._casts, (file,), terms)
         with SourceFiles(self.checkpoint.files) as sources:

@@ -11,11 +11,13 @@ from time import perf_counter
 from typing import Any
 
 from ckptconv.api.again import Sides, open_out, open_sides, plan_again
+from ckptconv.api.average import Averaged, read_record
+from ckptconv.api.average import plan_again as plan_average_again
 from ckptconv.assets.find import CONFIG
 from ckptconv.dtypes import DType
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import DEFAULT_MEMORY, Options
-from ckptconv.errors import UsageError
+from ckptconv.errors import CkptconvError, UsageError
 from ckptconv.families import Family, family_of
 from ckptconv.places.files import SourceFiles
 from ckptconv.places.places import PathArg, is_remote, place
@@ -88,27 +90,56 @@ def verify_roundtrip(
             raise UsageError("--logits, --reference and a certificate need the folder that was written")
         sides = open_sides(place(source), None, given)
         return replace(_source_alone(sides, how, listen), seconds=perf_counter() - begin)
-    sides = open_sides(place(source), place(out), given)
-    assert sides.there is not None
-    made, way, complete = plan_again(sides)
-    assets = made.assets if complete else None
+    if (record := read_record(out)) is not None:
+        made = plan_average_again(_of_average(record, source, place(out), given))
+        there, family, assets = open_out(place(out), {}), given.get("family"), made.assets
+        way = way_of(made, there)
+    else:
+        sides = open_sides(place(source), place(out), given)
+        assert sides.there is not None
+        made, way, complete = plan_again(sides)
+        there, family, assets = sides.there, sides.request.family, made.assets if complete else ()
     result = _compare(
         made,
-        *(place(out), sides.there, way, how, listen),
+        *(place(out), there, way, how, listen),
         certify=certify,
         sha256=sha256,
-        family=sides.request.family,
-        assets=assets,
+        family=family,
+        assets=assets or None,
     )
-    names = _compared(place(out), sides.there, assets or ())
+    names = _compared(place(out), there, assets)
     return _finish(
         result, place(out), begin, names, certify=certify, sha256=sha256, logits=logits, reference=reference
     )
 
 
+def _of_average(record: Averaged, source: PathArg, out: Path, given: Mapping[str, Any]) -> Averaged:
+    """Return what an output is the average of, with the options given now.
+
+    Raises:
+        UsageError: if the source is none of what was averaged.
+        CkptconvError: if one of these is not there any more.
+    """
+    path = place(source)
+    if not any(place(s).resolve() == path.resolve() for s in record.sources):
+        raise UsageError(
+            f"this is an average, and {source} is none of its sources",
+            where=out,
+            hint=f"name one of {', '.join(record.sources)}",
+        )
+    for held in record.sources:
+        if not place(held).exists():
+            raise CkptconvError(
+                f"a source of this average is not there any more: {held}",
+                where=out,
+                hint="put it back; ckptconv check OUT compares the files with their certificate alone",
+            )
+    return replace(record, fields={**record.fields, **{n: v for n, v in given.items() if v is not None}})
+
+
 def verify_plan(
     made: Plan,
-    source: PathArg,
+    source: PathArg | None,
     out: PathArg,
     fields: Mapping[str, Any],
     how: Options,
@@ -120,7 +151,7 @@ def verify_plan(
 
     Args:
         made: The plan.
-        source: The checkpoint.
+        source: The checkpoint; None where there are several.
         out: The folder it was written to.
         fields: The options of the conversion, as they were given.
         how: Threads and memory.
@@ -133,7 +164,7 @@ def verify_plan(
     strategy = given.get("strategy") if fields.get("to") == "mindformers" else None
     there = open_out(place(out), {"strategy": strategy} if strategy is not None else {})
     way = way_of(made, there)
-    if planned(made).keys() - way.right.keys():
+    if source is not None and planned(made).keys() - way.right.keys():
         sides = open_sides(place(source), place(out), given)
         made, way, _ = plan_again(replace(sides, there=there))
     family = given.get("family")

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ckptconv.cli.average import averaging
+from ckptconv.cli.carry import carry_out
 from ckptconv.cli.compare import COMPARING, write_page
 from ckptconv.cli.flags import Command, Flags, Source, Target, of_readers, of_writers, owned, sourced
 from ckptconv.cli.help import SETTINGS, examples
 from ckptconv.cli.printing import print_json
-from ckptconv.cli.verify import VERIFYING, after
+from ckptconv.cli.verify import VERIFYING
 from ckptconv.engine.options import Options
 from ckptconv.plans.options import Option, Switch
 from ckptconv.plans.request import Request
@@ -54,7 +56,7 @@ def build(wanted: str | None, *, everything: bool = False) -> typer.Typer:
         ),
     )
     app.callback(invoke_without_command=True)(_main)
-    for command in (*_COMMANDS, *VERIFYING, *COMPARING):
+    for command in (*_COMMANDS, *averaging(_PRINT), *VERIFYING, *COMPARING):
         command.add_to(app, complete=command.name == wanted, everything=everything)
     return app
 
@@ -206,44 +208,17 @@ def _convert(
     to: str,
     fields: dict[str, Any],
     run: dict[str, Any],
-    *,
-    dry_run: bool = False,
-    json: bool = False,
-    quiet: bool = False,
-    verify: bool = False,
+    **shown: Any,
 ) -> None:
     from ckptconv.api.convert import plan
-    from ckptconv.cli import render
-    from ckptconv.engine import run as engine
     from ckptconv.errors import UsageError
     from ckptconv.planning.request import find_writer
     from ckptconv.plans.options import made as made_options
 
     how = made_options(Options, run)
-    if verify and not find_writer(to).producer:
+    if shown.get("verify") and not find_writer(to).producer:
         raise UsageError(f"nothing reads what {to} writes, so that --verify cannot", hint="leave it out")
-    plan_made = plan(source, to=to, **fields)
-    if dry_run:
-        print_json(plan_made.to_dict()) if json else render.plan(plan_made, how)
-        return
-    with render.watch(plan_made, quiet=quiet or json) as watch:
-        report = engine.run(plan_made, out, how, watch.listen, keep_journal=verify)
-    if not json and not quiet:
-        render.done(plan_made, report, watch.seconds)
-    more = {}
-    if verify:
-        here = how if how.engine == "local" else Options(workers=0, max_memory=how.max_memory)
-        try:
-            given = {**fields, "to": to}
-            more["verify"] = after(plan_made, source, out, given, here, json=json, quiet=quiet)
-        except KeyboardInterrupt:
-            raise  # --resume verifies what is written
-        except BaseException:
-            engine.forget(out)
-            raise
-        engine.forget(out)
-    if json:
-        print_json({**render.result(plan_made, report, watch.seconds), **more})
+    carry_out(plan(source, to=to, **fields), source, out, {**fields, "to": to}, how, **shown)
 
 
 _COMMANDS = (

@@ -152,7 +152,14 @@ def _check(
 
 
 def after(
-    made: Plan, source: Path, out: Path, fields: dict[str, Any], how: Options, *, json: bool, quiet: bool
+    made: Plan,
+    source: Path | None,
+    out: Path,
+    fields: dict[str, Any],
+    how: Options,
+    *,
+    json: bool,
+    quiet: bool,
 ) -> Any:
     """Verify what a conversion has just written; return what ``--json`` adds to its result.
 

@@ -26,7 +26,7 @@ def needed(
     """
     found: dict[str, list[tuple[int, int]]] = {}
     names = [t.name for t in file.layout.tensors]
-    for name in (*names, *operands({n: plan.terms[n] for n in names if n in plan.terms})):
+    for name in (*names, *operands(plan.terms, names)):
         for pair in pairs.get(name, ()):
             stored = plan.stored[pair.left.tensor]
             if any(is_remote(path) for path in stored.paths()):

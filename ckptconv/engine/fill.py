@@ -16,14 +16,15 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.encode import Encoder
 from ckptconv.engine.gather import Array, Shared, gather, raw_dtype, window
+from ckptconv.engine.mean import fill_mean
 from ckptconv.engine.rows import Rows
 from ckptconv.engine.terms import Adder, blocks
 from ckptconv.errors import MismatchError
 from ckptconv.numbers.casts import cast, cast_chain
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan
-from ckptconv.relations import InBlocks, Pair, Relation, restrict
-from ckptconv.relations.terms import operands
+from ckptconv.relations import InBlocks, Mean, Pair, Relation, restrict
+from ckptconv.relations.terms import Term, operands
 
 __all__ = ["Filler", "pairs_by_tensor"]
 
@@ -66,7 +67,7 @@ class Filler:
         self._offsets = [t.offset for t in file.layout.tensors]
         self._fixed = [at for at, _ in file.layout.fixed]
         names = [t.name for t in file.layout.tensors]
-        parts = operands({n: plan.terms[n] for n in names if n in plan.terms})
+        parts = operands(plan.terms, names)
         self._pairs = {n: _index(pairs.get(n, ())) for n in (*names, *parts)}
         self._decoded: dict[str, bool] = {}
         self._adder = Adder(plan.relation.right, self._operand)
@@ -140,6 +141,8 @@ class Filler:
             kind = np.uint8 if one.part == "codes" else np.float32
             self._encoder.fill(one, lo, out.view(kind))
             return 0
+        if terms and isinstance(one := terms[0], Mean):
+            return fill_mean(one, lo, tensor.dtype, out, self._operand)
         if not terms and self._decodes(tensor.name, chain):
             chain = chain[1:]  # what is decoded is rounded as it is
         direct = len(chain) == 1 and not terms
@@ -199,13 +202,24 @@ class Filler:
             overflows += _overflows(total, result[at:stop], tensor.dtype)
         return overflows
 
+    def _add_to(self, terms: Sequence[Term], shape: tuple[int, ...], lo: int, values: Array) -> None:
+        """Add terms to elements ``lo`` and up of a tensor, which are float32."""
+        columns = prod(shape[1:])
+        for block in blocks(lo, lo + values.size, columns):
+            row, end, left, right = block
+            at, stop = row * columns + left - lo, (end - 1) * columns + right - lo
+            self._adder.add(terms, block, columns, values[at:stop])
+
     def _operand(self, name: str, lo: int, hi: int) -> Array:
         """Return elements of a tensor that is not written, as float32."""
         spec = self._plan.relation.right[name]
         chain = self._plan.casts.get(name, (dtype_named(spec.dtype),))
         source = np.empty(hi - lo, raw_dtype(chain[0].itemsize))
         self._stored(name, spec.shape, lo, source, max(source.nbytes, 1 << 16))
-        return _as_float32(source.view(numpy_dtype(chain[0])), chain)
+        values = _as_float32(source.view(numpy_dtype(chain[0])), chain)
+        if terms := self._plan.terms.get(name):
+            self._add_to(terms, spec.shape, lo, values)
+        return values
 
     def _turned(self, pair: Pair, lo: int, hi: int) -> tuple[int, int] | None:
         """Return whole rows that hold a range, where it costs as much to decode a part of a row: a transpose.

@@ -29,7 +29,7 @@ from ckptconv.places.files import FileStamp, SourceFiles, stamp
 from ckptconv.places.places import ZEROS, forget, is_remote, place
 from ckptconv.plans.plan import Plan
 from ckptconv.relations import Pair, Relation
-from ckptconv.relations.terms import operands
+from ckptconv.relations.terms import concerning, operands
 from ckptconv.version import __version__
 
 __all__ = ["Failure", "Job", "Seal", "Sealed", "from_anywhere", "part_of", "work"]
@@ -88,7 +88,7 @@ def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
     """
     out = plan.files[file]
     names = [t.name for t in out.layout.tensors]
-    terms = {n: plan.terms[n] for n in names if n in plan.terms}
+    terms = concerning(plan.terms, names)
     names += operands(terms)
     chosen = tuple([p for n in names for p in pairs.get(n, ())])
     keys = {p.left.tensor for p in chosen}

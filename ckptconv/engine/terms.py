@@ -10,7 +10,7 @@ import numpy as np
 
 from ckptconv.engine.gather import Array
 from ckptconv.relations import Spec
-from ckptconv.relations.terms import Constant, InBlocks, LowRank, Scaled, Term
+from ckptconv.relations.terms import Constant, LowRank, Scaled, Term
 
 __all__ = ["Adder", "blocks"]
 
@@ -70,8 +70,8 @@ class Adder:
         row, end, left, right = block
         if isinstance(term, Constant):
             return np.full((end - row, right - left), term.value, np.float32)
-        if isinstance(term, InBlocks):
-            raise AssertionError("what is quantised in blocks is no sum")
+        if not isinstance(term, (Scaled, LowRank)):
+            raise AssertionError("what is quantised in blocks, or a mean, is no sum")
         scale = np.float32(term.scale)
         if isinstance(term, Scaled):
             scaled: Array = self._read(term.tensor, row * columns + left, (end - 1) * columns + right) * scale

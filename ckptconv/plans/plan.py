@@ -19,7 +19,18 @@ from ckptconv.relations.terms import Terms, check_terms, term_dict
 __all__ = ["AssetFile", "OutFile", "Plan", "Step"]
 
 StepKind = Literal[
-    "cast", "decode", "quantise", "alias", "drop", "rename", "compare", "config", "left out", "lora", "add"
+    "cast",
+    "decode",
+    "quantise",
+    "alias",
+    "drop",
+    "rename",
+    "compare",
+    "config",
+    "left out",
+    "lora",
+    "add",
+    "average",
 ]
 
 

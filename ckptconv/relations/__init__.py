@@ -19,7 +19,7 @@ from ckptconv.relations.packing import (
 )
 from ckptconv.relations.pair import Drop, Pair, Spec, join, restrict
 from ckptconv.relations.relation import Relation
-from ckptconv.relations.terms import Constant, InBlocks, LowRank, Scaled, Term, Terms
+from ckptconv.relations.terms import Constant, InBlocks, LowRank, Mean, Scaled, Term, Terms
 
 __all__ = [
     "Box",
@@ -27,6 +27,7 @@ __all__ = [
     "Drop",
     "InBlocks",
     "LowRank",
+    "Mean",
     "Pair",
     "Relation",
     "Scaled",

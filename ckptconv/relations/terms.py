@@ -1,8 +1,8 @@
-"""Say what is added to a tensor's values on the way: a constant, a scaled tensor, a low-rank product."""
+"""Say what is added to a tensor's values on the way, or what they are made of: sums, products, means."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -14,10 +14,12 @@ __all__ = [
     "Constant",
     "InBlocks",
     "LowRank",
+    "Mean",
     "Scaled",
     "Term",
     "Terms",
     "check_terms",
+    "concerning",
     "operands",
     "term_dict",
 ]
@@ -98,14 +100,50 @@ class InBlocks:
         return tuple([-(-n // b) for n, b in zip(matrix, self.block, strict=True)])
 
 
-Term: TypeAlias = "Constant | Scaled | LowRank | InBlocks"
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Be ``ratio * tensor`` of each tensor, summed in float32 in this order; nothing else is added.
+
+    Attributes:
+        tensors: Names of tensors of its shape, whose own terms are added first.
+        ratios: What each is multiplied by, as float32.
+    """
+
+    tensors: tuple[str, ...]
+    ratios: tuple[float, ...]
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The tensors the term is made of."""
+        return self.tensors
+
+
+Term: TypeAlias = "Constant | Scaled | LowRank | InBlocks | Mean"
 Terms = Mapping[str, tuple[Term, ...]]
-"""What is added to a tensor, by its name. Operands are right tensors of the relation that are not written."""
+"""What is added to a tensor, by its name. Operands are right tensors of the relation that are not written;
+they may have terms of their own."""
 
 
-def operands(terms: Terms) -> dict[str, None]:
-    """Return the names of all tensors that terms are made of, each once, in order."""
-    return {name: None for added in terms.values() for term in added for name in term.operands}
+def operands(terms: Terms, names: Iterable[str] | None = None) -> dict[str, None]:
+    """Return the names of all tensors that terms are made of, each once, in order.
+
+    Args:
+        terms: The terms.
+        names: The tensors whose terms are meant, with those of their operands; None for all.
+    """
+    found: dict[str, None] = {}
+    todo = list(reversed(tuple(terms if names is None else names)))
+    while todo:
+        more = [n for term in terms.get(todo.pop(), ()) for n in term.operands if n not in found]
+        found |= dict.fromkeys(more)
+        todo += reversed(more)
+    return found
+
+
+def concerning(terms: Terms, names: Collection[str]) -> dict[str, tuple[Term, ...]]:
+    """Return the terms of these tensors and of what they are made of."""
+    every = (*names, *operands(terms, names))
+    return {n: terms[n] for n in dict.fromkeys(every) if n in terms}
 
 
 def term_dict(term: Term) -> dict[str, Any]:
@@ -125,17 +163,21 @@ def check_terms(tensors: Mapping[str, Spec], written: Collection[str], terms: Te
         PlanError: if a tensor is not there, is no floating-point tensor, has another shape than the term
             needs, or if an operand is written itself.
     """
-    names = set(written)
+    names, parts = set(written), operands(terms)
     for name, added in terms.items():
-        problem = next(_problems(name, added, tensors, names), None)
+        problem = next(_problems(name, added, tensors, names, parts), None)
         if problem is not None:
             raise PlanError(problem, hint="compare the adapter with the model it was trained on")
 
 
 def _problems(
-    name: str, added: tuple[Term, ...], tensors: Mapping[str, Spec], written: set[str]
+    name: str,
+    added: tuple[Term, ...],
+    tensors: Mapping[str, Spec],
+    written: set[str],
+    parts: Collection[str],
 ) -> Iterator[str]:
-    if name not in tensors or name not in written:
+    if name not in tensors or (name not in written and name not in parts):
         yield f"something is to be added to {name}, which is not written"
         return
     for part in (name, *(part for term in added for part in term.operands)):
@@ -161,5 +203,7 @@ def _problems(
             len(matrix := tensors[term.tensor].shape) != 2 or shape != term.shape(matrix)
         ):
             yield f"{name}{list(shape)} cannot be the {term.part} of {term.tensor}{list(matrix)}"
-        elif isinstance(term, Scaled) and tensors[term.tensor].shape != shape:
-            yield f"{name}{list(shape)} cannot take {term.tensor}{list(tensors[term.tensor].shape)}"
+        elif isinstance(term, (Scaled, Mean)):
+            other = next((n for n in term.operands if tensors[n].shape != shape), None)
+            if other is not None:
+                yield f"{name}{list(shape)} cannot take {other}{list(tensors[other].shape)}"

@@ -17,13 +17,13 @@ from ckptconv.plans.loaded import LOADED, part_of
 from ckptconv.plans.plan import AssetFile
 from ckptconv.verify.result import Mismatch
 
-__all__ = ["certified", "check_beside"]
+__all__ = ["IDLE", "certified", "check_beside"]
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 
 # Keys that decide nothing of what a model computes: transformers 5.23, ``configuration_utils.py``. The dtype
 # and whether the head is tied are compared with the weights themselves.
-_IDLE: Final = (
+IDLE: Final = (
     *("_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype", "_from_model_config"),
     *("use_cache", "initializer_range", "gradient_checkpointing", "return_dict", "torchscript", "output_*"),
     *("*dropout*", "*_pdrop", "_attn_implementation*", "problem_type", "chunk_size_feed_forward"),
@@ -153,7 +153,7 @@ def _fields(
 ) -> Iterator[str]:
     """Yield how fields differ; with ``ids`` those of tokens that are not known to us are left alone."""
     for key in dict.fromkeys(keys):
-        if any(fnmatchcase(key, p) for p in _IDLE):
+        if any(fnmatchcase(key, p) for p in IDLE):
             continue
         one = ours.get(key, assumed.get(key))
         two = theirs.get(key, assumed.get(key))

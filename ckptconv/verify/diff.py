@@ -97,7 +97,7 @@ class _Side:
             data, _, _ = self.filler.fill(lo * size, hi * size, buffers)
         except MismatchError as e:
             self.conflicts.append(e.message if e.where is None else f"{e.message} in {e.where}")
-            names = (self.name, *operands({self.name: self.plan.terms.get(self.name, ())}))
+            names = (self.name, *operands(self.plan.terms, [self.name]))
             first = {n: [p for p in self.pairs.get(n, ()) if not p.left_copy] for n in names}
             self.filler = _filler(self.plan, self.name, self.dtype, self.sources, first)
             data, _, _ = self.filler.fill(lo * size, hi * size, buffers)

@@ -14,7 +14,7 @@ from ckptconv.plans.casting import rounded
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import OutFile, Plan
 from ckptconv.relations import Box, Drop, Pair, Relation, Spec
-from ckptconv.relations.terms import operands
+from ckptconv.relations.terms import concerning, operands
 from ckptconv.verify.result import Mismatch
 
 __all__ = ["Held", "differences", "hold", "planned", "way_of", "wholly_read"]
@@ -126,7 +126,7 @@ def _composed(
     outer, located = _runs({k: out.stored[k] for k in inner.right})
     inner = inner.compose(outer)
     chains = _chains(plan, inverse, outer, out)
-    kept = plan.relation.select([*easy, *operands({n: plan.terms[n] for n in easy if n in plan.terms})])
+    kept = plan.relation.select([*easy, *operands(plan.terms, easy)])
     relation = Relation.union([kept, inner])
     casts = {n: c for n, c in plan.casts.items() if n in kept.right}
     casts |= {n: c for n, c in chains.items() if len(c) > 1}
@@ -230,7 +230,7 @@ def _with(
         casts=casts,
         files=files,
         assets=(),
-        terms={n: t for n, t in plan.terms.items() if n in written},
+        terms=concerning(plan.terms, written),
     )
 
 

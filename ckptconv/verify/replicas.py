@@ -52,7 +52,7 @@ class Finder:
             item = tensor.dtype.itemsize
             lo, hi = (a - tensor.offset) // item, (b - tensor.offset) // item
             found |= self._copies_of(tensor.name, lo, hi)
-            for name in operands({tensor.name: self._plan.terms.get(tensor.name, ())}):
+            for name in operands(self._plan.terms, [tensor.name]):
                 with self._lock:
                     if name in self._whole:
                         found = True

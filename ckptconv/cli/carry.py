@@ -1,0 +1,66 @@
+"""Carry out a plan for the command line: print it, or write it, and verify what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptconv.cli.printing import print_json
+from ckptconv.cli.verify import after
+from ckptconv.engine.options import Options
+
+if TYPE_CHECKING:
+    from ckptconv.plans.plan import Plan
+
+__all__ = ["carry_out"]
+
+
+def carry_out(
+    made: Plan,
+    source: Path | None,
+    out: Path,
+    fields: Mapping[str, Any],
+    how: Options,
+    *,
+    dry_run: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+    verify: bool = False,
+) -> None:
+    """Write what is planned, and say so.
+
+    Args:
+        made: The plan.
+        source: The checkpoint; None where there are several.
+        out: The folder to write.
+        fields: The options of the conversion, as they were given, and ``to``.
+        how: How it runs.
+        dry_run: Print the plan instead.
+        json: Print as JSON.
+        quiet: Print nothing but errors.
+        verify: Compare what was written with the source, and certify it.
+    """
+    from ckptconv.cli import render
+    from ckptconv.engine import run as engine
+
+    if dry_run:
+        print_json(made.to_dict()) if json else render.plan(made, how)
+        return
+    with render.watch(made, quiet=quiet or json) as watch:
+        report = engine.run(made, out, how, watch.listen, keep_journal=verify)
+    if not json and not quiet:
+        render.done(made, report, watch.seconds)
+    more = {}
+    if verify:
+        here = how if how.engine == "local" else Options(workers=0, max_memory=how.max_memory)
+        try:
+            more["verify"] = after(made, source, out, dict(fields), here, json=json, quiet=quiet)
+        except KeyboardInterrupt:
+            raise  # --resume verifies what is written
+        except BaseException:
+            engine.forget(out)
+            raise
+        engine.forget(out)
+    if json:
+        print_json({**render.result(made, report, watch.seconds), **more})
