@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptconv.api.convert import convert, plan
     from ckptconv.api.diff import diff
     from ckptconv.api.explain import explain
+    from ckptconv.api.ls import Saves, ls
     from ckptconv.api.model import Model, TensorInfo, open  # noqa: A004
     from ckptconv.api.verify import verify_roundtrip
     from ckptconv.engine.options import Report
@@ -31,12 +32,14 @@ __all__ = [
     "ConvertOptions",
     "Model",
     "Report",
+    "Saves",
     "TensorInfo",
     "__version__",
     "average",
     "convert",
     "diff",
     "explain",
+    "ls",
     "open",
     "plan",
     "verify_roundtrip",
@@ -51,7 +54,9 @@ _HOMES = {
     "CkptconvError": "ckptconv.errors",
     "Report": "ckptconv.engine.options",
     "diff": "ckptconv.api.diff",
+    "Saves": "ckptconv.api.ls",
     "explain": "ckptconv.api.explain",
+    "ls": "ckptconv.api.ls",
     "verify_roundtrip": "ckptconv.api.verify",
 }
 

@@ -19,7 +19,7 @@ from ckptconv.plans.checkpoint import Checkpoint, settled
 from ckptconv.plans.options import declared, made
 from ckptconv.plans.plan import Plan
 from ckptconv.plans.request import Request
-from ckptconv.readers.reader import Reader
+from ckptconv.readers.reader import Reader, options_of
 from ckptconv.readers.registry import find_reader, open_checkpoint
 from ckptconv.relations import Relation
 from ckptconv.verify.held import differences, planned, way_of
@@ -61,7 +61,7 @@ def open_sides(source: Path, out: Path | None, fields: Mapping[str, Any]) -> Sid
         return Sides(open_checkpoint(source, request.reading), None, request)
     reader = find_reader(_entry(out))
     writer = _writer_of(reader)
-    owned, known = declared(writer.options), declared(reader.options)
+    owned, known = declared(writer.options), options_of(reader)
     theirs = {n: v for n, v in fields.items() if n in owned and n in known and v is not None}
     hf = declared(find_writer("hf").options)
     idle = {n for n in owned if n not in hf}  # what decides how an output is laid out, not what it holds
@@ -75,9 +75,9 @@ def open_sides(source: Path, out: Path | None, fields: Mapping[str, Any]) -> Sid
 
 def _lent(source: Path, reader: Reader, fields: Mapping[str, Any]) -> list[str]:
     """Return what only the output's reader understands."""
-    owned = declared(find_reader(source).options)
+    owned = options_of(find_reader(source))
     given = [n for n, v in fields.items() if v not in (None, False, ())]
-    return [n for n in given if n in declared(reader.options) and n not in owned]
+    return [n for n in given if n in options_of(reader) and n not in owned]
 
 
 def _kept(writer: Writer) -> str:

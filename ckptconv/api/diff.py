@@ -20,9 +20,10 @@ from ckptconv.planning.request import about_source, request_of
 from ckptconv.plans.assemble import plan_of
 from ckptconv.plans.casting import cast_chains
 from ckptconv.plans.checkpoint import Checkpoint, Weights, settled
-from ckptconv.plans.options import declared, made
+from ckptconv.plans.options import made
 from ckptconv.plans.plan import Plan
 from ckptconv.plans.request import Request
+from ckptconv.readers.reader import options_of
 from ckptconv.readers.registry import find_reader, open_checkpoint
 from ckptconv.relations.terms import operands
 from ckptconv.slots import Entry
@@ -176,7 +177,7 @@ def diff(
 
 def _open(paths: tuple[Path, Path], given: Mapping[str, object]) -> list[Checkpoint]:
     """Open two checkpoints; what is said is about those that have a choice, one of them at least."""
-    owned = [declared(find_reader(p).options) for p in paths]
+    owned = [options_of(find_reader(p)) for p in paths]
     if given and not any(n in o for n in given for o in owned):
         owned = [dict.fromkeys(given)] * 2  # type: ignore[list-item]  # refused by its reader
     return [

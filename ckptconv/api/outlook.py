@@ -12,7 +12,8 @@ from ckptconv.places.places import PathArg, place
 from ckptconv.planning.model import Architecture, find_architecture
 from ckptconv.planning.request import request_of
 from ckptconv.plans.checkpoint import Checkpoint, beside_of
-from ckptconv.readers.runs import saves_in
+from ckptconv.readers.registry import READERS
+from ckptconv.readers.saves import list_saves
 
 __all__ = ["Outlook", "outlook"]
 
@@ -60,10 +61,21 @@ def outlook(path: PathArg, checkpoint: Checkpoint) -> Outlook:
         family=None if found.family is None else found.family.name,
         config=origin,
         tokenizer=found.tokenizer or (None if folder is None else str(folder)),
-        steps=tuple(save.step for save in saves_in(named)),
+        steps=_steps(named),
         lacking=lacking,
         command=_command(named, checkpoint, known=config is not None),
     )
+
+
+def _steps(path: Path) -> tuple[int, ...]:
+    """Return the steps of a run's saves, once each; none where a save itself is named."""
+    if not path.is_dir():
+        return ()
+    try:
+        saves = list_saves(path, READERS).saves
+    except CkptconvError:
+        return ()
+    return tuple(dict.fromkeys(s.step for s in saves if s.step is not None and s.path != path))
 
 
 def _command(path: Path, checkpoint: Checkpoint, *, known: bool) -> str:

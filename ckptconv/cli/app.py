@@ -14,6 +14,7 @@ from ckptconv.cli.compare import COMPARING, write_page
 from ckptconv.cli.flags import Command, Flags, Source, Target, of_readers, of_writers, owned, sourced
 from ckptconv.cli.help import SETTINGS, examples
 from ckptconv.cli.printing import print_json
+from ckptconv.cli.runs import RUNS
 from ckptconv.cli.verify import VERIFYING
 from ckptconv.engine.options import Options
 from ckptconv.plans.options import Option, Switch
@@ -56,7 +57,7 @@ def build(wanted: str | None, *, everything: bool = False) -> typer.Typer:
         ),
     )
     app.callback(invoke_without_command=True)(_main)
-    for command in (*_COMMANDS, *averaging(_PRINT), *VERIFYING, *COMPARING):
+    for command in (*_COMMANDS, *averaging(_PRINT), *RUNS, *VERIFYING, *COMPARING):
         command.add_to(app, complete=command.name == wanted, everything=everything)
     return app
 
@@ -197,7 +198,7 @@ def families(
 
     found = architectures()
     if json:
-        print_json([asdict(f) for f in found])
+        print_json({"families": [asdict(f) for f in found]})
     else:
         render.families(found)
 
@@ -297,6 +298,6 @@ _COMMANDS = (
     Command(
         "families",
         families,
-        ("ckptconv families", "ckptconv families --json | jq '.[].model_types[]'"),
+        ("ckptconv families", "ckptconv families --json | jq '.families[].model_types[]'"),
     ),
 )

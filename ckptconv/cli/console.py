@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TextIO
 
 from ckptconv.cli.clean import escape
 from ckptconv.cli.streams import own
@@ -16,21 +16,26 @@ if TYPE_CHECKING:
 
 __all__ = ["new_table", "notes", "plural", "remarks", "results", "size"]
 
+_UNFOLDED: Final = 100_000  # columns
 _LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
 
 
 def results() -> Console:
     """Return the console of results: stdout."""
-    from rich.console import Console
-
-    return Console(file=own(sys.stdout), highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(sys.stdout)
 
 
 def remarks() -> Console:
     """Return the console of notes: stderr."""
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    """Return the console of a stream; what goes into a file or a pipe is not folded, a row is a line."""
     from rich.console import Console
 
-    return Console(file=own(sys.stderr), highlight=False, soft_wrap=not sys.stderr.isatty())
+    shown = stream.isatty()
+    return Console(file=own(stream), highlight=False, soft_wrap=not shown, width=None if shown else _UNFOLDED)
 
 
 def size(count: float) -> str:

@@ -64,9 +64,10 @@ def _both(one: Option, other: Option) -> Option:
 
 def of_readers(*names: str) -> dict[str, Option]:
     """Return what may be said about checkpoints of these producers, of all if none is named."""
+    from ckptconv.readers.reader import Which
     from ckptconv.readers.registry import READERS
 
-    return owned(*(r.options for r in READERS.among(names)))
+    return owned(Which, *(r.options for r in READERS.among(names)))
 
 
 def of_writers(*names: str) -> dict[str, Option]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from ckptconv.errors import UsageError
 from ckptconv.plans.options import SOURCE, checked, declared, flag_of, made, near
 from ckptconv.plans.request import Request
-from ckptconv.readers.reader import Parallel
+from ckptconv.readers.reader import Parallel, options_of
 from ckptconv.readers.registry import READERS
 from ckptconv.writers.registry import WRITERS
 from ckptconv.writers.writer import Writer
@@ -139,7 +139,7 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _of_source(name: str, value: object, writer: Writer | None) -> dict[str, Any]:
     """Check an option of readers, and return it by its name there."""
     bare = name.removeprefix(SOURCE)
-    kinds = [o for r in READERS for n, o in declared(r.options).items() if n == bare]
+    kinds = [o for r in READERS for n, o in options_of(r).items() if n == bare]
     if kinds:
         return {bare: checked(bare, kinds[0], value)}
     raise _unknown(name, writer)
@@ -152,7 +152,7 @@ def _unknown(name: str, writer: Writer | None) -> UsageError:
     right = dict(common if writer is not None else {})
     right |= targets[writer.name] if writer is not None else {}
     for reader in READERS:
-        for n, o in declared(reader.options).items():
+        for n, o in options_of(reader).items():
             right.setdefault(n, o)
     close = [flag_of(n, right[n]) for n in near(name, list(right))]
     did = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.places.regular import read_head
+from ckptconv.places.regular import read_bytes, read_head
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.chunks import place
 from ckptconv.readers.reader import Reader, Weighed
 
-__all__ = ["READER", "check_masters", "numbered", "tracked"]
+__all__ = ["READER", "check_masters", "lacking_files", "numbered", "tracked"]
 
 # Keys under which trainers put a model's state dict, outermost first: torch's own tutorial ("app"),
 # accelerate (00b1b181, utils/fsdp_utils.py) and Lightning Fabric ("model"), and others.
@@ -34,6 +34,7 @@ _STEPS = ("step", "global_step", "checkpoint", "iter")
 _ACCELERATE = re.compile(r"pytorch_model_fsdp_(\d+)")
 _TRACKERS = ("latest_checkpointed_iteration.txt", "latest")
 _MAX_DEPTH = 2
+_DISTCP = re.compile(rb"__\d{1,9}_\d{1,9}\.distcp")
 
 
 @dataclass(slots=True)
@@ -122,6 +123,15 @@ def _is_dcp(folder: Path) -> bool:
         return False
     marker = folder / "metadata.json"
     return not (marker.is_file() and b"sharded_backend" in read_head(marker, 4096))
+
+
+def lacking_files(folder: Path) -> str | None:
+    """Say which of the files that ``.metadata`` names are not there; it is written last."""
+    if not (folder / METADATA).is_file():
+        return f"there is no {METADATA}, which is written last"
+    names = {m[0].decode() for m in _DISTCP.finditer(read_bytes(folder / METADATA))}
+    absent = sorted(n for n in names if not (folder / n).is_file())
+    return f"{len(absent)} of {len(names)} files are not there: {absent[0]}" if absent else None
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
@@ -270,4 +280,9 @@ def _check_names(weights: Mapping[str, str], folder: Path) -> None:
         raise PlanError(f"two tensors would be named {double[0]}", where=folder)
 
 
-READER = Reader("dcp", _recognise, _open, Weighed)
+def _lacking(path: Path) -> str | None:
+    found = _find(path)
+    return None if found is None else lacking_files(found[0])
+
+
+READER = Reader("dcp", _recognise, _open, Weighed, lacking=_lacking)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
@@ -15,8 +14,8 @@ from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.places import is_remote
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.readers.reader import Reader, step_option
-from ckptconv.readers.tensorflow.options import TensorFlowOptions
+from ckptconv.plans.options import NoOptions
+from ckptconv.readers.reader import Reader
 from ckptconv.readers.tensorflow.read import open_tensorflow
 from ckptconv.readers.torch_file import named_tensors
 from ckptconv.readers.weight_map import read_weight_map
@@ -40,13 +39,6 @@ _FURTHER = "pytorch_model_fsdp_1.bin"
 _STEP = re.compile(r"checkpoint-(\d+)")  # transformers 5.23, trainer_utils.py (PREFIX_CHECKPOINT_DIR)
 
 
-@dataclass(frozen=True)
-class HuggingFaceSource:
-    """Own ``--step``: which of a Trainer's folders is read."""
-
-    step: str | None = step_option()
-
-
 def _recognise(path: Path) -> bool:
     if path.is_file():
         return path.suffix == ".safetensors" or path.name in _ENTRIES[1::2]
@@ -66,27 +58,14 @@ def _steps(folder: Path) -> dict[int, Path]:
     return {step: found[step] for step in sorted(found) if _entry(found[step]) is not None}
 
 
-def _chosen(path: Path, step: str | None) -> tuple[Path, list[Note]]:
-    """Return the folder to be read: that of a step where one is named, else the newest of a run.
-
-    Raises:
-        UsageError: if there is no such step.
-    """
-    if path.is_file() or (step is None and _entry(path) is not None):
-        if step is not None:
-            raise UsageError(f"--step {step}: a file has no steps", where=path, hint="name the run's folder")
+def _chosen(path: Path) -> tuple[Path, list[Note]]:
+    """Return the folder to be read: of a run, that of the newest model."""
+    if path.is_file() or _entry(path) is not None:
         return path, []
     steps = _steps(path)
-    number = step.removeprefix("checkpoint-") if step is not None else None
-    if number is None:
-        newest = max(steps)
-        many = len(steps) > 1
-        text = f"checkpoint-{newest} is the newest of {len(steps)} in {path}"
-        return steps[newest], [Note("info", text)] if many else []
-    if not number.isdigit() or int(number) not in steps:
-        there = ", ".join(f"checkpoint-{n}" for n in steps) or "none"
-        raise UsageError(f"there is no step {step}", where=path, hint=f"steps with a model: {there}")
-    return steps[int(number)], []
+    newest = max(steps)
+    text = f"checkpoint-{newest} is the newest of {len(steps)} in {path}"
+    return steps[newest], [Note("info", text)] if len(steps) > 1 else []
 
 
 def _tensors(path: Path) -> dict[str, FileTensor]:
@@ -107,8 +86,8 @@ def _is_tensorflow(names: Iterable[str]) -> bool:
     return any(n.endswith(":0") for n in names)
 
 
-def _open(path: Path, options: HuggingFaceSource) -> Checkpoint:
-    path, notes = _chosen(path, options.step)
+def _open(path: Path, options: NoOptions) -> Checkpoint:
+    path, notes = _chosen(path)
     root = path if path.is_dir() else path.parent
     entry = path if path.is_file() else _entry(path)
     assert entry is not None
@@ -122,7 +101,7 @@ def _open(path: Path, options: HuggingFaceSource) -> Checkpoint:
     if entry.name.endswith(".json"):
         mapped = read_weight_map(entry)
         if _is_tensorflow(mapped):
-            return open_tensorflow(path, TensorFlowOptions())
+            return open_tensorflow(path, NoOptions())
         files = sorted(set(mapped.values()))
         for name in files:
             if not (root / name).is_file():
@@ -143,7 +122,7 @@ def _open(path: Path, options: HuggingFaceSource) -> Checkpoint:
         files = [entry.name]
         tensors = _tensors(entry)
         if _is_tensorflow(tensors):
-            return open_tensorflow(path, TensorFlowOptions())
+            return open_tensorflow(path, NoOptions())
     graph = GraphBuilder()
     graph.touch(entry)
     aliases = named_tensors(graph, tensors)
@@ -162,4 +141,16 @@ def _open(path: Path, options: HuggingFaceSource) -> Checkpoint:
     )
 
 
-READER = Reader("huggingface", _recognise, _open, HuggingFaceSource)
+def _lacking(path: Path) -> str | None:
+    entry = path if path.is_file() else _entry(path)
+    if entry is None or entry.suffix != ".json":
+        return None
+    try:
+        names = sorted(set(read_weight_map(entry).values()))
+    except FormatError as e:
+        return e.message
+    absent = [n for n in names if not (entry.parent / n).is_file()]
+    return f"{len(absent)} of {len(names)} shards are not there: {absent[0]}" if absent else None
+
+
+READER = Reader("huggingface", _recognise, _open, lacking=_lacking)

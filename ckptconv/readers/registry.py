@@ -12,10 +12,11 @@ from ckptconv.errors import FormatError, UsageError
 from ckptconv.places.places import forget
 from ckptconv.places.unfinished import refuse_unfinished
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.plans.options import declared, flag_of, made, near
+from ckptconv.plans.options import flag_of, made, near
 from ckptconv.plugins import Registry
-from ckptconv.readers.reader import Reader
+from ckptconv.readers.reader import Reader, options_of
 from ckptconv.readers.runs import Found, find_weights, with_models
+from ckptconv.readers.saves import find_save
 from ckptconv.readers.sound import sound
 from ckptconv.readers.spoken import spoken
 from ckptconv.readers.wrappers import unwrap
@@ -36,11 +37,16 @@ READERS: Registry[Reader] = Registry("readers", _OWN, lambda: Reader)
 
 
 def find_reader(path: Path) -> Reader:
-    """Return the reader that recognises a path.
+    """Return the reader that recognises a path, or the newest save of the run it names.
 
     Raises:
         FormatError: if nothing is there, or no reader recognises it.
+        UsageError: if several files of weights could be meant.
     """
+    return _reader(_locate(path).path)
+
+
+def _reader(path: Path) -> Reader:
     forget()
     if not path.exists():
         raise FormatError("no such file or folder", where=path, hint="check the path")
@@ -70,52 +76,65 @@ def open_checkpoint(
         FormatError: if nothing is there, or no reader recognises it.
         UsageError: if something is said that this reader does not understand.
     """
-    found = _locate(path, given.get("step"))
-    reader = find_reader(found.path)
-    if found.path != path and "step" not in declared(reader.options):
-        given = {n: v for n, v in given.items() if n != "step"}  # it has chosen the folder
+    found, given, own = _chosen(path, given)
+    reader = _reader(found.path)
+    internal |= own
     opened = unwrap(_open(reader, found.path, _options(reader, found.path, given, internal)))
     notes = tuple(Note("info", text) for text in found.notes)
     near = with_models((*reversed(found.near), *opened.near), opened.data)
     return sound(spoken(replace(opened, near=near, notes=(*notes, *opened.notes))), path)
 
 
-def _locate(path: Path, step: object = None) -> Found:
+def _chosen(
+    path: Path, given: Mapping[str, object]
+) -> tuple[Found, Mapping[str, object], Mapping[str, object]]:
+    """Find the weights of the step that is asked for; return what else is said, and the reader's own choice.
+
+    Raises:
+        UsageError: if there is no such step, or several saves or files could be meant.
+    """
+    step = given.get("step")
+    if step is None:
+        return _locate(path), given, {}
+    save = find_save(path, str(step), READERS)
+    rest = {n: v for n, v in given.items() if n != "step"}
+    if save.key is not None:
+        return Found(save.path), rest, {"step": save.key}
+    found = _locate(save.path)
+    above = [p for p in save.path.parents if p == path or p.is_relative_to(path)]
+    return replace(found, near=(*reversed(above), *found.near)), rest, {}
+
+
+def _locate(path: Path) -> Found:
     """Find the weights in what a user names: a run's folder, or one of its saves.
 
     Raises:
-        UsageError: if there is no such step, or several files of weights could be meant.
+        UsageError: if several files of weights could be meant.
     """
     if not path.is_dir():
         return Found(path)
-    owner = next((r for r in READERS if r.recognise(path)), None)
-    if owner is None:
-        refuse_unfinished(path)
-    if owner is not None and (step is None or "step" in declared(owner.options)):
+    if any(r.recognise(path) for r in READERS):
         return Found(path)
-    found = find_weights(
-        path, lambda p: any(r.recognise(p) for r in READERS), None if step is None else str(step)
-    )
+    refuse_unfinished(path)
+    found = find_weights(path, lambda p: any(r.recognise(p) for r in READERS))
     return found or Found(path)
 
 
 def owners(name: str) -> list[str]:
     """Return the readers that understand an option."""
-    return [r.name for r in READERS if name in declared(r.options)]
+    return [r.name for r in READERS if name in options_of(r)]
 
 
 def _options(
     reader: Reader, path: Path, given: Mapping[str, object], internal: Mapping[str, object]
 ) -> object:
     """Make the reader's options, and refuse what it does not own."""
-    owned = declared(reader.options)
+    owned = options_of(reader)
     for name, value in given.items():
         if value is None or name in owned:
             continue
         others = owners(name)
-        flag = next(
-            (flag_of(name, o) for r in READERS for n, o in declared(r.options).items() if n == name), name
-        )
+        flag = next((flag_of(name, o) for r in READERS for n, o in options_of(r).items() if n == name), name)
         close = near(name, list(owned))
         more = f"; of this one: {', '.join(flag_of(n, owned[n]) for n in close or owned)}" if owned else ""
         raise UsageError(

@@ -17,10 +17,11 @@ from typing import Final
 from ckptconv.errors import UsageError
 from ckptconv.places.places import is_remote
 
-__all__ = ["Found", "Save", "find_weights", "saves_in", "with_models"]
+__all__ = ["Found", "find_weights", "numbers", "with_models"]
 
-_NUMBERED: Final = re.compile(
-    r"(?:dist_)?(?:checkpoint|global_step|step|iter|epoch|ep)[-_=]?(\d+)(?:[-_](?:step|ba)[-_=]?(\d+))?(?:[-_].*)?"
+_NUMBER: Final = re.compile(
+    r"(?:^|(?<=[-_. ]))(?:(?P<epoch>epoch|ep)|(?P<step>global_?step|steps?|iter(?:ation)?|ba|batch)"
+    r"|checkpoint|ckpt|save)[-_=]?(?P<number>\d{1,15})(?![0-9A-Za-z])"
 )
 # Where weights lie in a save, the likeliest first; a policy before its critic.
 _INSIDE: Final = (
@@ -28,14 +29,6 @@ _INSIDE: Final = (
     *("ckpt", "pytorch_model_fsdp_0", "consolidated", "latest", "critic"),
 )
 _DEPTH: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Name one save of a run: its step (an epoch where it has no step), and its folder."""
-
-    step: int
-    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,50 +40,57 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def saves_in(folder: Path) -> list[Save]:
-    """Return the saves whose folders lie in a run's folder, oldest first."""
-    found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = _NUMBERED.fullmatch(path.name)
-        if match is not None and path.is_dir():
-            found.append(((int(match[1]), int(match[2] or 0)), path))
-    return [Save(order[1] or order[0], path) for order, path in sorted(found)]
+def numbers(name: str) -> tuple[int, int] | None:
+    """Return the epoch and the step that a save's name says; without a step the number that is there.
+
+    The epoch is 0 where a name says only one number. None if it names no save.
+    """
+    epoch, step, other = None, None, None
+    for match in _NUMBER.finditer(name):
+        if match["step"]:
+            step = int(match["number"])
+        elif match["epoch"]:
+            epoch = int(match["number"])
+        else:
+            other = int(match["number"])
+    known = [n for n in (step, other) if n is not None]
+    if known:
+        return epoch or 0, known[0]
+    return None if epoch is None else (0, epoch)
 
 
-def find_weights(path: Path, known: Callable[[Path], bool], step: str | None = None) -> Found | None:
-    """Find what a reader knows in a folder that none does.
+def _saves_in(folder: Path) -> list[tuple[int, Path]]:
+    """Return the folders of saves in a run's folder, by step, oldest first."""
+    found = [(n, p) for p in folder.iterdir() if (n := numbers(p.name)) is not None and p.is_dir()]
+    return [(order[1], p) for order, p in sorted(found)]
+
+
+def find_weights(path: Path, known: Callable[[Path], bool]) -> Found | None:
+    """Find what a reader knows in a folder that none does: in a run, the newest save that holds weights.
 
     Args:
         path: What the user named.
         known: Whether a reader recognises a path.
-        step: The step that is wanted, instead of the newest.
 
     Raises:
-        UsageError: if there is no such step, or several files could be meant.
+        UsageError: if several files could be meant.
     """
-    return _find(path, known, step, _DEPTH)
+    return _find(path, known, _DEPTH)
 
 
-def _find(path: Path, known: Callable[[Path], bool], step: str | None, depth: int) -> Found | None:
+def _find(path: Path, known: Callable[[Path], bool], depth: int) -> Found | None:
     if depth == 0 or not path.is_dir():
         return None
-    saves = saves_in(path)
-    if saves and step is not None:
-        asked = re.sub(r"\D+", "", step)
-        chosen = [s for s in saves if s.folder.name == step or (asked and s.step == int(asked))]
-        if not chosen:
-            there = ", ".join(str(s.step) for s in saves[-12:])
-            raise UsageError(f"there is no step {step}", where=path, hint=f"steps here: {there}")
-        return _through(path, chosen[-1].folder, known, None, depth, ())
+    saves = _saves_in(path)
     skipped: list[str] = []
-    for save in reversed(saves):
-        more = (*((f"{save.folder.name} is the newest of {len(saves)}",) if len(saves) > 1 else ()),)
+    for _, folder in reversed(saves):
+        more = (*((f"{folder.name} is the newest of {len(saves)}",) if len(saves) > 1 else ()),)
         more = (*(f"{name} holds no weights" for name in skipped), *more)
-        if (found := _through(path, save.folder, known, None, depth, more)) is not None:
+        if (found := _through(path, folder, known, depth, more)) is not None:
             return found
-        skipped.append(save.folder.name)
+        skipped.append(folder.name)
     for name in _INSIDE:
-        if (found := _through(path, path / name, known, step, depth, ())) is not None:
+        if (found := _through(path, path / name, known, depth, ())) is not None:
             return found
     return _file(path, known)
 
@@ -99,7 +99,6 @@ def _through(
     path: Path,
     inner: Path,
     known: Callable[[Path], bool],
-    step: str | None,
     depth: int,
     notes: tuple[str, ...],
 ) -> Found | None:
@@ -107,7 +106,7 @@ def _through(
         return None
     if known(inner):
         return Found(inner, (path,), notes)
-    found = _find(inner, known, step, depth - 1)
+    found = _find(inner, known, depth - 1)
     return None if found is None else Found(found.path, (path, *found.near), (*notes, *found.notes))
 
 

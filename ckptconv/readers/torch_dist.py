@@ -25,11 +25,11 @@ from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.regular import read_bytes, read_head
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.plans.options import Count
 from ckptconv.readers.chunks import place
+from ckptconv.readers.dcp import lacking_files
 from ckptconv.readers.megatron.find import TRACKER, iteration_folder
 from ckptconv.readers.megatron.run_config import run_arguments
-from ckptconv.readers.reader import Parallel, Reader, Weighed, step_option
+from ckptconv.readers.reader import Parallel, Reader, Weighed
 from ckptconv.relations import Spec
 from ckptconv.relations.rename import under_names
 from ckptconv.slots import Table, Words
@@ -80,25 +80,23 @@ def _is_megatron(metadata: bytes) -> bool:
     return b"checkpoint_version" in metadata and (args or _CORE.search(metadata) is not None)
 
 
-def _find(path: Path, iteration: int | None) -> _Found | None:
+def _find(path: Path) -> _Found | None:
     folder = path.parent if path.is_file() else path
     if path.is_file() and path.name not in (METADATA, MARKER, COMMON) and path.suffix != ".distcp":
         return None
     data: Path | None = folder
     backend = _backend(folder)
     if backend is None and not path.is_file():
-        data = iteration_folder(path, iteration)
+        data = iteration_folder(path)
         backend = _backend(data) if data is not None else None
     if data is None or backend is None:
         return None
-    if iteration is not None and data == folder and folder.resolve().name != f"iter_{iteration:07d}":
-        raise UsageError(f"{folder.name} is not iteration {iteration}", hint="name the run's folder")
     return _Found(data.parent if (data.parent / TRACKER).is_file() else folder, data, backend)
 
 
 def _recognise(path: Path) -> bool:
     try:
-        return _find(path, None) is not None
+        return _find(path) is not None
     except FormatError:
         return False
 
@@ -110,13 +108,12 @@ def _plain_state(dcp: DcpFolder) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class TorchDistOptions(Parallel, Weighed):
-    """Own the parallel sizes of the run that saved, to be checked, ``--step`` and ``--weights``.
+    """Own the parallel sizes of the run that saved, to be checked, and ``--weights``.
 
     Attributes:
         words: What the model is like, where the names of an adapter alone do not tell; known to the program.
     """
 
-    step: int | None = step_option(Count())
     words: Words | None = None
 
 
@@ -124,7 +121,7 @@ class TorchDistOptions(Parallel, Weighed):
 
 
 def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
-    found = _find(path, options.step)
+    found = _find(path)
     if found is None:
         raise FormatError("no checkpoint of Megatron's torch_dist format found", where=path)
     if found.backend == _DAMAGED:
@@ -359,4 +356,9 @@ def _left_out(dcp: DcpFolder, weights: Mapping[str, str]) -> dict[str, int]:
     return dict(count)
 
 
-READER = Reader("torch_dist", _recognise, _open, TorchDistOptions)
+def _lacking(path: Path) -> str | None:
+    found = _find(path)
+    return None if found is None else lacking_files(found.data)
+
+
+READER = Reader("torch_dist", _recognise, _open, TorchDistOptions, lacking=_lacking)

@@ -232,4 +232,14 @@ def _open(path: Path, options: Weighed) -> Checkpoint:
     )
 
 
-READER = Reader("verl", lambda path: _find(path) is not None, _open, Weighed)
+def _lacking(path: Path) -> str | None:
+    try:
+        found = _find(path)
+        if found is not None:
+            _files(path, found[0])
+    except PlanError as e:
+        return e.message
+    return None
+
+
+READER = Reader("verl", lambda path: _find(path) is not None, _open, Weighed, lacking=_lacking)

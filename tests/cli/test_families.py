@@ -9,7 +9,7 @@ from running import succeeds
 
 
 def test_all_of_them() -> None:
-    listed = {f["family"]: f for f in json.loads(succeeds("families", "--json").out)}
+    listed = {f["family"]: f for f in json.loads(succeeds("families", "--json").out)["families"]}
     assert listed.keys() == {f.name for f in FAMILIES if f.entries or f.text}
     assert listed["llama"]["config"] == "found"
     assert listed["deepseek_v3"]["mtp"] and "kimi_k2" in listed["deepseek_v3"]["model_types"]

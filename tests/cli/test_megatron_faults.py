@@ -281,7 +281,7 @@ def test_the_tracker_names_an_iteration_that_is_not_there(run: Path, out: Path) 
     tracker.write_text("50")
     fails(1, "megatron-merge", run, out, naming=("iter_0000050", tracker.name), out=out)
     merged(run, out, "--iteration", 1)
-    fails(2, "megatron-merge", run, out.with_name("b"), "--iteration", 50, naming=("iteration 50", STEP))
+    fails(2, "megatron-merge", run, out.with_name("b"), "--iteration", 50, naming=("no step 50", STEP))
     tracker.write_text("soon")
     fails(1, "megatron-merge", run, out.with_name("c"), naming=("'soon'",))
 

@@ -52,7 +52,7 @@ def test_tag(run: Path, out: Path) -> None:
     (run / "latest").write_text("global_step9")
     succeeds("deepspeed-to-hf", run, out, "--tag", "best")
     assert_equal(loaded(out), load_file(CASES / STAGE_2 / "gold_fp32.safetensors"))
-    fails(1, "deepspeed-to-hf", run, out.with_name("out2"), "--tag", "worst", naming=("worst", "best"))
+    fails(2, "deepspeed-to-hf", run, out.with_name("out2"), "--tag", "worst", naming=("worst", "best"))
 
 
 def test_a_newline_after_the_tag(run: Path, out: Path) -> None:

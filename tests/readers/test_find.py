@@ -8,6 +8,8 @@ import pytest
 
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.readers.deepspeed.find import find_run, looks_like_deepspeed, sort_files
+from ckptconv.readers.registry import READERS
+from ckptconv.readers.saves import find_save
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -75,9 +77,9 @@ class TestFindRun:
         with pytest.raises(UsageError, match="accelerate saved 2 models") as caught:
             find_run(tmp_path)
         assert caught.value.hint is not None
-        assert "--tag pytorch_model or --tag pytorch_model_1" in caught.value.hint
+        assert "--step pytorch_model or --step pytorch_model_1" in caught.value.hint
         for tag in ("pytorch_model", "pytorch_model_1"):
-            assert find_run(tmp_path, tag).tag == find_run(tmp_path / tag).tag == tmp_path / tag
+            assert find_run(tmp_path / tag).tag == tmp_path / tag == find_save(tmp_path, tag, READERS).path
 
     def test_a_tag_of_the_newest_checkpoint_of_a_trainer(self, tmp_path: Path) -> None:
         for step in (5, 10):
@@ -85,7 +87,8 @@ class TestFindRun:
             (tmp_path / f"checkpoint-{step}" / "latest").write_text("pytorch_model_1")
         with pytest.raises(UsageError, match="accelerate saved 2 models"):
             find_run(tmp_path)
-        assert find_run(tmp_path, "pytorch_model").tag == tmp_path / "checkpoint-10" / "pytorch_model"
+        found = find_save(tmp_path, "pytorch_model", READERS).path
+        assert found == tmp_path / "checkpoint-10" / "pytorch_model"
 
     def test_one_model_of_accelerate(self, tmp_path: Path) -> None:
         make(tmp_path, f"pytorch_model/{MODEL}", f"global_step5/{MODEL}")
@@ -115,7 +118,7 @@ class TestFindRun:
     def test_a_given_tag_wins(self, tmp_path: Path) -> None:
         make(tmp_path, f"step1/{MODEL}", f"step2/{MODEL}")
         (tmp_path / "latest").write_text("step1")
-        assert find_run(tmp_path, "step2").tag == tmp_path / "step2"
+        assert find_save(tmp_path, "step2", READERS).path == tmp_path / "step2"
 
     def test_the_newest_checkpoint_of_a_trainer(self, tmp_path: Path) -> None:
         for step in (2, 9, 10):

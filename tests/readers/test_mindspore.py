@@ -204,7 +204,7 @@ def test_ranks_and_steps_by_number(tmp_path: Path) -> None:
     assert np.array_equal(model.read("w"), w) and model.checkpoint.layout["step"] == 100
     assert any("1_100 is the newest" in n.text for n in model.checkpoint.notes)
     assert np.array_equal(ckptconv.open(tmp_path, step="1_20").read("w"), -w)
-    with pytest.raises(UsageError, match="no save"):
+    with pytest.raises(UsageError, match="no step 1_21"):
         _open(tmp_path, step="1_21")
 
 
@@ -292,7 +292,7 @@ def test_an_unfinished_save(tmp_path: Path) -> None:
     shutil.copy(source, run / "checkpoint/rank_0/llama_rank_0-2_20.ckpt")
     with pytest.raises(PlanError, match="2_20 lacks rank 1, 2, 3") as error:
         _open(run)
-    assert "--tag" in str(error.value)
+    assert "--step" in str(error.value)
     assert np.array_equal(ckptconv.open(run, step="2_10").read("w"), W)
 
 

@@ -11,4 +11,6 @@ READER = Reader(
     later("ckptconv.readers.deepspeed.find:looks_like_deepspeed"),
     later("ckptconv.readers.deepspeed.read:open_deepspeed"),
     DeepSpeedOptions,
+    later("ckptconv.readers.deepspeed.saves:saves"),
+    later("ckptconv.readers.deepspeed.saves:lacking"),
 )

@@ -18,7 +18,7 @@ from ckptconv.places.inside import is_inside
 from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
 
-__all__ = ["Run", "TagFiles", "find_run", "looks_like_deepspeed", "sort_files"]
+__all__ = ["Run", "TagFiles", "find_run", "is_tag", "looks_like_deepspeed", "sort_files", "tags"]
 
 # "zero_pp_rank_R" means data-parallel rank R: "partitioned parameters", not pipeline.
 _MODEL = re.compile(r"(?:zero_pp_rank_(?P<dp>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
@@ -105,14 +105,16 @@ def _claim(ranks: dict[int, Path], rank: int, path: Path) -> None:
     ranks[rank] = path
 
 
-def _is_tag(folder: Path) -> bool:
+def is_tag(folder: Path) -> bool:
+    """Whether a folder holds the files of one save."""
     return folder.is_dir() and any(
         _MODEL.fullmatch(p.name) or _OPTIM.fullmatch(p.name) for p in folder.iterdir()
     )
 
 
-def _tags(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and _is_tag(p))
+def tags(root: Path) -> list[Path]:
+    """Return the tag folders of a run, by name."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and is_tag(p))
 
 
 def looks_like_deepspeed(path: Path) -> bool:
@@ -123,8 +125,8 @@ def looks_like_deepspeed(path: Path) -> bool:
         )
     return path.is_dir() and (
         any((path / p).is_file() for p in _POINTERS)
-        or _is_tag(path)
-        or bool(_tags(path))
+        or is_tag(path)
+        or bool(tags(path))
         or bool(_trainer_runs(path))
     )
 
@@ -134,16 +136,15 @@ def _trainer_runs(path: Path) -> list[tuple[int, Path]]:
     return sorted(
         (int(m[1]), p)
         for p in path.iterdir()
-        if p.is_dir() and (m := _TRAINER.fullmatch(p.name)) and ((p / "latest").is_file() or _tags(p))
+        if p.is_dir() and (m := _TRAINER.fullmatch(p.name)) and ((p / "latest").is_file() or tags(p))
     )
 
 
-def find_run(path: Path, tag: str | None = None) -> Run:
+def find_run(path: Path) -> Run:
     """Find the tag folder meant by ``path``: a run, a tag folder, a file inside, or a Trainer's folder.
 
     Args:
         path: What the user named.
-        tag: The tag to read instead of the one in ``latest``.
 
     Raises:
         FormatError: if ``latest`` names a tag that is not there, or no weights are found.
@@ -151,62 +152,55 @@ def find_run(path: Path, tag: str | None = None) -> Run:
     """
     if path.is_file():
         path = path.parent
-    if tag is None and _is_tag(path):
+    if is_tag(path):
         beside = path.parent
         root = beside if any((beside / p).is_file() for p in (*_POINTERS, "config.json")) else path
         return Run(root, path)
     if not any((path / p).is_file() for p in _POINTERS) and (runs := _trainer_runs(path)):
-        if tag is not None and tag.isdigit() and int(tag) in dict(runs):
-            return find_run(dict(runs)[int(tag)])
-        if tag is None or not (path / tag).is_dir():
-            step, newest = runs[-1]
-            found = find_run(newest, tag)
-            text = f"checkpoint-{step} is the newest of {len(runs)} in {path}"
-            return Run(found.root, found.tag, (Note("info", text), *found.notes))
-    if tag is not None:
-        return Run(path, _tag_folder(path, tag, "--tag"))
-    models = [t.name for t in _tags(path) if _MODELS.fullmatch(t.name)] if path.is_dir() else []
+        step, newest = runs[-1]
+        found = find_run(newest)
+        text = f"checkpoint-{step} is the newest of {len(runs)} in {path}"
+        return Run(found.root, found.tag, (Note("info", text), *found.notes))
+    models = [t.name for t in tags(path) if _MODELS.fullmatch(t.name)] if path.is_dir() else []
     if len(models) > 1:
         raise UsageError(
             f"accelerate saved {len(models)} models here, each in a tag of its own: {', '.join(models)}",
             where=path,
-            hint="give one of them: " + " or ".join(f"--tag {name}" for name in models),
+            hint="give one of them: " + " or ".join(f"--step {name}" for name in models),
         )
     for pointer in _POINTERS:
         if (path / pointer).is_file():
             named = read_head(path / pointer, 4096).decode(errors="replace").strip()
             return Run(path, _tag_folder(path, named, f"the file {pointer!r}"))
-    tags = _tags(path)
-    if len(tags) == 1:
-        return Run(path, tags[0], (Note("info", f"no file 'latest'; the only tag is {tags[0].name}"),))
-    if tags:
+    there = tags(path)
+    if len(there) == 1:
+        return Run(path, there[0], (Note("info", f"no file 'latest'; the only tag is {there[0].name}"),))
+    if there:
         raise UsageError(
-            f"no file 'latest' says which of {len(tags)} tags to read",
+            f"no file 'latest' says which of {len(there)} tags to read",
             where=path,
-            hint="give --tag, one of " + ", ".join(t.name for t in tags),
+            hint="give --step, one of " + ", ".join(t.name for t in there),
         )
     raise FormatError("no DeepSpeed checkpoint found", where=path)
 
 
 def _tag_folder(root: Path, tag: str, source: str) -> Path:
     folder = root / tag
-    if tag.isdigit() and not folder.is_dir():  # DeepSpeed's own name for a step
-        folder = root / f"global_step{int(tag)}"
-    there = ", ".join(t.name for t in _tags(root)) or "none"
+    there = ", ".join(t.name for t in tags(root)) or "none"
     # Lexically: a tag folder may well be a link to another disk, but its name must not lead out.
     if not tag or not is_inside(normpath(tag)):
         raise FormatError(
             f"{source} names {tag!r}, which is no folder inside the run",
             where=root,
-            hint=f"give --tag; tags here: {there}",
+            hint=f"give --step; tags here: {there}",
         )
     if not folder.is_dir():
         raise FormatError(
             f"{source} names tag {tag!r}, but there is no such folder",
             where=root,
-            hint=f"the save may not have finished, or the folder was deleted; give --tag; tags here: {there}",
+            hint=f"the save is not finished, or its folder was deleted; give --step; tags here: {there}",
         )
-    if not _is_tag(folder):
+    if not is_tag(folder):
         raise PlanError(
             f"tag {tag!r} holds no model or optimizer states",
             where=folder,

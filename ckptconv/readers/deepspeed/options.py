@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptconv.readers.reader import Weighed, step_option
+from ckptconv.readers.reader import Weighed
 
 __all__ = ["DeepSpeedOptions"]
 
 
 @dataclass(frozen=True)
 class DeepSpeedOptions(Weighed):
-    """Own ``--weights`` and ``--step``."""
-
-    step: str | None = step_option()
+    """Own ``--weights``."""

@@ -40,7 +40,7 @@ def open_deepspeed(path: Path, options: DeepSpeedOptions) -> Checkpoint:
         FormatError: if a file is damaged or of a form that is not supported.
         PlanError: if ranks are missing, disagree, or hold fewer elements than the parameters need.
     """
-    run = find_run(path, options.step)
+    run = find_run(path)
     files = sort_files(run.tag)
     reading = Reading(run, files, options.weights or "master", notes=list(run.notes))
     ranks = open_ranks(files, optimizer=reading.weights == "master")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-from ckptconv.errors import FormatError, PlanError, UsageError
+from ckptconv.errors import FormatError, PlanError
 from ckptconv.parallel import Grid
 from ckptconv.places.regular import read_head
+from ckptconv.readers.reader import Save
 
-__all__ = ["Run", "find_run", "iteration_folder", "rank_folders"]
+__all__ = ["Run", "find_run", "iteration_folder", "lacking", "rank_folders", "saves"]
 
 TRACKER = "latest_checkpointed_iteration.txt"
 # model_optim_rng.pt since Megatron-LM 2.0; model_rng.pt beside a distributed optimizer in old releases.
@@ -54,22 +57,13 @@ def has_ranks(folder: Path) -> bool:
     return any(p.is_dir() and any((p / f).is_file() for f in _FILES) for p in folder.glob("mp_rank_*"))
 
 
-def iteration_folder(path: Path, iteration: int | None = None) -> Path | None:
-    """Return the folder of the iteration asked for, or of the newest; None if this is no run's folder.
+def iteration_folder(path: Path) -> Path | None:
+    """Return the folder of the newest iteration; None if this is no run's folder.
 
     Raises:
-        UsageError: if there is no such iteration.
         FormatError: if the tracker names none that is there.
     """
     tracker = path / TRACKER
-    if iteration is not None:
-        folder = path / f"iter_{iteration:07d}"
-        if not folder.is_dir():
-            there = sorted(p.name for p in path.glob("iter_*"))
-            raise UsageError(
-                f"there is no iteration {iteration}", hint=f"found: {', '.join(there) or 'none'}"
-            )
-        return folder
     if tracker.is_file():
         text = read_head(tracker, 256).decode(errors="replace").strip()
         name = (
@@ -92,7 +86,7 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path | None:
     return max(found, key=lambda p: int(p.name[5:]), default=None)
 
 
-def find_run(path: Path, iteration: int | None) -> Run:
+def find_run(path: Path) -> Run:
     """Find the ranks' files from a run's folder, an iteration's, a rank's, or a file in it.
 
     Raises:
@@ -102,13 +96,55 @@ def find_run(path: Path, iteration: int | None) -> Run:
         path = path.parent
     if Grid.numbers([path.resolve().name]) and not has_ranks(path):
         path = path.resolve().parent
-    data = path if has_ranks(path) else iteration_folder(path, iteration)
+    data = path if has_ranks(path) else iteration_folder(path)
     if data is None or not has_ranks(data):
         raise FormatError("there are no mp_rank_* folders", where=data or path, hint="name the run's folder")
-    if iteration is not None and data == path and path.name != f"iter_{iteration:07d}":
-        raise UsageError(f"{path.name} is not iteration {iteration}", hint="name the run's folder")
     root = data.parent if (data.parent / TRACKER).is_file() or data != path else data
     files = rank_folders(data)
     if not files:
         raise PlanError("there are no rank folders with a checkpoint", where=data)
     return Run(root, data, files)
+
+
+def saves(path: Path) -> Iterator[Save]:
+    """Yield the save of converted weights that has no iteration: ``release``."""
+    if has_ranks(path / "release"):
+        yield Save(None, "release", path / "release")
+
+
+def lacking(path: Path) -> str | None:
+    """Say which rank's folder or file is not there: every tensor, pipeline and expert rank saves."""
+    folder = path if has_ranks(path) else iteration_folder(path)
+    if folder is None:
+        return None
+    try:
+        names = list(rank_folders(folder))
+    except FormatError as e:
+        return e.message
+    found = set(Grid.numbers(names).values())
+    if len({len(n) for n in found}) != 1:
+        return None
+    absent = min((e - found for e in _expected(found) if found <= e), key=len, default=set())
+    return f"{_called(min(names), min(absent))} is not there" if absent else None
+
+
+def _expected(found: set[tuple[int, ...]]) -> Iterator[set[tuple[int, ...]]]:
+    """Yield the ranks a save may have: all, or those of expert ranks that go over tensor ranks.
+
+    With a smaller expert tensor parallel size (``etp``) rank r of a stage is tensor rank ``r % tp`` and
+    expert rank ``r // etp % ep`` (megatron-core 0.16.1, ``parallel_state.py``).
+    """
+    sizes = [max(n[i] for n in found) + 1 for i in range(len(next(iter(found))))]
+    yield set(product(*map(range, sizes)))
+    if len(sizes) == 1:
+        return
+    tp, *middle, ep = sizes
+    for etp in range(1, tp):
+        pairs = {(r % tp, r // etp % ep) for r in range(tp * ep * etp)}
+        yield {(t, *m, e) for t, e in pairs for m in product(*map(range, middle))}
+
+
+def _called(other: str, rank: tuple[int, ...]) -> str:
+    """Return the name of a rank's folder, as another one is called."""
+    rest = iter(rank)
+    return re.sub(r"\d+", lambda m: f"{next(rest):0{len(m[0])}d}", other)

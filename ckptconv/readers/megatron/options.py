@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptconv.plans.options import Count
-from ckptconv.readers.reader import Parallel, Weighed, step_option
+from ckptconv.readers.reader import Parallel, Weighed
 from ckptconv.slots import Words
 
 __all__ = ["MegatronOptions"]
@@ -13,12 +12,11 @@ __all__ = ["MegatronOptions"]
 
 @dataclass(frozen=True)
 class MegatronOptions(Parallel, Weighed):
-    """Own the parallel sizes, ``--step`` and ``--weights``.
+    """Own the parallel sizes and ``--weights``.
 
     Attributes:
         words: What the model is like (`ckptconv.plans.checkpoint.Checkpoint.words`), where the names of an
             adapter alone do not tell; known to the program, not asked of a user.
     """
 
-    step: int | None = step_option(Count())
     words: Words | None = None

@@ -18,7 +18,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.parallel import Grid, Rank
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.readers.megatron.find import Run, find_run, has_ranks, iteration_folder
+from ckptconv.readers.megatron.find import Run, find_run, has_ranks, iteration_folder, lacking, saves
 from ckptconv.readers.megatron.options import MegatronOptions
 from ckptconv.readers.reader import Reader
 from ckptconv.relations import Box, Pair, Relation, Spec
@@ -50,7 +50,7 @@ def _open(path: Path, options: MegatronOptions) -> Checkpoint:
             where=path,
             hint="leave --weights out; Megatron's torch_dist format stores named masters",
         )
-    run = find_run(path, options.step)
+    run = find_run(path)
     reader = RankReader()
     files = {name: reader.read(file) for name, file in run.files.items()}
     first = next(iter(files.values()))
@@ -339,4 +339,4 @@ def _left_out(run: Run, files: Mapping[str, RankFile]) -> dict[str, int]:
     return {k: v for k, v in {"optimizer states": count, "optimizer files": beside}.items() if v}
 
 
-READER = Reader("megatron", _recognise, _open, MegatronOptions)
+READER = Reader("megatron", _recognise, _open, MegatronOptions, saves, lacking)

@@ -1,7 +1,7 @@
 """Read what MindSpore and MindFormers save."""
 
 from ckptconv.plugins import later
-from ckptconv.readers.mindspore.find import looks_like_mindspore
+from ckptconv.readers.mindspore.find import looks_like_mindspore, saves
 from ckptconv.readers.mindspore.options import MindSporeOptions
 from ckptconv.readers.reader import Reader
 
@@ -12,4 +12,5 @@ READER = Reader(
     looks_like_mindspore,
     later("ckptconv.readers.mindspore.read:open_checkpoint"),
     MindSporeOptions,
+    saves,
 )

@@ -8,7 +8,7 @@ Folders: mindformers 1.9, ``core/callback/callback.py`` (``output/checkpoint/ran
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +18,9 @@ from ckptconv.dialects.mindformers.strategy import find_strategies
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
+from ckptconv.readers.reader import Save
 
-__all__ = ["NAME_MAP", "Found", "Step", "find", "looks_like_mindspore"]
+__all__ = ["NAME_MAP", "Found", "Step", "find", "looks_like_mindspore", "saves"]
 
 Kind = Literal["file", "ranks", "named", "iteration"]
 Step = tuple[int, int]
@@ -83,7 +84,7 @@ def find(path: Path, tag: str | None = None, *, strategy: bool = False) -> Found
 
     Args:
         path: What the user named.
-        tag: The save to read instead of the newest: ``EPOCH_STEP``, or an iteration.
+        tag: The save to read instead of the newest: ``EPOCH_STEP``.
         strategy: Whether the user gave strategy files; a rank's file then is one of many.
 
     Raises:
@@ -94,7 +95,7 @@ def find(path: Path, tag: str | None = None, *, strategy: bool = False) -> Found
     if path.is_file():
         return _of_file(path, strategy)
     if iterations := _iterations(path):
-        return _iteration(path, iterations, tag)
+        return _iteration(path, iterations)
     if _ITERATION.fullmatch(path.name):
         return _one_iteration(path.parent, path, ())
     if (path / NAME_MAP).is_file():
@@ -149,23 +150,21 @@ def _iterations(path: Path) -> list[tuple[int, Path]]:
     return sorted((int(m[1]), p) for m, p in found if m and p.is_dir())
 
 
-def _iteration(path: Path, iterations: Sequence[tuple[int, Path]], tag: str | None) -> Found:
+def _iteration(path: Path, iterations: Sequence[tuple[int, Path]]) -> Found:
     there = ", ".join(str(n) for n, _ in iterations)
     notes: tuple[Note, ...] = ()
-    if tag is not None:
-        wanted, source = tag.removeprefix("iteration_"), "--tag"
-    elif (path / _TRACKER).is_file():
-        wanted, source = read_head(path / _TRACKER, 64).decode(errors="replace").strip(), _TRACKER
+    if (path / _TRACKER).is_file():
+        wanted = read_head(path / _TRACKER, 64).decode(errors="replace").strip()
     else:
-        wanted, source = str(iterations[-1][0]), ""
+        wanted = str(iterations[-1][0])
         notes = (Note("info", f"no {_TRACKER}; iteration {wanted} is the newest of {there}"),)
     number = int(wanted) if wanted.isascii() and wanted.isdigit() and len(wanted) < 20 else -1
     folder = dict(iterations).get(number)
     if folder is None:
         raise FormatError(
-            f"{source} names iteration {wanted!r}, which is not there",
+            f"{_TRACKER} names iteration {wanted!r}, which is not there",
             where=path,
-            hint=f"the save may not have finished; give --tag, one of {there}",
+            hint=f"the save may not have finished; give --step, one of {there}",
         )
     return _one_iteration(path, folder, notes)
 
@@ -204,6 +203,36 @@ def _ranks(path: Path, folders: Sequence[tuple[int, Path]], tag: str | None) -> 
     return _newest(path, files, tag)
 
 
+def saves(path: Path) -> Iterator[Save]:
+    """Yield the saves whose files lie beside each other: an epoch and a step in every name."""
+    if not path.is_dir() or _iterations(path):
+        return
+    if folders := _rank_folders(path):
+        files = [
+            (rank, p) for rank, folder in folders for p in sorted(folder.iterdir()) if p.suffix in _SUFFIXES
+        ]
+    elif any(looks_like_mindspore(path / n) for n in _INSIDE):
+        return  # the folder inside is the run's
+    else:
+        files = [(_rank_of(p), p) for p in _own_files(path)]
+    ranks = {rank for rank, _ in files}
+    held: dict[Step, dict[int, Path]] = {}
+    for rank, file in files:
+        if m := _STEP.fullmatch(file.stem):
+            held.setdefault((int(m[1]), int(m[2])), {})[rank] = file
+    for (epoch, step), found in sorted(held.items()):
+        lack = ", ".join(str(r) for r in sorted(ranks - set(found))[:16])
+        name = f"{epoch}_{step}"
+        why = f"the file of rank {lack} is not there" if lack else None
+        yield Save(step, name, path, name, tuple(found.values()), epoch, why)
+
+
+def _rank_of(file: Path) -> int:
+    """Return the rank in a file's name; 0 where it says none."""
+    found = _IN_NAME.fullmatch(file.stem)
+    return int(found[1]) if found else 0
+
+
 def _newest(path: Path, files: Sequence[tuple[int, Path]], tag: str | None) -> Found:
     """Choose each rank's file of the newest save: by number, 10 comes after 9."""
     saves: dict[Step | None, dict[int, Path]] = {}
@@ -222,7 +251,7 @@ def _newest(path: Path, files: Sequence[tuple[int, Path]], tag: str | None) -> F
     if tag is not None:
         chosen = next((s for s in stepped if f"{s[0]}_{s[1]}" == tag), None)
         if chosen is None:
-            raise UsageError(f"no save {tag!r}", where=path, hint=f"give --tag, one of {there or 'none'}")
+            raise UsageError(f"no save {tag!r}", where=path, hint=f"give --step, one of {there or 'none'}")
     else:
         chosen = stepped[-1] if stepped else None
     found = saves[chosen]
@@ -232,7 +261,7 @@ def _newest(path: Path, files: Sequence[tuple[int, Path]], tag: str | None) -> F
         raise PlanError(
             f"{name} lacks rank {', '.join(map(str, lack[:16]))}",
             where=path,
-            hint=f"the save may not have finished; give --tag to read another one of {there}",
+            hint=f"the save may not have finished; give --step to read another one of {there}",
         )
     notes: tuple[Note, ...] = ()
     if len(saves) > 1 and tag is None and chosen is not None:

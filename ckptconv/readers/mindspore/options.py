@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ckptconv.plans.options import Choice, Paths, Switch, option
-from ckptconv.readers.reader import Weighed, step_option
+from ckptconv.readers.reader import Weighed
 
 __all__ = ["MindSporeOptions"]
 
@@ -19,11 +19,11 @@ class MindSporeOptions(Weighed):
     """Own what names and shapes of such a checkpoint do not tell.
 
     Attributes:
+        step: Epoch and step of the save to read, where files of several lie together: ``1_100``.
         as_stored: Whether optimizer and training states are read as tensors too, for a checkpoint of
             MindSpore that is written again or compared; known to the program, not asked of a user.
     """
 
-    step: str | None = step_option()
     yaml: Path | None = option(
         Paths("FILE"),
         "YAML of the run, if not beside the checkpoint: config.json is built from it.",
@@ -48,4 +48,5 @@ class MindSporeOptions(Weighed):
         default=False,
         panel=_PANEL,
     )
+    step: str | None = None
     as_stored: bool = False

@@ -2,7 +2,6 @@
 
 from ckptconv.plugins import later
 from ckptconv.readers.reader import Reader
-from ckptconv.readers.tensorflow.options import TensorFlowOptions
 
 __all__ = ["READER"]
 
@@ -10,5 +9,5 @@ READER = Reader(
     "tensorflow",
     later("ckptconv.readers.tensorflow.find:looks_like_tensorflow"),
     later("ckptconv.readers.tensorflow.read:open_tensorflow"),
-    TensorFlowOptions,
+    saves=later("ckptconv.readers.tensorflow.find:saves"),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +18,10 @@ from ckptconv.dialects.tensorflow.names import stripped, unscoped
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.jsonfile import read_json
 from ckptconv.places.regular import read_text
+from ckptconv.readers.reader import Save
 from ckptconv.readers.weight_map import read_weight_map
 
-__all__ = ["Found", "bundle_of", "config_of", "looks_like_tensorflow", "step_of", "variables"]
+__all__ = ["Found", "bundle_of", "config_of", "looks_like_tensorflow", "saves", "step_of", "variables"]
 
 # transformers 4.57, utils/__init__.py (TF2_WEIGHTS_NAME, TF2_WEIGHTS_INDEX_NAME).
 _SINGLE: Final = "tf_model.h5"
@@ -26,6 +29,7 @@ _SHARDS: Final = "tf_model.h5.index.json"
 _SUFFIXES: Final = (".h5", ".hdf5")
 _CONFIGS: Final = ("config.json", "bert_config.json", "electra_config.json", "albert_config.json")
 _MOST_CONFIG: Final = 16 << 20
+_DATA: Final = re.compile(r"\.data-\d+-of-(\d{1,6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +68,20 @@ def _stem(path: Path) -> Path | None:
     return None
 
 
-def bundle_of(path: Path, step: int | None = None) -> Path | None:
+def bundle_of(path: Path) -> Path | None:
     """Return the index of the saver's checkpoint that a path names; None if it names another kind of file.
 
     Args:
         path: A folder or a file.
-        step: The training step wanted, as names say it: ``model.ckpt-1000.index``.
 
     Raises:
-        PlanError: if a folder has none of that step, or several and its ``checkpoint`` file says of none.
+        PlanError: if a folder has several, and its ``checkpoint`` file says of none.
     """
     if path.is_file():
         return _stem(path)
     if any((path / n).is_file() for n in (_SINGLE, _SHARDS)):
         return None
     found = sorted(path.glob(f"*{INDEX}"))
-    if step is not None:
-        found = [p for p in found if step_of(p) == step]
-        if not found:
-            raise PlanError(f"there is no checkpoint of step {step} here", where=path, hint="check --step")
     if len(found) < 2:
         return found[0] if found else None
     newest = _newest(path / "checkpoint")
@@ -100,6 +99,19 @@ def step_of(index: Path) -> int | None:
     """Return the training step in a name such as ``model.ckpt-1000.index``."""
     number = index.stem.rpartition("-")[2]
     return int(number) if number.isdecimal() and len(number) < 16 else None
+
+
+def saves(path: Path) -> Iterator[Save]:
+    """Yield the saver's checkpoints in a folder that have a step in their names."""
+    for index in sorted(path.glob(f"*{INDEX}")) if path.is_dir() else ():
+        step = step_of(index)
+        if step is None:
+            continue
+        data = sorted(path.glob(f"{escape(index.stem)}.data-*"))
+        counts = {int(m[1]) for p in data if (m := _DATA.fullmatch(p.suffix)) is not None}
+        lack = max(counts, default=1) - len(data)
+        why = f"{lack} of {max(counts, default=1)} data files are not there" if lack > 0 else None
+        yield Save(step, index.stem, index, files=(index, *data), lacking=why)
 
 
 def _newest(state: Path) -> str | None:

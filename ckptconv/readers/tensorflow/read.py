@@ -11,8 +11,8 @@ from ckptconv.dialects.tensorflow.names import torch_variable
 from ckptconv.dialects.tensorflow.special import Model, settle
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.plans.options import NoOptions
 from ckptconv.readers.tensorflow.find import Found, bundle_of, config_of, variables
-from ckptconv.readers.tensorflow.options import TensorFlowOptions
 from ckptconv.readers.tensorflow.relate import relate
 from ckptconv.readers.tensorflow.saver import open_saver
 from ckptconv.readers.tensorflow.untied import part
@@ -20,18 +20,18 @@ from ckptconv.readers.tensorflow.untied import part
 __all__ = ["open_tensorflow"]
 
 
-def open_tensorflow(path: Path, options: TensorFlowOptions) -> Checkpoint:
+def open_tensorflow(path: Path, options: NoOptions) -> Checkpoint:
     """Open a model saved by transformers' TF classes or by TensorFlow 1's saver; reads metadata only.
 
     Args:
         path: A folder or a file in it.
-        options: Which of several of the saver's checkpoints is meant.
+        options: There are none.
 
     Raises:
         FormatError: if a file is damaged or of another kind.
         PlanError: if a shard is missing, or variables do not make the torch model.
     """
-    if (index := bundle_of(path, options.step)) is not None:
+    if (index := bundle_of(path)) is not None:
         return open_saver(index, path)
     found, files, form = variables(path)
     root = path if path.is_dir() else path.parent
