@@ -16,6 +16,7 @@ from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
 from ckptconv.engine.decode import area, decode_rect, decode_run, empty, rectangle, strides_in
 from ckptconv.engine.rows import Rows
+from ckptconv.engine.turned import copy_box, is_turned, read_turned
 from ckptconv.numbers.codecs import Rect
 from ckptconv.places.files import SourceFiles
 
@@ -96,7 +97,7 @@ def gather(
                 (hi - lo) * item,
                 lambda array: _read(files, stored, lo, hi - lo, array),
             ).view(out.dtype)
-            out[...] = window(held, offset - lo, size, stride)
+            copy_box(window(held, offset - lo, size, stride), out)
             return
     straight = stride == contiguous_stride(size)
     if (
@@ -114,6 +115,12 @@ def gather(
             _read(files, stored, offset, count, scratch)
             out[...] = scratch.reshape(size)
             return
+    elif (
+        not isinstance(stored, Decoded)
+        and is_turned(stride, out)
+        and read_turned(files, stored, offset, size, stride, out)
+    ):
+        return
     elif isinstance(stored, Decoded):
         if _decoded(files, stored, offset, size, stride, out, limit):
             return
@@ -122,7 +129,7 @@ def gather(
         if span * item <= limit and span <= _SPARSE * count:
             scratch = np.empty(span, out.dtype)
             _read(files, stored, offset, span, scratch)
-            out[...] = window(scratch, 0, size, stride)
+            copy_box(window(scratch, 0, size, stride), out)
             return
     axis = max(range(len(size)), key=lambda a: (size[a] > 1, stride[a]))
     half = size[axis] // 2

@@ -80,7 +80,7 @@ class SourceFiles:
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._windows: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[str, int, int], bytearray] = OrderedDict()
+        self._held: OrderedDict[tuple[str, int, int, int, int], bytearray] = OrderedDict()
         self._holding = threading.Lock()
         self._remote: RemoteReader | None = None
         self.memory = memory
@@ -127,23 +127,36 @@ class SourceFiles:
                 return
         self._whole(path, offset, want, self._read(path, offset, buffer))
 
-    def hold(self, path: str, offset: int, nbytes: int) -> bytearray | None:
+    def hold(
+        self, path: str, offset: int, width: int, stride: int | None = None, count: int = 1
+    ) -> bytearray | None:
         """Return bytes of a file that are held for all who want parts of them; None if those are too many.
+
+        Args:
+            path: The file.
+            offset: Where the first run of bytes begins.
+            width: Bytes of a run.
+            stride: From the beginning of a run to that of the next, if there are several.
+            count: How many runs.
 
         Raises:
             FormatError: if the file ends early.
             InputChangedError: if the file is not the one the plan was made from.
         """
+        nbytes, apart = width * count, width if stride is None else stride
         if is_remote(path) or path == ZEROS or nbytes > self.memory:
             return None
-        key = (path, offset, nbytes)
+        key = (path, offset, width, apart, count)
         with self._holding:
             found = self._held.get(key)
             if found is None:
                 while self._held and sum(map(len, self._held.values())) + nbytes > self.memory:
                     self._held.popitem(last=False)
                 found = bytearray(nbytes)
-                self.read_into(path, offset, memoryview(found))
+                if apart == width:
+                    self.read_into(path, offset, memoryview(found))
+                else:
+                    self.read_rows(path, offset, apart, width, memoryview(found))
                 self._held[key] = found
             self._held.move_to_end(key)
             return found
@@ -174,8 +187,25 @@ class SourceFiles:
             finally:
                 with self._lock:
                     entry.users -= 1
+        if width > _SHORT and not is_remote(path) and path != ZEROS:
+            first = self._runs(path, offset, stride, width, buffer, first)
         for i in range(first, count):
             self.read_into(path, offset + i * stride, buffer[i * width : (i + 1) * width])
+
+    def _runs(self, path: str, offset: int, stride: int, width: int, buffer: memoryview, first: int) -> int:
+        """Read runs one by one from the ``first`` on, until one is short; return how many are read."""
+        entry = self._acquire(path)
+        try:
+            for i in range(first, len(buffer) // width):
+                if os.preadv(entry.fd, [buffer[i * width : (i + 1) * width]], offset + i * stride) < width:
+                    return i
+            return len(buffer) // width
+        except OSError as e:
+            e.filename = path
+            raise
+        finally:
+            with self._lock:
+                entry.users -= 1
 
     def _whole(self, path: str, offset: int, want: int, done: int) -> None:
         """Refuse a file that ended early."""
