@@ -82,7 +82,9 @@ def sourced(readers: Flags, writers: Flags) -> dict[str, Option]:
     found = {n: o for n, o in readers.items() if n not in writers}
     for name, option in readers.items():
         if name in writers:
-            flag = "--source-" + flag_of(name, option).removeprefix("--")
+            bare = flag_of(name, option).removeprefix("--")
+            both = isinstance(option.kind, Switch) and "/" in "".join(option.flags)
+            flag = f"--source-{bare}/--no-source-{bare}" if both else f"--source-{bare}"
             found[SOURCE + name] = replace(option, flags=(flag,), common=False)
     return found
 

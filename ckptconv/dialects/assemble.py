@@ -215,7 +215,7 @@ class _Joining:
         for line in self.index.get(shape, ()):
             if "*" not in line.name:
                 layer, numbered = "", values
-            elif line.slots[0].startswith("mtp."):
+            elif _predicts(line):
                 layer, numbered = f"mtp.{values[0]}", values
             else:
                 numbered = (layers[values[0]], *values[1:])
@@ -294,9 +294,14 @@ def _same_names(grid: Grid, held: Held) -> None:
 _LAYER = re.compile(r"((?:^|.*\.)layers\.)(\d+)(\..*)")
 
 
+def _predicts(line: Line) -> bool:
+    """Whether a line is of a layer for multi-token prediction; a copy of what is in no layer lies there."""
+    return line.slots[0].startswith("mtp.") or "*" not in line.slots[0]
+
+
 def _stems(dialect: Dialect) -> frozenset[str]:
     """Return what the names of layers begin with; those for multi-token prediction do not count."""
-    lines = (line for line in dialect.lines if "*" in line.name and not line.slots[0].startswith("mtp."))
+    lines = (line for line in dialect.lines if "*" in line.name and not _predicts(line))
     return frozenset(line.name.partition("*")[0] for line in lines)
 
 

@@ -165,4 +165,7 @@ def unpack_factor(where: str, name: str, tensors: Mapping[str, Spec]) -> Relatio
     rows, columns = (other, rank) if match["part"] == "a" else (rank, other)
     part: Literal["A", "B"] = "A" if match["part"] == "a" else "B"
     weights = [f"{match['stem']}experts.linear_fc{match['which']}.weight{e}" for e in range(count)]
-    return turned(where, spec, [f"{where}:{Factor(w, part).name()}" for w in weights], rows, columns)
+    # The other layers' factors carry the adapter's name, those of experts do not: it is one adapter.
+    others = (f.adapter for n in tensors if (f := factor_of(n)) is not None)
+    own = next(others, "")
+    return turned(where, spec, [f"{where}:{Factor(w, part, own).name()}" for w in weights], rows, columns)

@@ -42,6 +42,10 @@ def gates(tensors: Mapping[str, Spec], names: Collection[str]) -> Iterator[tuple
             down = tensors.get(f"{match[1]}2")
             if down is None or spec.numel == 2 * down.numel:
                 yield name, "moe.experts.gate"
+        elif name.endswith(".self_attention.q_proj.weight"):  # query and gate alone (MindSpeed-LLM)
+            out = tensors.get(name.replace("q_proj", "linear_proj"))
+            if out is not None and spec.shape[0] == 2 * out.shape[-1]:
+                yield name, "attn.gate"
         elif name.endswith(".self_attention.linear_qkv.weight"):
             out = tensors.get(name.replace("linear_qkv", "linear_proj"))
             if out is not None and _has_output_gate(spec.shape[0], out.shape[-1], delta):

@@ -4,6 +4,8 @@ Names: ModelLink d4feda79, ``modellink/tasks/checkpoint/models.py``; MindSpeed-L
 ``mindspeed_llm/tasks/checkpoint/model_builder.py``.
 """
 
+from dataclasses import replace
+
 from ckptconv.dialects.base import Line, column, for_mtp, norm, plain, prefixed, row, whole
 from ckptconv.dialects.core import (
     ATTENTION,
@@ -19,7 +21,7 @@ from ckptconv.dialects.core import (
     SHARED,
     megatron,
 )
-from ckptconv.slots import concat
+from ckptconv.slots import concat, grouped
 
 # Every rank holds the compressed projections whole, and q and kv in one.
 _FUSED = (
@@ -51,6 +53,24 @@ _POST_NORMS = (
 )
 
 
+# Gated delta nets and gated attention of Qwen3-Next, as the model has them: on one rank, nothing regrouped.
+_D = "layers.*.gdn"
+_NEXT = (
+    *whole(
+        grouped("heads", "layers.*.attn.q", "layers.*.attn.gate"), "self_attention.q_proj", when="attn.gate"
+    ),
+    *whole("layers.*.attn.k", "self_attention.k_proj", when="attn.gate"),
+    *whole("layers.*.attn.v", "self_attention.v_proj", when="attn.gate"),
+    *whole(grouped("delta_keys", *(f"{_D}.{part}" for part in "qkvz")), "self_attention.in_proj_qkvz"),
+    *whole(grouped("delta_keys", f"{_D}.beta", f"{_D}.alpha"), "self_attention.in_proj_ba"),
+    *whole(concat(*(f"{_D}.conv.{part}" for part in "qkv")), "self_attention.conv1d"),
+    plain(f"{_D}.a_log", "self_attention.A_log"),
+    plain(f"{_D}.dt_bias", "self_attention.dt_bias"),
+    replace(plain(f"{_D}.norm", "self_attention.norm.weight"), as_model=True),
+    *whole(f"{_D}.o", "self_attention.out_proj"),
+)
+
+
 def _model(layer: tuple[Line, ...], before: tuple[Line, ...] = ()) -> tuple[Line, ...]:
     ends = (
         *norm("final_norm", "final_layernorm.", when="mtp"),
@@ -77,6 +97,7 @@ _TE_NORMS = (
 )
 _KV_NORM = norm("layers.*.mla.kv_a_norm", "self_attention.kv_layernorm.", when="mla")
 _V2 = (
+    *_NEXT,
     *ATTENTION,
     *_FUSED,
     *_UP,
@@ -94,22 +115,35 @@ _V2 = (
 MINDSPEED = megatron("mindspeed", _model((*_NORMS, *_V2)), arguments="mindspeed")
 MINDSPEED_TE = megatron("mindspeed-te", _model((*_TE_NORMS, *_V2)), arguments="mindspeed")
 
+# ModelLink, and MindSpeed-LLM 1.0 to 2.1; --mla-mm-split since 2.0.
 _V1_LATENT = (
     *_FUSED,
     *norm("layers.*.mla.kv_a_norm", "self_attention.k_layernorm.", when="mla"),
-    *column(QUERY_UP, "self_attention.linear_qb", bias=False, when="mla"),
-    *column(KEY_VALUE_UP, "self_attention.linear_kvb", bias=False, when="mla"),
+    *column(QUERY_UP, "self_attention.linear_qb", bias=False, when="mla !mm_split"),
+    *column(KEY_VALUE_UP, "self_attention.linear_kvb", bias=False, when="mla !mm_split"),
+    *_SPLIT,
 )
 _V1_SHARED = (
     *(line for line in SHARED if not line.name.endswith("gate_weight")),
     plain("layers.*.moe.shared_gate", "mlp.shared_expert_gate.weight"),
 )
+_V1 = (
+    *(*_NORMS, *ATTENTION, *_V1_LATENT, *_POST_NORMS, *MLP, *ROUTER, *_V1_SHARED, *SHARED[-1:]),
+    *(*SEQUENTIAL, *GROUPED),
+)
+# MindSpeed-LLM 2.0: a layer for multi-token prediction has its norm, and on later stages its own embedding.
+_MTP_2_0 = (
+    *norm("mtp.*.enorm", "mtp_layers.*.enorm."),
+    *norm("mtp.*.hnorm", "mtp_layers.*.hnorm."),
+    *column("mtp.*.eh_proj", "mtp_layers.*.eh_proj", bias=False),
+    *for_mtp(_V1, "mtp_layers.*.transformer_layer."),
+    *norm("mtp.*.norm", "mtp_layers.*.final_layernorm."),
+    *(replace(e, copy=True) for e in column("embed", "mtp_layers.*.embedding.word_embeddings", bias=False)),
+)
 MODELLINK = megatron(
     "modellink",
     arguments="mindspeed",
-    lines=_model(
-        (*_NORMS, *ATTENTION, *_V1_LATENT, *_POST_NORMS, *MLP, *ROUTER, *_V1_SHARED, *SEQUENTIAL, *GROUPED)
-    ),
+    lines=(*_model(_V1), *_MTP_2_0),
     extra_states=(
         "self_attention.linear_proj",
         "self_attention.linear_qkv",

@@ -71,6 +71,15 @@ def spread(layout: Layout, slots: Mapping[str, Spec], dims: Dims) -> Spread:
         PlanError: if the dialect has no place for a slot, or a tensor cannot be cut evenly.
     """
     _heads(layout.grid.tp, slots, dims)
+    if (
+        layout.grid.tp > 1
+        and layout.dialect.name.startswith("mindspeed")
+        and any(".gdn." in s for s in slots)
+    ):
+        raise PlanError(
+            f"MindSpeed-LLM does not cut gated delta nets over {layout.grid.tp} tensor parallel ranks",
+            hint="choose --tp 1, or the dialect core-te",
+        )
     table = layout.dialect.table(layout.words(slots), {"tp": layout.grid.tp}).with_own(dims)
     found, left = table.holding(slots)
     if left:

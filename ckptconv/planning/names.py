@@ -31,6 +31,7 @@ from ckptconv.readers.weight_map import read_weight_map
 from ckptconv.relations import Relation, Spec
 from ckptconv.relations.rename import names_relation, parse_renames, under_names
 from ckptconv.relations.terms import Terms, operands
+from ckptconv.slots import template
 from ckptconv.slots.translate import as_copy, from_slots, some, to_slots
 
 __all__ = ["Named", "name_tensors"]
@@ -136,8 +137,13 @@ def name_tensors(
                 relation, adapter, step = alone(relation, products)
                 terms, steps = {}, [*steps, step]
         if (zero := model.zero_centered) is not None and adapter is None:
-            table_of = family
-            terms = {**terms, **ones(outer, lambda norm: zero - table_of.is_zero_centered(norm))}
+            table_of, plain = family, checkpoint.table.as_model
+
+            def lacks(norm: str) -> int:
+                own = table_of.is_zero_centered(norm)
+                return (own if template(norm) in plain else zero) - own
+
+            terms = {**terms, **ones(outer, lacks)}
     elif (
         options.lora != "adapter"
         and checkpoint.producer != "tensorflow"  # its rule gives the names of files

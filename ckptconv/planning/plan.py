@@ -37,6 +37,7 @@ from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Relation, Spec
+from ckptconv.slots import template
 from ckptconv.slots.translate import (
     as_stored,
     follow_through,
@@ -256,12 +257,14 @@ def _centering(made: _Made, target: Target) -> Callable[[str], int]:
     family = made.laid.family
     if family is None:
         return lambda norm: 0
-    source = made.model.zero_centered if made.laid.source.table is not None else None
+    table = made.laid.source.table
+    source = made.model.zero_centered if table is not None else None
+    plain = table.as_model if table is not None else frozenset()
 
-    def lacks(side: bool | None, norm: str) -> bool:
-        return family.is_zero_centered(norm) if side is None else side
+    def lacks(side: bool | None, plain: frozenset[str], norm: str) -> bool:
+        return family.is_zero_centered(norm) if side is None or template(norm) in plain else side
 
-    return lambda norm: lacks(source, norm) - lacks(target.zero_centered, norm)
+    return lambda norm: lacks(source, plain, norm) - lacks(target.zero_centered, target.as_model, norm)
 
 
 def _gathered(made: _Made, request: Request) -> tuple[list[AssetFile], list[Step], list[Note]]:

@@ -105,12 +105,16 @@ def about_source(fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+# Switches that say something where they are off.
+_OFF: Final = ("assets", "extend_ep")
+
+
 def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was given, by one name each."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         empty = value is None or (isinstance(value, (Mapping, list, tuple)) and not value)
-        if empty or (value is False and name != "assets"):
+        if empty or (value is False and name.removeprefix(SOURCE) not in _OFF):
             continue
         if name in ("sizes", SOURCE + "sizes"):
             prefix = name.removesuffix("sizes")

@@ -254,7 +254,8 @@ class Option:
     Attributes:
         kind: What it takes.
         help: What it does, for people.
-        flags: Its flags; by default ``--`` and the field's name.
+        flags: Its flags; by default ``--`` and the field's name. Of a switch that may be said to be off as
+            well, both: ``--fused/--no-fused``.
         panel: The group it stands in, in help.
         common: Whether ``--help`` shows it; ``--help-all`` shows all.
         off: Whether the flag turns the field off: ``--no-assets``.
@@ -296,7 +297,7 @@ def declared(owner: type) -> dict[str, Option]:
 
 def flag_of(name: str, option: Option) -> str:
     """Return the flag of an option."""
-    return option.flags[0] if option.flags else "--" + name.replace("_", "-")
+    return option.flags[0].partition("/")[0] if option.flags else "--" + name.replace("_", "-")
 
 
 def near(name: str, known: Sequence[str]) -> list[str]:

@@ -50,6 +50,7 @@ class Target:
         dtypes: Element types by name of the right side, of a checkpoint that is the model for it; they hold
             unless one is asked for.
         zero_centered: Whether norms are stored without the 1 they multiply by; None as the family has them.
+        as_model: Slots of norms that are nevertheless stored as the model has them.
     """
 
     files: Callable[[Mapping[str, Spec]], tuple[OutFile, ...]]
@@ -58,3 +59,4 @@ class Target:
     notes: tuple[Note, ...] = ()
     dtypes: Mapping[str, str] = field(default_factory=dict)
     zero_centered: bool | None = None
+    as_model: frozenset[str] = frozenset()

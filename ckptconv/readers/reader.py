@@ -10,7 +10,17 @@ from typing import Any
 from ckptconv.plans.checkpoint import Checkpoint, Weights
 from ckptconv.plans.options import Choice, Count, NoOptions, Option, Text, declared, option
 
-__all__ = ["Parallel", "Reader", "Save", "Weighed", "Which", "no_saves", "nothing_lacks", "options_of"]
+__all__ = [
+    "PANEL",
+    "Parallel",
+    "Reader",
+    "Save",
+    "Weighed",
+    "Which",
+    "no_saves",
+    "nothing_lacks",
+    "options_of",
+]
 
 PANEL = "What is read"
 

@@ -22,6 +22,7 @@ class Entry:
         when: What it exists for: words that all hold, ``!`` before one negates (see `ckptconv.slots.words`).
         optional: Whether a model is complete without it.
         copy: It repeats a slot that another entry holds.
+        as_model: Whether a norm has the model's own values, wherever norms are stored around zero.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Entry:
     when: str | None = None
     optional: bool = False
     copy: bool = False
+    as_model: bool = False
 
     @property
     def slots(self) -> tuple[str, ...]:

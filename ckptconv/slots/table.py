@@ -64,6 +64,11 @@ class Table:
     grid: Mapping[str, int] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
 
+    @property
+    def as_model(self) -> frozenset[str]:
+        """The norms that are stored as the model has them, wherever norms are stored around zero."""
+        return frozenset(template(s) for e in self.entries if e.as_model for s in e.slots)
+
     def with_own(self, dims: Dims) -> Table:
         """Return a framework's table with places for what a family brings itself.
 

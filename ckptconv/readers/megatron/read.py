@@ -19,6 +19,7 @@ from ckptconv.parallel import Grid, Rank
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.megatron.find import Run, find_run, has_ranks, iteration_folder, lacking, saves
+from ckptconv.readers.megatron.layout import grid_of
 from ckptconv.readers.megatron.options import MegatronOptions
 from ckptconv.readers.reader import Reader
 from ckptconv.relations import Box, Pair, Relation, Spec
@@ -55,7 +56,7 @@ def _open(path: Path, options: MegatronOptions) -> Checkpoint:
     files = {name: reader.read(file) for name, file in run.files.items()}
     first = next(iter(files.values()))
     notes: list[Note] = []
-    grid = _grid(run, files, options.sizes, notes)
+    grid = grid_of(run, files, options, notes)
     ranks = _ranks(run, grid, files)
     _agree(files)
     prefix = beneath(n for f in ranks.values() if f.like is None for t in f.chunks.values() for n in t)
@@ -173,75 +174,6 @@ def _unturned(relation: Relation, turned: Mapping[str, FileTensor]) -> Relation:
         for n, s in relation.left.items()
     ]
     return Relation(relation.left, relation.left, tuple(pairs)).compose(relation)
-
-
-def _grid(run: Run, files: Mapping[str, RankFile], given: Mapping[str, int], notes: list[Note]) -> Grid:
-    """Find the parallel sizes out; flags check them, and fill in what the arguments do not say."""
-    first = next(iter(files.values()))
-    args = first.arguments
-    numbered = Grid.numbers(list(files))
-    said: dict[str, int] = {}
-    for size, names in {
-        "tp": ("tensor_model_parallel_size", "model_parallel_size"),
-        "pp": ("pipeline_model_parallel_size",),
-        "ep": ("expert_model_parallel_size",),
-        "etp": ("expert_tensor_parallel_size",),
-    }.items():
-        value = next((args[n] for n in names if isinstance(args.get(n), int)), None)
-        if value is not None:
-            said[size] = value
-    if args and "tp" in said:
-        said = {"pp": 1, "ep": 1, **said}
-    for size, value in given.items():
-        if size != "vpp" and said.get(size, value) != value:
-            raise PlanError(
-                f"the checkpoint says {size} {said[size]}, --{size} says {value}",
-                where=run.data,
-                hint="leave the flag out: the checkpoint knows",
-            )
-    sizes = {**{k: v for k, v in given.items() if k != "vpp"}, **said}
-    if "tp" not in sizes or "pp" not in sizes or "ep" not in sizes:
-        guess = _guess(numbered, files, sizes)
-        sizes = {**guess, **sizes}
-        notes.append(
-            Note(
-                "guess",
-                "the checkpoint holds no parallel sizes; from the folders' names: "
-                + ", ".join(f"{k} {v}" for k, v in sizes.items()),
-            )
-        )
-    extended = bool(args.get("moe_tp_extend_ep")) and sizes["ep"] * sizes["tp"] > 1
-    vpp = len(first.chunks)
-    if given.get("vpp", vpp) != vpp:
-        raise PlanError(
-            f"the checkpoint holds {vpp} virtual chunks a stage, --vpp says {given['vpp']}", where=run.data
-        )
-    return Grid(
-        sizes["tp"],
-        sizes["pp"],
-        vpp,
-        sizes["ep"],
-        1 if extended else sizes.get("etp") or sizes["tp"],
-        extended,
-        args.get("schedules_method") == "dualpipev",
-    )
-
-
-def _guess(
-    numbered: Mapping[str, tuple[int, ...]], files: Mapping[str, RankFile], known: Mapping[str, int]
-) -> dict[str, int]:
-    """Read the sizes off the folders' names; a single further number is the expert's if all embed."""
-    counts = [
-        max(n[i] for n in numbered.values() if len(n) > i) + 1
-        for i in range(max(map(len, numbered.values())))
-    ]
-    if len(counts) == 3:
-        return {"tp": counts[0], "pp": counts[1], "ep": counts[2]}
-    if len(counts) == 1:
-        return {"tp": counts[0], "pp": 1, "ep": 1}
-    embeds = [any("word_embeddings" in n for c in f.chunks.values() for n in c) for f in files.values()]
-    expert = all(embeds) if "ep" not in known and "pp" not in known else known.get("ep", 1) > 1
-    return {"tp": counts[0], "pp": 1 if expert else counts[1], "ep": counts[1] if expert else 1}
 
 
 def _ranks(run: Run, grid: Grid, files: Mapping[str, RankFile]) -> dict[Rank, RankFile]:

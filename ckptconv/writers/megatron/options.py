@@ -70,7 +70,7 @@ class MegatronTarget(Grids):
     extend_ep: bool = option(
         Switch(),
         "Spread experts over tensor parallel ranks as well.",
-        "--moe-tp-extend-ep",
+        "--moe-tp-extend-ep/--no-moe-tp-extend-ep",
         default=False,
         panel=PANEL,
     )

@@ -14,6 +14,7 @@ from ckptconv.plans.options import declared, flag_of
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
 from ckptconv.relations import Relation
+from ckptconv.slots import Words
 from ckptconv.slots.translate import some, to_slots
 from ckptconv.writers.megatron.arguments import arguments_of, divisible, guessed, layout_alone, unsaid
 from ckptconv.writers.megatron.files import as_laid_out, like_ranks
@@ -59,7 +60,12 @@ def lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
     notes = (*guessed(model.family), *unsaid(gaps)) if request.assets else ()
     # Where the source's arguments say that norms are stored without their 1, they go on saying so.
     zero = model.source.table is not None and is_zero_centered(model.source.arguments, model.family)
-    return replace(target, zero_centered=zero or model.family.zero_centered, notes=notes)
+    return replace(
+        target,
+        zero_centered=zero or model.family.zero_centered,
+        as_model=dialect.table(Words()).as_model,
+        notes=notes,
+    )
 
 
 def _like(how: MegatronTarget, model: Laid, like: Checkpoint) -> Target:
@@ -77,6 +83,7 @@ def as_found(target: Target, model: Laid, like: Checkpoint) -> Target:
         target,
         dtypes=target.dtypes or dtypes,
         zero_centered=is_zero_centered(like.arguments, model.family),
+        as_model=like.table.as_model if like.table is not None else frozenset(),
     )
 
 
