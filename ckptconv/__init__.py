@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckptconv.api.explain import explain
     from ckptconv.api.ls import Saves, ls
     from ckptconv.api.model import Model, TensorInfo, open  # noqa: A004
+    from ckptconv.api.push import Pushed, push
     from ckptconv.api.verify import verify_roundtrip
     from ckptconv.engine.options import Report
     from ckptconv.errors import CkptconvError
@@ -31,6 +32,7 @@ __all__ = [
     "CkptconvError",
     "ConvertOptions",
     "Model",
+    "Pushed",
     "Report",
     "Saves",
     "TensorInfo",
@@ -42,10 +44,13 @@ __all__ = [
     "ls",
     "open",
     "plan",
+    "push",
     "verify_roundtrip",
 ]
 
 _HOMES = {
+    "Pushed": "ckptconv.api.push",
+    "push": "ckptconv.api.push",
     "average": "ckptconv.api.average",
     "ConvertOptions": "ckptconv.planning.request",
     "Model": "ckptconv.api.model",

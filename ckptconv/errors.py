@@ -48,6 +48,7 @@ def keep_secret(text: str) -> None:
 
 
 _EXTRAS = {
+    "huggingface_hub": "hub",
     "torch": "transformers",
     "transformers": "transformers",
     "sentencepiece": "tokenizers",

@@ -289,6 +289,7 @@ def _result(
         notes=tuple(dict.fromkeys(notes)),
         files=comparer.files,
         names=tuple(planned(made) if made.files else made.relation.right),
+        origin=made.origin,
     )
 
 

@@ -14,6 +14,7 @@ from ckptconv.cli.compare import COMPARING, write_page
 from ckptconv.cli.flags import Command, Flags, Source, Target, of_readers, of_writers, owned, sourced
 from ckptconv.cli.help import SETTINGS, examples
 from ckptconv.cli.printing import print_json
+from ckptconv.cli.push import PUBLISH, PUSHING
 from ckptconv.cli.runs import RUNS
 from ckptconv.cli.verify import VERIFYING
 from ckptconv.engine.options import Options
@@ -57,7 +58,8 @@ def build(wanted: str | None, *, everything: bool = False) -> typer.Typer:
         ),
     )
     app.callback(invoke_without_command=True)(_main)
-    for command in (*_COMMANDS, *averaging(_PRINT), *RUNS, *VERIFYING, *COMPARING):
+    publishing = {**_PRINT, **PUBLISH}
+    for command in (*_COMMANDS, *averaging(publishing), *RUNS, *VERIFYING, *COMPARING, *PUSHING):
         command.add_to(app, complete=command.name == wanted, everything=everything)
     return app
 
@@ -69,7 +71,11 @@ def _fields(*readers: str, to: str | None = "hf") -> Callable[[], dict[str, Flag
         own = of_writers(*([to] if to else []))
         about = of_readers(*readers) if readers else {}
         about = sourced(of_readers(), own) if to is None else about
-        return {"fields": {**own, **about, **owned(Request)}, "run": owned(Options), "shown": _PRINT}
+        return {
+            "fields": {**own, **about, **owned(Request)},
+            "run": owned(Options),
+            "shown": {**_PRINT, **(PUBLISH if to in (None, "hf") else {})},
+        }
 
     return groups
 
@@ -219,6 +225,8 @@ def _convert(
     how = made_options(Options, run)
     if shown.get("verify") and not find_writer(to).producer:
         raise UsageError(f"nothing reads what {to} writes, so that --verify cannot", hint="leave it out")
+    if to != "hf" and any(name in shown for name in PUBLISH):
+        raise UsageError("only Hugging Face models are published", hint="leave out --push-to-hub, or --to hf")
     carry_out(plan(source, to=to, **fields), source, out, {**fields, "to": to}, how, **shown)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.cli.printing import print_json
+from ckptconv.cli.push import publish, ready
 from ckptconv.cli.verify import after
 from ckptconv.engine.options import Options
 
@@ -27,6 +28,9 @@ def carry_out(
     json: bool = False,
     quiet: bool = False,
     verify: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
 ) -> None:
     """Write what is planned, and say so.
 
@@ -40,10 +44,15 @@ def carry_out(
         json: Print as JSON.
         quiet: Print nothing but errors.
         verify: Compare what was written with the source, and certify it.
+        push_to_hub: Publish it there when it is verified.
+        private: Only its owners are to see it.
+        revision: The branch.
     """
     from ckptconv.cli import render
     from ckptconv.engine import run as engine
 
+    ready(push_to_hub, private=private, revision=revision)
+    verify = verify or push_to_hub is not None
     if dry_run:
         print_json(made.to_dict()) if json else render.plan(made, how)
         return
@@ -62,5 +71,7 @@ def carry_out(
             engine.forget(out)
             raise
         engine.forget(out)
+    if push_to_hub is not None:
+        more["push"] = publish(out, push_to_hub, private=private, revision=revision, json=json, quiet=quiet)
     if json:
         print_json({**render.result(made, report, watch.seconds), **more})

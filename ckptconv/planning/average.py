@@ -73,6 +73,11 @@ def averaged(parts: Sequence[Part], equal: Collection[str] = ()) -> Plan:
         first,
         source=", ".join(dict.fromkeys(p.plan.source for p in parts)),
         producer=" + ".join(dict.fromkeys(p.plan.producer for p in parts)),
+        origin={
+            "producer": " + ".join(dict.fromkeys(p.plan.producer for p in parts)),
+            "format": f"the average of {len(parts)} checkpoints",
+            "step": None,
+        },
         relation=relation,
         stored=made.stored,
         casts=made.casts,

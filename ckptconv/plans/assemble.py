@@ -42,4 +42,5 @@ def plan_of(
         inputs=checkpoint.files,
         notes=tuple(notes),
         terms=dict(terms),
+        origin={"producer": checkpoint.producer, "format": checkpoint.format, "step": checkpoint.iteration},
     )

@@ -92,6 +92,7 @@ class Plan:
         notes: ``(level, text)`` for people.
         terms: What is added to a tensor's values: rounded once, from float32, to the dtype written. Operands
             are right tensors of the relation that lie in no file.
+        origin: What is known of where the weights are from: ``producer``, ``format``, ``step``.
     """
 
     source: str
@@ -105,6 +106,7 @@ class Plan:
     inputs: tuple[FileStamp, ...] = ()
     notes: tuple[tuple[str, str], ...] = field(default=())
     terms: Terms = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse terms that do not fit.

@@ -99,6 +99,7 @@ def write(folder: Path, result: Result, *, names: Sequence[str] | None = None, s
         "version": _VERSION,
         "tool": f"ckptconv {__version__}",
         "source": result.source,
+        "origin": dict(result.origin),
         "plan": result.plan,
         "result": {k: v for k, v in result.to_dict().items() if k not in ("out", "source", "plan", "notes")},
         "files": {n: _entry(d) for n, d in files.items()},

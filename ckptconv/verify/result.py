@@ -123,6 +123,7 @@ class Result:
         logits: How the model ran, where that was asked for.
         seconds: How long all took.
         names: The tensors of the plan.
+        origin: What is known of where the weights are from: ``producer``, ``format``, ``step``.
     """
 
     source: str
@@ -140,6 +141,7 @@ class Result:
     logits: Logits | None = None
     seconds: float = 0.0
     names: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
