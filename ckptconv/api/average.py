@@ -11,6 +11,7 @@ from math import fsum, isfinite
 from pathlib import Path
 from typing import Any
 
+from ckptconv.api.ls import choose
 from ckptconv.assets.find import CONFIG
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import Options, Report
@@ -23,9 +24,10 @@ from ckptconv.places.places import PathArg, is_remote, place
 from ckptconv.planning.average import Part, averaged
 from ckptconv.planning.plan import open_source, plan_checkpoint
 from ckptconv.planning.request import request_of
-from ckptconv.plans.options import declared, flag_of, made
+from ckptconv.plans.options import flag_of, made
 from ckptconv.plans.plan import AssetFile, Plan
 from ckptconv.plans.request import Request
+from ckptconv.readers.reader import options_of
 from ckptconv.readers.registry import READERS, find_reader
 from ckptconv.verify.beside import IDLE
 
@@ -64,11 +66,11 @@ class Averaged:
 
 
 def average(
-    sources: Sequence[PathArg],
+    sources: PathArg | Sequence[PathArg],
     out: PathArg,
     *,
     ratios: Sequence[float] | None = None,
-    steps: Sequence[str | int | None] | None = None,
+    steps: str | Sequence[str | int | None] | None = None,
     workers: int = 0,
     max_memory: str | int = "64MiB",
     resume: bool = False,
@@ -84,10 +86,11 @@ def average(
     and tokenizer are the first one's. Memory grows neither with the model nor with the number of sources.
 
     Args:
-        sources: The checkpoints, of any formats; at least two.
+        sources: The checkpoints, of any formats; one, if it is a run of which there are several ``steps``.
         out: The output folder; new or empty unless ``overwrite`` or ``resume``.
         ratios: What each is multiplied by; together 1. All the same if not given.
-        steps: Which step of each source, where it is a run; None is the newest.
+        steps: Of each run ``last:5``, ``100,200`` or ``all``; or one step for each source, None for the
+            newest.
         workers: Threads; 0 is two a core, at most 8.
         max_memory: The most all buffers together may take.
         resume: Go on with an interrupted run.
@@ -109,20 +112,29 @@ def average(
 
 
 def plan_average(
-    sources: Sequence[PathArg],
+    sources: PathArg | Sequence[PathArg],
     out: PathArg | None = None,
     *,
     ratios: Sequence[float | str] | None = None,
-    steps: Sequence[str | int | None] | None = None,
+    steps: str | Sequence[str | int | None] | None = None,
     **fields: Any,
 ) -> Plan:
     """Plan an average from metadata alone; arguments and errors are those of `average`."""
-    if isinstance(sources, (str, os.PathLike)) or len(sources) < 2:
-        raise UsageError("an average is of at least two checkpoints", hint="name all of them")
-    paths = tuple(str(s) for s in sources)
-    chosen = tuple(None if s is None else str(s) for s in steps or [None] * len(paths))
-    if len(chosen) != len(paths):
-        raise UsageError(f"{len(chosen)} steps for {len(paths)} checkpoints", hint="give one for each")
+    named = [sources] if isinstance(sources, (str, os.PathLike)) else [*sources]
+    found: list[tuple[PathArg, str | int | None]]
+    if isinstance(steps, str):
+        found = [(run, save.name) for run in named for save in choose(run, steps)]
+    else:
+        found = [(path, None) for path in named] if steps is None else [*zip(named, steps, strict=False)]
+        if steps is not None and len(steps) != len(named):
+            raise UsageError(f"{len(steps)} steps for {len(named)} checkpoints", hint="give one for each")
+    paths = tuple([str(path) for path, _ in found])
+    chosen = tuple([None if step is None else str(step) for _, step in found])
+    if len(paths) < 2:
+        raise UsageError(
+            "an average is of at least two checkpoints",
+            hint="name all of them, or several steps of a run: --steps last:5",
+        )
     if out is not None:
         _refuse_onto(paths, place(out))
     return plan_again(Averaged(paths, _checked(ratios, len(paths)), chosen, fields))
@@ -269,15 +281,15 @@ def _refuse_onto(sources: Sequence[str], out: Path) -> None:
 def _understood(path: Path, reading: Mapping[str, object]) -> dict[str, object]:
     """Return what of the options is about a source of this kind."""
     try:
-        owned = declared(find_reader(path).options)
-    except CkptconvError:  # a run's folder, whose save is found when it is opened
+        owned = options_of(find_reader(path))
+    except CkptconvError:  # said when it is opened
         return dict(reading)
-    return {n: v for n, v in reading.items() if n in owned or n == "step"}
+    return {n: v for n, v in reading.items() if n in owned}
 
 
 def _idle(name: str) -> UsageError:
-    owners = [r for r in READERS if name in declared(r.options)]
-    flag = flag_of(name, declared(owners[0].options)[name]) if owners else name
+    owners = [r for r in READERS if name in options_of(r)]
+    flag = flag_of(name, options_of(owners[0])[name]) if owners else name
     return UsageError(
         f"{flag} says nothing about any of the sources",
         hint=f"leave it out: it is for checkpoints of {', '.join(r.name for r in owners)}",

@@ -24,7 +24,7 @@ def _average(
         typer.Argument(
             readable=False,
             metavar="A B ... OUT",
-            help="Two or more checkpoints of one model, of any formats, and the folder to write.",
+            help="Checkpoints of one model, of any formats, and last the folder to write.",
             show_default=False,
         ),
     ],
@@ -39,6 +39,14 @@ def _average(
             show_default=False,
         ),
     ] = None,
+    steps: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="last:N|N,M|all",
+            help="Average these steps of each run named, in their order.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Average the weights of several checkpoints of one model.
 
@@ -49,7 +57,8 @@ def _average(
 
     *sources, out = paths
     how = made(Options, run)
-    plan = plan_average(sources, out, ratios=None if ratios is None else ratios.split(","), **fields)
+    given = None if ratios is None else ratios.split(",")
+    plan = plan_average(sources, out, ratios=given, steps=steps, **fields)
     carry_out(plan, None, out, {**fields, "to": "hf"}, how, **shown)
 
 
@@ -66,6 +75,7 @@ def averaging(shown: Flags) -> tuple[Command, ...]:
             "average",
             _average,
             (
+                "ckptconv average run/ model/ --steps last:5",
                 "ckptconv average run/checkpoint-800 run/checkpoint-900 model/",
                 "ckptconv average a/ b/ c/ model/ --ratios 0.5,0.3,0.2 --verify",
                 "ckptconv average megatron-run/ hf-model/ model/ --dtype bf16",

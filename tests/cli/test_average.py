@@ -171,6 +171,20 @@ def test_one_checkpoint_has_no_mean(steps: list[Path], tmp_path: Path) -> None:
     assert "folder" in fails(1, "average", steps[0], steps[1], steps[1])
 
 
+def test_steps_of_a_run_are_averaged(steps: list[Path], tmp_path: Path) -> None:
+    run = steps[0].parent
+    succeeds("average", run, tmp_path / "last", "--steps", "last:2", "--verify")
+    assert_equal(loaded(tmp_path / "last"), _mean(steps[1:], (0.5, 0.5), torch.bfloat16))
+    said = json.loads((tmp_path / "last" / "ckptconv-average.json").read_text())["sources"]
+    assert [s["step"] for s in said] == ["checkpoint-1", "checkpoint-2"]
+    succeeds("verify-roundtrip", run, tmp_path / "last")
+    package.average(run, tmp_path / "chosen", steps="0,2")
+    assert_equal(loaded(tmp_path / "chosen"), _mean([steps[0], steps[2]], (0.5, 0.5), torch.bfloat16))
+    fails(
+        2, "average", run, tmp_path / "none", "--steps", "last:2", "--ratios", "1", naming=("2 checkpoints",)
+    )
+
+
 def test_a_flag_goes_to_the_sources_it_is_about(steps: list[Path], tmp_path: Path) -> None:
     fails(2, "average", *steps, tmp_path / "out", "--weights", "model", naming=("--weights",))
 
