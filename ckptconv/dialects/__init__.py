@@ -45,6 +45,8 @@ def find_dialect(
             kinds = list((words or dialect.told(tensors)).kinds())
             held = [line for line in dialect.lines if any(kind.holds(line.when) for kind in kinds)]
             forms = {form(line.name) for line in held}
+        beside = [(p.prefix, p.table.entries) for p in dialect.parts if p.table is not None]
+        forms |= {form(f"{prefix}{entry.name}") for prefix, entries in beside for entry in entries}
         return len(wanted & forms), dialect.arguments == arguments
 
     return max(with_ranks() if among is None else among, key=known)

@@ -87,6 +87,7 @@ def assemble(
     words = words if words is not None else _told(held, dialect, stages)
     lines = old_versions(dialect.lines, version)
     joining = _Joining(grid, key, words, stages, stems)
+    joining.apart = _apart(grid, held, dialect)
     for line in lines:
         joining.index[form(line.name)].append(line)
     for part in dialect.parts:
@@ -99,6 +100,27 @@ def assemble(
     relation, unknown = joining.relation()
     table = Table(lines, words=words, grid={"tp": grid.tp}, parts=dialect.parts)
     return Assembled(relation, table, words, stages, unknown)
+
+
+def _apart(grid: Grid, held: Held, dialect: Dialect) -> dict[str, dict[Chunk, dict[int, int]]]:
+    """Return how the layers of other parts are numbered through the model, by what their names begin with.
+
+    They lie on stages of their own choosing, and start at 0 on each as the language model's do.
+    """
+    stems = {
+        part.prefix + entry.name.partition("*")[0]
+        for part in dialect.parts
+        for entry in (part.table.entries if part.table is not None else ())
+        if "*" in entry.name
+    }
+    found: dict[str, dict[Chunk, set[int]]] = {}
+    for chunk, tensors in _distinct(held) if stems else ():
+        for name in tensors:
+            if (stem := next((s for s in stems if name.startswith(s)), None)) is not None:
+                number = name.removeprefix(stem).partition(".")[0]
+                if number.isdigit():
+                    found.setdefault(stem, defaultdict(set))[chunk].add(int(number))
+    return {stem: number_layers(grid, local) for stem, local in found.items()}
 
 
 def _local_layers(held: Held, stems: Collection[str]) -> dict[Chunk, set[int]]:
@@ -159,6 +181,7 @@ class _Joining:
     ) -> None:
         self.index: dict[str, list[Line]] = defaultdict(list)
         self.beside: dict[str, Line] = {}
+        self.apart: Mapping[str, Mapping[Chunk, Mapping[int, int]]] = {}
         self._grid, self._key, self._words, self._stages = grid, key, words, stages
         self._stems = stems
         self._shards: dict[str, list[Shard]] = defaultdict(list)
@@ -190,7 +213,7 @@ class _Joining:
         for name, (where, spec) in plain.items():
             factor = factor_of(name)
             weight = name if factor is None else factor.weight
-            line, values = self._line(weight, layers)
+            line, values = self._line(weight, layers, chunk)
             if line is None:
                 self._strange[_renamed(name, layers, self._stems)].append(Shard(where, spec))
                 continue
@@ -207,11 +230,18 @@ class _Joining:
         if (len(self._unpacked), len(self._strange)) == before and not self._strange:
             self._known[form_of] = parts
 
-    def _line(self, weight: str, layers: Mapping[int, int]) -> tuple[Line | None, tuple[int, ...]]:
+    def _line(
+        self, weight: str, layers: Mapping[int, int], chunk: Chunk
+    ) -> tuple[Line | None, tuple[int, ...]]:
         """Return the line of a rank's tensor, and its numbers through the model."""
         shape, values = numbers(weight)
         if (beside := self.beside.get(shape)) is not None:
-            return replace(beside, name=weight), values
+            stem = next((s for s in self.apart if weight.startswith(s)), None)
+            if stem is None:
+                return replace(beside, name=weight), values
+            number, _, rest = weight.removeprefix(stem).partition(".")
+            whole = self.apart[stem].get(chunk, {}).get(int(number), int(number))
+            return replace(beside, name=f"{stem}{whole}.{rest}"), values
         for line in self.index.get(shape, ()):
             if "*" not in line.name:
                 layer, numbered = "", values

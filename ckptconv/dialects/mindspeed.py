@@ -9,6 +9,7 @@ from dataclasses import replace
 from ckptconv.dialects.base import Line, column, for_mtp, norm, plain, prefixed, row, whole
 from ckptconv.dialects.core import (
     ATTENTION,
+    CORE_LOCAL,
     EMBEDDING,
     GROUPED,
     KEY_VALUE_UP,
@@ -21,6 +22,7 @@ from ckptconv.dialects.core import (
     SHARED,
     megatron,
 )
+from ckptconv.dialects.vision import IMAGE_ENCODER
 from ckptconv.slots import concat, grouped
 
 # Every rank holds the compressed projections whole, and q and kv in one.
@@ -113,6 +115,8 @@ _V2 = (
 )
 
 MINDSPEED = megatron("mindspeed", _model((*_NORMS, *_V2)), arguments="mindspeed")
+# MindSpeed-MM: core's names, and an image encoder of its own.
+MINDSPEED_MM = megatron("mindspeed-mm", CORE_LOCAL.lines, arguments="mindspeed", parts=(IMAGE_ENCODER,))
 MINDSPEED_TE = megatron("mindspeed-te", _model((*_TE_NORMS, *_V2)), arguments="mindspeed")
 
 # ModelLink, and MindSpeed-LLM 1.0 to 2.1; --mla-mm-split since 2.0.

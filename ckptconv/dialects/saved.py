@@ -17,6 +17,7 @@ FORMAT: Final = "torch_dist format"
 COMMON: Final = "common.pt"
 OPTIMIZER: Final = re.compile(r"(?:chained_\d+\.)?optimizer\..+")
 COMMON_OBJECT: Final = "common_state/shard_0_1"
+_LARGER: Final = re.compile(r"(language_model\.|text_decoder\.)decoder\.")
 _PREFIXES: Final = ("model.", "module.")
 _COPY: Final = "copy the whole iteration again, from one save"
 
@@ -61,5 +62,9 @@ def weights_of(dcp: DcpFolder, *, nested: bool = False) -> dict[str, str]:
 
 
 def beneath(names: Iterable[str]) -> str:
-    """Return what is put before the names of the language model in a larger one (Megatron-Bridge 0.6)."""
-    return "language_model." if any(n.startswith("language_model.decoder.") for n in names) else ""
+    """Return what is put before the names of the language model in a larger one.
+
+    Megatron-Bridge 0.6 says ``language_model.``, MindSpeed-MM 57069cd5 ``text_decoder.``.
+    """
+    match = next((m for n in names if (m := _LARGER.match(n)) is not None), None)
+    return "" if match is None else match[1]

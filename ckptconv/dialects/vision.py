@@ -1,6 +1,7 @@
-"""What Megatron-Bridge calls the vision model of Qwen3-VL and its relatives, a transformer of its own.
+"""What Megatron-Bridge and MindSpeed-MM call vision models that are transformers of their own.
 
 Names: Megatron-Bridge 0.6.2, ``models/qwen_vl/qwen3_vl_bridge.py``; its layers lie behind one another.
+MindSpeed-MM 57069cd5, ``checkpoint/vlm_model/converters/qwen2_5_vl.py``.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from ckptconv.dialects.base import Line, column, norm, plain, row, whole
-from ckptconv.slots import Part, Table, grouped
+from ckptconv.slots import Part, Table, concat, grouped
 
-__all__ = ["VISION"]
+__all__ = ["IMAGE_ENCODER", "VISION"]
 
 _MOST: Final = 32
 """Mergers of deeper layers, at most."""
@@ -48,6 +49,28 @@ VISION = Part(
                 for line in _merger(f"deepstack.{n}", f"decoder.deepstack_merger_list.{n}")
             ),
             *_merger("merger", "merger"),
+        )
+    ),
+)
+
+_BLOCK = "encoder.blocks.layers.*."
+_GATE_UP = concat("layers.*.mlp.gate", "layers.*.mlp.up")
+# Qwen2.5-VL's, whose MLP has a gate; spread over pipeline stages apart from the language model.
+IMAGE_ENCODER = Part(
+    "vision_model",
+    "image_encoder.",
+    Table(
+        (
+            *whole("patch", "encoder.patch_embed.proj"),
+            *norm("layers.*.attn_norm", f"{_BLOCK}input_layernorm."),
+            *column(_QKV, f"{_BLOCK}self_attention.linear_qkv"),
+            *row("layers.*.attn.o", f"{_BLOCK}self_attention.linear_proj"),
+            *norm("layers.*.mlp_norm", f"{_BLOCK}pre_mlp_layernorm."),
+            *column(_GATE_UP, f"{_BLOCK}mlp.linear_fc1", parts=2),
+            *row("layers.*.mlp.down", f"{_BLOCK}mlp.linear_fc2"),
+            *norm("merger.norm", "projector.layernorm."),
+            *column("merger.up", "projector.encoder.linear_fc1"),
+            *row("merger.down", "projector.encoder.linear_fc2"),
         )
     ),
 )

@@ -24,8 +24,8 @@ def _vision_sizes(config: Config) -> Mapping[str, int]:
     vision = config.get("vision_config")
     said = vision if isinstance(vision, Mapping) else {}
 
-    def size(key: str, default: int) -> int:
-        return value if isinstance(value := said.get(key), int) else default
+    def size(key: str, default: int, *older: str) -> int:
+        return next((v for k in (key, *older) if isinstance(v := said.get(k), int)), default)
 
     hidden, heads = size("hidden_size", 1152), size("num_heads", 16)
     return {
@@ -37,11 +37,19 @@ def _vision_sizes(config: Config) -> Mapping[str, int]:
         "inner": size("intermediate_size", 4304),
         "merged": hidden * size("spatial_merge_size", 2) ** 2,
         "out": size("out_hidden_size", 3584),
-        "channels": size("in_channels", 3),
+        "channels": size("in_channels", 3, "in_chans"),
         "temporal": size("temporal_patch_size", 2),
         "patch": size("patch_size", 16),
         "positions": size("num_position_embeddings", 2304),
     }
+
+
+def _vision_sizes_2_5(config: Config) -> Mapping[str, int]:
+    """Return Qwen2.5-VL's, with what its config assumes (``configuration_qwen2_5_vl.py``)."""
+    vision = config.get("vision_config")
+    assumed = {"depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "patch_size": 14}
+    said = vision if isinstance(vision, Mapping) else {}
+    return _vision_sizes({"vision_config": {**assumed, **said}})
 
 
 def _merger(slot: str, module: str) -> tuple[Entry, ...]:
@@ -85,9 +93,39 @@ _VISION = (
         },
     ),
 )
+# Qwen2.5-VL: a gate in the MLP, no biases in norms; Megatron-Bridge keeps the names behind ``visual.``.
+_VISION_2_5 = (
+    FamilyPart(
+        "visual.",
+        "vision_model.",
+        entries=(
+            one("patch", "patch_embed.proj.weight"),
+            one("layers.*.attn_norm", "blocks.*.norm1.weight"),
+            *linear(_QKV, "blocks.*.attn.qkv", bias=True),
+            *linear("layers.*.attn.o", "blocks.*.attn.proj", bias=True),
+            one("layers.*.mlp_norm", "blocks.*.norm2.weight"),
+            *(
+                entry
+                for slot in ("gate", "up", "down")
+                for entry in linear(f"layers.*.mlp.{slot}", f"blocks.*.mlp.{slot}_proj", bias=True)
+            ),
+            one("merger.norm", "merger.ln_q.weight"),
+            *linear("merger.up", "merger.mlp.0", bias=True),
+            *linear("merger.down", "merger.mlp.2", bias=True),
+        ),
+        sizes=_vision_sizes_2_5,
+        kept=("visual.",),
+        slots={
+            "patch": "hidden,channels,temporal,patch,patch",
+            "merger.norm": "hidden",
+            "merger.up": "merged,merged",
+            "merger.down": "out,merged",
+        },
+    ),
+)
 _SEEING, _HEARING = passing("visual."), passing("audio_tower.", "visual.")
 QWEN2_VL = larger(QWEN2, "qwen2_vl", parts=_SEEING)
-QWEN2_5_VL = larger(QWEN2, "qwen2_5_vl", parts=_SEEING)
+QWEN2_5_VL = larger(QWEN2, "qwen2_5_vl", parts=_VISION_2_5)
 QWEN2_5_OMNI = larger(QWEN2, "qwen2_5_omni_thinker", parts=_HEARING)
 QWEN3_OMNI = larger(QWEN3_MOE, "qwen3_omni_moe_thinker", parts=_HEARING)
 QWEN3_VL = larger(QWEN3, "qwen3_vl", parts=_VISION, body=_BODY)

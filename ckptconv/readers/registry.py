@@ -14,6 +14,7 @@ from ckptconv.places.unfinished import refuse_unfinished
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import flag_of, made, near
 from ckptconv.plugins import Registry
+from ckptconv.readers.flat_experts import unflattened
 from ckptconv.readers.reader import Reader, options_of
 from ckptconv.readers.runs import Found, find_weights, with_models
 from ckptconv.readers.saves import find_save
@@ -79,7 +80,7 @@ def open_checkpoint(
     found, given, own = _chosen(path, given)
     reader = _reader(found.path)
     internal |= own
-    opened = unwrap(_open(reader, found.path, _options(reader, found.path, given, internal)))
+    opened = unflattened(unwrap(_open(reader, found.path, _options(reader, found.path, given, internal))))
     notes = tuple(Note("info", text) for text in found.notes)
     near = with_models((*reversed(found.near), *opened.near), opened.data)
     return sound(spoken(replace(opened, near=near, notes=(*notes, *opened.notes))), path)

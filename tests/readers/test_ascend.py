@@ -1,0 +1,73 @@
+"""What MindSpeed-LLM and MindSpeed-MM leave goes to Hugging Face's form, or is asked about."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import ckptconv
+from ckptconv.errors import PlanError
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def saved(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cases, unpacked."""
+    folder = tmp_path_factory.mktemp("ascend")
+    with tarfile.open(fixtures / "ascend.tar.xz") as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "ascend"
+
+
+def _converted(saved: Path, out: Path, name: str, **more: Any) -> None:
+    """Convert a case and compare each tensor with the model it was made from."""
+    case = saved / name
+    source = case / ("shards" if (case / "shards").is_dir() else "ckpt")
+    ckptconv.convert(source, out, config=str(case / "hf"), **more)
+    found, wanted = ({k: v for f in p.glob("*.safetensors") for k, v in load_file(f).items()}
+                     for p in (out, case / "hf"))  # fmt: skip
+    assert found.keys() == wanted.keys()
+    assert [n for n in found if not torch.equal(found[n].to(wanted[n].dtype), wanted[n])] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ds3_head_mtp_dualpipev_gg_pp2ep2",  # folded stages, which no argument tells
+        "ds3_200_mtp_tp2",  # mtp_layers.*
+        "v2_qwen3_next_gg_ep2",  # gated delta nets as the model has them, their norm too
+        "mm_qwen25vl_tp2pp2",  # two stacks of layers, numbered apart
+        "fsdp2_qwen3_moe_grouped2d",  # experts in two axes
+    ],
+)
+def test_the_files_say_all(saved: Path, tmp_path: Path, name: str) -> None:
+    _converted(saved, tmp_path / "out", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "spread"), [("ds3_head_gg_tpext_tp2ep2", True), ("ds3_200_gg_mmsplit_tp2pp2", False)]
+)
+def test_whether_experts_are_spread_is_asked_where_nothing_tells(
+    saved: Path, tmp_path: Path, name: str, spread: bool
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        _converted(saved, tmp_path / "out", name)
+    assert "--moe-tp-extend-ep" in (caught.value.hint or "")
+    _converted(saved, tmp_path / "out", name, extend_ep=spread)
+
+
+def test_a_flag_that_contradicts_the_arguments_is_refused(saved: Path) -> None:
+    case = saved / "v2_qwen3_next_gg_ep2"
+    with pytest.raises(PlanError, match="moe_tp_extend_ep False, the flag says True"):
+        ckptconv.plan(case / "shards", config=str(case / "hf"), extend_ep=True)
+
+
+def test_gated_delta_nets_are_not_cut_over_ranks(saved: Path) -> None:
+    hf = saved / "v2_qwen3_next_gg_ep2" / "hf"
+    with pytest.raises(PlanError, match="gated delta nets"):
+        ckptconv.plan(hf, to="megatron", dialect="mindspeed", tp=2)
