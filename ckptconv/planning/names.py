@@ -31,7 +31,7 @@ from ckptconv.readers.weight_map import read_weight_map
 from ckptconv.relations import Relation, Spec
 from ckptconv.relations.rename import names_relation, parse_renames, under_names
 from ckptconv.relations.terms import Terms, operands
-from ckptconv.slots import template
+from ckptconv.slots import Table, template
 from ckptconv.slots.translate import as_copy, from_slots, some, to_slots
 
 __all__ = ["Named", "name_tensors"]
@@ -72,6 +72,39 @@ class Named:
         return {n: s for n, s in self.relation.right.items() if n not in parts}
 
 
+@dataclass(frozen=True, slots=True)
+class _Under:
+    """Hold tensors on the way to their final names.
+
+    Attributes:
+        relation: Stored tensors to those that have names so far.
+        aliases: Names that share another's data.
+        unresolved: Names without data.
+        via: Dtypes tensors are rounded to on the way.
+        terms: What is added to tensors.
+        steps: What was done.
+        passing: Names that go through the slots as they are: operands, and what a user named.
+        adapter: adapter_config.json, where a checkpoint of ranks gives its adapter alone.
+    """
+
+    relation: Relation
+    aliases: Mapping[str, str]
+    unresolved: frozenset[str]
+    via: Mapping[str, DType]
+    terms: Terms
+    steps: tuple[Step, ...] = ()
+    passing: frozenset[str] = frozenset()
+    adapter: AssetFile | None = None
+
+    def through(self, names: Relation) -> _Under:
+        """Return the tensors under the names that a relation gives them, their terms with them."""
+        return replace(self, relation=self.relation.compose(names), terms=follow(self.terms, names))
+
+    def doing(self, *steps: Step) -> _Under:
+        """Return the same with more steps."""
+        return replace(self, steps=(*self.steps, *steps))
+
+
 def name_tensors(
     checkpoint: Checkpoint,
     options: Request,
@@ -86,105 +119,154 @@ def name_tensors(
         UsageError: if a drop or rename matches nothing.
         PlanError: if a name has no data, or a tensor cannot be cast.
     """
-    family, config = model.family, model.config.values if model.config is not None else None
-    relation, aliases, via = checkpoint.relation, dict(checkpoint.aliases), dict(checkpoint.via)
-    unresolved = set(checkpoint.unresolved)
-    steps: list[Step] = []
-    passing: set[str] = set()
-    adapter: AssetFile | None = None
+    unresolved = frozenset(checkpoint.unresolved)
+    now = _Under(checkpoint.relation, checkpoint.aliases, unresolved, checkpoint.via, terms)
     if options.drop or options.rename is not None:
-        rules = parse_renames(read_text(place(options.rename))) if options.rename else []
-        dropped = {n for n in (*aliases, *unresolved) if any(fnmatchcase(n, d) for d in options.drop)}
-        names, renamed = names_relation(relation.right, options.drop, rules, others=dropped)
-        steps += [Step("drop", d.box.tensor, d.reason) for d in names.left_only]
-        steps += [Step("rename", f"{old} -> {new}", "--rename") for old, new in renamed.items() if old != new]
-        relation, terms = relation.compose(names), follow(terms, names)
-        passing = {new for old, new in renamed.items() if old != new and checkpoint.table is not None}
-        if checkpoint.table is not None:
-            passing &= set(checkpoint.table.named(passing)[1])
-        steps += [
-            Step("drop", a, "--drop" if a in dropped else f"shares the data of {b}, which is dropped")
-            for a, b in aliases.items()
-            if b not in renamed or a in dropped
-        ]
-        aliases = {a: renamed[b] for a, b in aliases.items() if b in renamed and a not in dropped}
-        via = {renamed[n]: d for n, d in via.items() if n in renamed}
-        unresolved -= dropped
-    if checkpoint.table is None and (
-        new := own_names(relation.right, (*aliases, *unresolved), model, operands(terms))
-    ):
-        named = under_names(relation.right, new)
-        relation, terms = relation.compose(named), follow(terms, named)
-        aliases = {new.get(a, a): new.get(b, b) for a, b in aliases.items()}
-        via = {new.get(n, n): d for n, d in via.items()}
-        unresolved = {new.get(n, n) for n in unresolved}
-        steps += [Step("rename", f"{old} -> {name}", "a wrapper's prefix") for old, name in new.items()]
+        now = _as_asked(now, checkpoint, options)
     if checkpoint.table is not None:
-        if family is None or config is None:
-            raise PlanError("the architecture is not known", hint="give --config, or --family")
-        dims = family.dims(config)
-        passing |= operands(terms).keys()
-        inner = to_slots(relation.right, checkpoint.table, dims, what="config.json", passing=passing)
-        relation = relation.compose(inner)
-        if family.tied(config) and {"head", "embed"} <= relation.right.keys():
-            relation = as_copy(relation, "head", "embed")
-        outer = from_slots(relation.right, family.table(config), dims, who=family.name, passing=passing)
-        relation = relation.compose(outer)
-        if terms:
-            factors, products = carried(terms, relation.right, checkpoint.table, family.table(config), dims)
-            relation, terms = relation.compose(factors), products
-            if options.lora == "adapter":
-                relation, adapter, step = alone(relation, products)
-                terms, steps = {}, [*steps, step]
-        if (zero := model.zero_centered) is not None and adapter is None:
-            table_of, plain = family, checkpoint.table.as_model
+        now = _by_slots(now, checkpoint.table, model, alone_asked=options.lora == "adapter")
+    else:
+        now = _bare(now, model)
+        # TensorFlow's rule gives the names of files.
+        if options.lora != "adapter" and checkpoint.producer != "tensorflow":
+            now = _as_saved(now, model)
+    now, tied, notes = _tied(now, checkpoint, model)
+    if options.dtype != "keep":
+        kept = {n for n in now.relation.right if model.is_pinned(n) or n in checkpoint.pinned}
+        kept |= operands(now.terms).keys()
+        now = replace(now, relation=_with_dtype(now.relation, dtype_named(options.dtype), kept))
+    casts = cast_chains(checkpoint, now.relation, now.via)
+    copies = Counter(p.right.tensor for p in now.relation.pairs if p.left_copy)
+    now = now.doing(
+        *term_steps(now.terms, now.relation.right),
+        *cast_steps({n: c for n, c in casts.items() if n not in operands(now.terms)}),
+        *(Step("compare", name, f"{n} other copies must agree") for name, n in copies.items()),
+    )
+    return Named(
+        now.relation, casts, now.aliases, tied, now.steps, now.terms, now.adapter, now.via, tuple(notes)
+    )
 
-            def lacks(norm: str) -> int:
-                own = table_of.is_zero_centered(norm)
-                return (own if template(norm) in plain else zero) - own
 
-            terms = {**terms, **ones(outer, lacks)}
-    elif (
-        options.lora != "adapter"
-        and checkpoint.producer != "tensorflow"  # its rule gives the names of files
-        and (packing := _saved(model, relation.right, aliases, unresolved)) is not None
-    ):
-        packed, aliases, unresolved = packing
-        via = {p.right.tensor: via[p.left.tensor] for p in packed.pairs if p.left.tensor in via}
-        steps += _saved_steps(packed)
-        relation, terms = relation.compose(packed), follow(terms, packed)
-    embed, head, says = ends(relation, family, config)
+def _as_asked(now: _Under, checkpoint: Checkpoint, options: Request) -> _Under:
+    """Leave out and rename what a user says.
+
+    Raises:
+        UsageError: if a drop or rename matches nothing.
+    """
+    rules = parse_renames(read_text(place(options.rename))) if options.rename else []
+    beside = (*now.aliases, *now.unresolved)
+    dropped = {n for n in beside if any(fnmatchcase(n, d) for d in options.drop)}
+    names, renamed = names_relation(now.relation.right, options.drop, rules, others=dropped)
+    passing = frozenset[str]()
+    if checkpoint.table is not None:
+        passing = frozenset(new for old, new in renamed.items() if old != new)
+        passing &= frozenset(checkpoint.table.named(passing)[1])
+    steps = [Step("drop", d.box.tensor, d.reason) for d in names.left_only]
+    steps += [Step("rename", f"{old} -> {new}", "--rename") for old, new in renamed.items() if old != new]
+    steps += [
+        Step("drop", a, "--drop" if a in dropped else f"shares the data of {b}, which is dropped")
+        for a, b in now.aliases.items()
+        if b not in renamed or a in dropped
+    ]
+    return replace(
+        now.through(names).doing(*steps),
+        aliases={a: renamed[b] for a, b in now.aliases.items() if b in renamed and a not in dropped},
+        via={renamed[n]: d for n, d in now.via.items() if n in renamed},
+        unresolved=now.unresolved - dropped,
+        passing=passing,
+    )
+
+
+def _bare(now: _Under, model: Architecture) -> _Under:
+    """Take a wrapper's prefix off the names, where the rest then fits the architecture."""
+    beside = (*now.aliases, *now.unresolved)
+    new = own_names(now.relation.right, beside, model, operands(now.terms))
+    if not new:
+        return now
+    return replace(
+        now.through(under_names(now.relation.right, new)).doing(
+            *(Step("rename", f"{old} -> {name}", "a wrapper's prefix") for old, name in new.items())
+        ),
+        aliases={new.get(a, a): new.get(b, b) for a, b in now.aliases.items()},
+        via={new.get(n, n): d for n, d in now.via.items()},
+        unresolved=frozenset(new.get(n, n) for n in now.unresolved),
+    )
+
+
+def _by_slots(now: _Under, table: Table, model: Architecture, *, alone_asked: bool) -> _Under:
+    """Bring a framework's names to Hugging Face's by way of the slots of the architecture.
+
+    Args:
+        now: The tensors under the framework's names.
+        table: Its table.
+        model: The architecture.
+        alone_asked: Whether the adapter alone is to be written.
+
+    Raises:
+        PlanError: if the architecture is not known, or a tensor has no slot.
+    """
+    family, config = model.family, model.config.values if model.config is not None else None
+    if family is None or config is None:
+        raise PlanError("the architecture is not known", hint="give --config, or --family")
+    dims, terms = family.dims(config), now.terms
+    passing = now.passing | operands(terms).keys()
+    inner = to_slots(now.relation.right, table, dims, what="config.json", passing=passing)
+    relation = now.relation.compose(inner)
+    if family.tied(config) and {"head", "embed"} <= relation.right.keys():
+        relation = as_copy(relation, "head", "embed")
+    outer = from_slots(relation.right, family.table(config), dims, who=family.name, passing=passing)
+    relation = relation.compose(outer)
+    if terms:
+        factors, products = carried(terms, relation.right, table, family.table(config), dims)
+        relation, terms = relation.compose(factors), products
+        if alone_asked:
+            relation, adapter, step = alone(relation, products)
+            return replace(now.doing(step), relation=relation, terms={}, adapter=adapter)
+    if (zero := model.zero_centered) is not None:
+
+        def lacks(norm: str) -> int:
+            own = family.is_zero_centered(norm)
+            return (own if template(norm) in table.as_model else zero) - own
+
+        terms = {**terms, **ones(outer, lacks)}
+    return replace(now, relation=relation, terms=terms)
+
+
+def _as_saved(now: _Under, model: Architecture) -> _Under:
+    """Give tensors the names and the packing of ``save_pretrained``."""
+    packing = _saved(model, now.relation.right, now.aliases, now.unresolved)
+    if packing is None:
+        return now
+    packed, aliases, unresolved = packing
+    via = {p.right.tensor: now.via[p.left.tensor] for p in packed.pairs if p.left.tensor in now.via}
+    now = now.through(packed).doing(*_saved_steps(packed))
+    return replace(now, aliases=aliases, unresolved=frozenset(unresolved), via=via)
+
+
+def _tied(now: _Under, checkpoint: Checkpoint, model: Architecture) -> tuple[_Under, bool | None, list[Note]]:
+    """Write tied weights once; where the config ties what differs in the files, both.
+
+    Returns:
+        The tensors, whether head and embedding are tied (None if that is not known), and what to say.
+
+    Raises:
+        PlanError: if a name without data is not explained by tied weights.
+    """
+    family, config = model.family, model.config.values if model.config is not None else None
+    embed, head, says = ends(now.relation, family, config)
     notes: list[Note] = []
-    drifted = bool(says and embed in relation.right and head in relation.right) and has_drifted(
-        checkpoint, relation, via, str(head), str(embed)
+    drifted = bool(says and embed in now.relation.right and head in now.relation.right) and has_drifted(
+        checkpoint, now.relation, now.via, str(head), str(embed)
     )
     if drifted:
         text = f"config.json ties {head} to {embed}, but they differ: both are written, and the flag is false"
         notes.append(Note("warning", text))
     relation, aliases, tied = _tie(
-        checkpoint, relation, aliases, unresolved, family, None if drifted else config
+        checkpoint, now.relation, now.aliases, now.unresolved, family, None if drifted else config
     )
-    refuse_tied(terms, aliases)
-    steps += [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
-    if options.dtype != "keep":
-        kept = {n for n in relation.right if model.is_pinned(n) or n in checkpoint.pinned}
-        relation = _with_dtype(relation, dtype_named(options.dtype), kept | operands(terms).keys())
-    casts = cast_chains(checkpoint, relation, via)
-    steps += term_steps(terms, relation.right)
-    steps += cast_steps({n: c for n, c in casts.items() if n not in operands(terms)})
-    copies = Counter(p.right.tensor for p in relation.pairs if p.left_copy)
-    steps += [Step("compare", name, f"{n} other copies must agree") for name, n in copies.items()]
-    return Named(
-        relation,
-        casts,
-        aliases,
-        False if drifted else tied,
-        tuple(steps),
-        terms,
-        adapter,
-        via,
-        tuple(notes),
-    )
+    refuse_tied(now.terms, aliases)
+    steps = [Step("alias", f"{a} = {b}", "tied: written once") for a, b in aliases.items()]
+    return replace(now.doing(*steps), relation=relation, aliases=aliases), False if drifted else tied, notes
 
 
 def _with_dtype(relation: Relation, target: DType, kept: Collection[str]) -> Relation:
@@ -243,7 +325,7 @@ def _tie(
     checkpoint: Checkpoint,
     relation: Relation,
     aliases: Mapping[str, str],
-    unresolved: set[str],
+    unresolved: frozenset[str],
     family: Family | None,
     config: Config | None,
 ) -> tuple[Relation, dict[str, str], bool | None]:
