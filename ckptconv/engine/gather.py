@@ -23,6 +23,7 @@ from ckptconv.places.files import SourceFiles
 __all__ = ["Array", "Shared", "gather", "raw_dtype", "window"]
 
 Array = npt.NDArray[Any]
+Ints = tuple[int, ...]
 
 # A box whose elements lie scattered over at most this many times their own size is read in one piece.
 _SPARSE = 8
@@ -83,60 +84,84 @@ def gather(
         shared: Holds whole rows of the tensor for others who want other columns of them, or the same.
     """
     size, stride = tuple(size), tuple(stride)
-    count = prod(size)
-    if count == 0:
+    if prod(size) == 0:
         return
-    item = stored.dtype.itemsize
-    if shared is not None and (rows := _rows(stored, offset, size, stride)) is not None:
-        lo, hi = rows
-        if (hi - lo) * item <= shared.room and hi - lo <= _SPREAD * count:
-            held = shared.rows.get(
-                shared.name,
-                lo,
-                hi,
-                (hi - lo) * item,
-                lambda array: _read(files, stored, lo, hi - lo, array),
-            ).view(out.dtype)
-            copy_box(window(held, offset - lo, size, stride), out)
-            return
-    straight = stride == contiguous_stride(size)
-    if (
-        isinstance(stored, Decoded)
-        and not (straight and out.flags.c_contiguous)
-        and _turned(files, stored, offset, size, stride, out, limit)
-    ):
+    if shared is not None and _from_shared(files, stored, offset, size, stride, out, shared):
         return
-    if count == 1 or straight:
-        if out.flags.c_contiguous:
-            _read(files, stored, offset, count, out)
-            return
-        if count * item <= limit:
-            scratch = np.empty(count, out.dtype)
-            _read(files, stored, offset, count, scratch)
-            out[...] = scratch.reshape(size)
-            return
-    elif (
-        not isinstance(stored, Decoded)
-        and is_turned(stride, out)
-        and read_turned(files, stored, offset, size, stride, out)
-    ):
-        return
-    elif isinstance(stored, Decoded):
-        if _decoded(files, stored, offset, size, stride, out, limit):
-            return
+    if isinstance(stored, Decoded):
+        done = _decode_box(files, stored, offset, size, stride, out, limit)
     else:
-        span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if span * item <= limit and span <= _SPARSE * count:
-            scratch = np.empty(span, out.dtype)
-            _read(files, stored, offset, span, scratch)
-            copy_box(window(scratch, 0, size, stride), out)
-            return
+        done = _read_box(files, stored, offset, size, stride, out, limit)
+    if done:
+        return
     axis = max(range(len(size)), key=lambda a: (size[a] > 1, stride[a]))
     half = size[axis] // 2
     for lo, hi in ((0, half), (half, size[axis])):
         index = (*[slice(None)] * axis, slice(lo, hi))
         part = (*size[:axis], hi - lo, *size[axis + 1 :])
         gather(files, stored, offset + lo * stride[axis], part, stride, out[index], limit, shared)
+
+
+def _from_shared(
+    files: SourceFiles, stored: Stored, offset: int, size: Ints, stride: Ints, out: Array, shared: Shared
+) -> bool:
+    """Take a box from whole rows that are held; False if it has none, or they are too many."""
+    rows = _rows(stored, offset, size, stride)
+    if rows is None:
+        return False
+    lo, hi = rows
+    nbytes = (hi - lo) * stored.dtype.itemsize
+    if nbytes > shared.room or hi - lo > _SPREAD * prod(size):
+        return False
+
+    def read(array: Array) -> None:
+        _read(files, stored, lo, hi - lo, array)
+
+    held = shared.rows.get(shared.name, lo, hi, nbytes, read).view(out.dtype)
+    copy_box(window(held, offset - lo, size, stride), out)
+    return True
+
+
+def _read_box(
+    files: SourceFiles, stored: Stored, offset: int, size: Ints, stride: Ints, out: Array, limit: int
+) -> bool:
+    """Read a box that lies in one piece, in a band of columns, or in little more than its size."""
+    if stride == contiguous_stride(size) or prod(size) == 1:
+        return _read_run(files, stored, offset, out, limit)
+    if is_turned(stride, out) and read_turned(files, stored, offset, size, stride, out):
+        return True
+    span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if span * out.itemsize > limit or span > _SPARSE * prod(size):
+        return False
+    scratch = np.empty(span, out.dtype)
+    _read(files, stored, offset, span, scratch)
+    copy_box(window(scratch, 0, size, stride), out)
+    return True
+
+
+def _read_run(files: SourceFiles, stored: Stored, offset: int, out: Array, limit: int) -> bool:
+    """Read elements that lie one after the other, unless they are too many to be put elsewhere first."""
+    if out.flags.c_contiguous:
+        _read(files, stored, offset, out.size, out)
+        return True
+    if out.nbytes > limit:
+        return False
+    scratch = np.empty(out.size, out.dtype)
+    _read(files, stored, offset, out.size, scratch)
+    out[...] = scratch.reshape(out.shape)
+    return True
+
+
+def _decode_box(
+    files: SourceFiles, stored: Decoded, offset: int, size: Ints, stride: Ints, out: Array, limit: int
+) -> bool:
+    """Decode a box: straight to where it goes, as a run, or with what lies between."""
+    straight = stride == contiguous_stride(size)
+    if not (straight and out.flags.c_contiguous) and _turned(files, stored, offset, size, stride, out, limit):
+        return True
+    if straight or prod(size) == 1:
+        return _read_run(files, stored, offset, out, limit)
+    return _decoded(files, stored, offset, size, stride, out, limit)
 
 
 def _rows(

@@ -175,7 +175,7 @@ def verify_report(
         source: What ``inspect --json`` prints of the source.
         output: What it prints of the output.
     """
-    proof, found = data["proof"], data["mismatches"]
+    found = data["mismatches"]
     lead = facts(
         [
             ("source", code(data["source"])),
@@ -195,6 +195,37 @@ def verify_report(
             ("copies compared", f"{data['replicas']:,}", ""),
         ]
     )
+    parts = [
+        _proof(data["proof"]),
+        section("Tensors compared", wrong(names, found)),
+        section("What differs", _mismatches(found) if found else ""),
+        section("Logits", _logits(data["logits"])),
+        _notes(data["notes"]),
+        *(parts_of(source, "Source") if source is not None else []),
+        *(parts_of(output, "Output") if output is not None else []),
+    ]
+    return page("Verified" if data["ok"] else "Not equal to the source", lead, parts)
+
+
+def _proof(proof: Data) -> str:
+    """Return what metadata alone proved."""
+    yes = {True: '<span class="good">yes</span>', False: '<span class="bad">no</span>'}
+    return section(
+        "Proof from metadata",
+        facts(
+            [
+                ("boxes", f"{proof['pairs']:,}"),
+                ("every element covered once", yes[bool(proof["complete"])]),
+                ("there and back is the identity", yes[bool(proof["invertible"])]),
+                ("without an inverse, computed again", text("; ".join(proof["one_way"]))),
+                ("time", text(f"{proof['seconds']:.3g} s")),
+            ]
+        ),
+    )
+
+
+def _mismatches(found: Sequence[Data]) -> str:
+    """Return the table of what differs."""
     rows = [
         (
             Cell(code(m["tensor"]) + (f'<br><span class="dim">{code(m["of"])}</span>' if m["of"] else "")),
@@ -215,30 +246,7 @@ def verify_report(
         for m in found[:ROWS]
     ]
     heads = ("tensor", "kind", "what", "first", "elements", "largest", "where")
-    yes = {True: '<span class="good">yes</span>', False: '<span class="bad">no</span>'}
-    parts = [
-        section(
-            "Proof from metadata",
-            facts(
-                [
-                    ("boxes", f"{proof['pairs']:,}"),
-                    ("every element covered once", yes[bool(proof["complete"])]),
-                    ("there and back is the identity", yes[bool(proof["invertible"])]),
-                    ("without an inverse, computed again", text("; ".join(proof["one_way"]))),
-                    ("time", text(f"{proof['seconds']:.3g} s")),
-                ]
-            ),
-        ),
-        section("Tensors compared", wrong(names, found)),
-        section(
-            "What differs", table(heads, rows, label="mismatches", more=more(len(found))) if found else ""
-        ),
-        section("Logits", _logits(data["logits"])),
-        _notes(data["notes"]),
-        *(parts_of(source, "Source") if source is not None else []),
-        *(parts_of(output, "Output") if output is not None else []),
-    ]
-    return page("Verified" if data["ok"] else "Not equal to the source", lead, parts)
+    return table(heads, rows, label="mismatches", more=more(len(found)))
 
 
 def _differing(t: Data) -> tuple[Cell, ...]:
