@@ -1,10 +1,11 @@
-"""The reader and the target that CONTRIBUTING.md shows work as they stand there."""
+"""The dialect, the reader and the target that CONTRIBUTING.md shows work as they stand there."""
 
 from __future__ import annotations
 
 import json
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ckptconv.dialects import DIALECTS
 from ckptconv.readers.registry import READERS
 from ckptconv.writers.registry import WRITERS
+from megatron_cases import Case
 from running import DEMO, ROOT, ckptconv, loaded, succeeds
 
 
@@ -42,3 +45,20 @@ def test_the_reader_and_the_target_of_the_guide(tmp_path: Path, monkeypatch: pyt
     assert json.loads(succeeds("inspect", tmp_path / "ema", "--ema", "--json").out)["tensors"]
     refused = ckptconv("convert", DEMO, tmp_path / "no", "--to", "hf", "--prefix", "x")
     assert refused.code == 2 and "--to mine" in refused.err
+
+
+def test_the_dialect_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = shown("Adding a dialect")["MINE"]
+    mine = replace(
+        mine, lines=tuple(replace(x, name=x.name.replace("decoder.", "trunk.")) for x in mine.lines)
+    )
+    monkeypatch.setattr(DIALECTS, "_foreign", {"mine": mine})
+    case = Case("llama.tar.xz", "llama/torch_tp2pp2_te")
+    succeeds(
+        "megatron-split", case.hf, tmp_path / "run", "--tp", 2, "--pp", 2, "--dialect", "mine", "--verify"
+    )
+    shown_names = json.loads(succeeds("inspect", tmp_path / "run", "--json").out)["tensors"]
+    assert {t["name"].partition(".")[0] for t in shown_names} == {"embedding", "trunk", "output_layer"}
+    succeeds("megatron-merge", tmp_path / "run", tmp_path / "model", "--verify")
+    back, model = loaded(tmp_path / "model"), loaded(case.hf)
+    assert back.keys() == model.keys() and all(torch.equal(back[n], model[n]) for n in model)
