@@ -17,9 +17,11 @@ from ckptconv.version import __version__
 
 if TYPE_CHECKING:
     from ckptconv.api.average import average
+    from ckptconv.api.check import check
     from ckptconv.api.convert import convert, plan
     from ckptconv.api.diff import diff
     from ckptconv.api.explain import explain
+    from ckptconv.api.inspect import Inspection, inspect
     from ckptconv.api.ls import Saves, ls
     from ckptconv.api.model import Model, TensorInfo, open  # noqa: A004
     from ckptconv.api.push import Pushed, push
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CkptconvError",
     "ConvertOptions",
+    "Inspection",
     "Model",
     "Pushed",
     "Report",
@@ -38,9 +41,11 @@ __all__ = [
     "TensorInfo",
     "__version__",
     "average",
+    "check",
     "convert",
     "diff",
     "explain",
+    "inspect",
     "ls",
     "open",
     "plan",
@@ -49,27 +54,46 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Pushed": "ckptconv.api.push",
-    "push": "ckptconv.api.push",
-    "average": "ckptconv.api.average",
-    "ConvertOptions": "ckptconv.planning.request",
-    "Model": "ckptconv.api.model",
-    "TensorInfo": "ckptconv.api.model",
-    "open": "ckptconv.api.model",
-    "CkptconvError": "ckptconv.errors",
-    "Report": "ckptconv.engine.options",
-    "diff": "ckptconv.api.diff",
-    "Saves": "ckptconv.api.ls",
-    "explain": "ckptconv.api.explain",
-    "ls": "ckptconv.api.ls",
-    "verify_roundtrip": "ckptconv.api.verify",
+    "CkptconvError": "errors",
+    "ConvertOptions": "planning.request",
+    "Inspection": "api.inspect",
+    "Model": "api.model",
+    "Pushed": "api.push",
+    "Report": "engine.options",
+    "Saves": "api.ls",
+    "TensorInfo": "api.model",
+    "average": "api.average",
+    "check": "api.check",
+    "convert": "api.convert",
+    "diff": "api.diff",
+    "explain": "api.explain",
+    "inspect": "api.inspect",
+    "ls": "api.ls",
+    "open": "api.model",
+    "plan": "api.convert",
+    "push": "api.push",
+    "verify_roundtrip": "api.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names on first use, so that ``import ckptconv`` costs nothing."""
-    if name in __all__:
-        from importlib import import_module
+    """Import the public names on first use, so that ``import ckptconv`` costs nothing.
 
-        return getattr(import_module(_HOMES.get(name, "ckptconv.api.convert")), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Functions speak of keywords in their errors, where the command line speaks of flags.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = getattr(import_module(f"ckptconv.{_HOMES[name]}"), name)
+    if not isinstance(found, type):
+        from ckptconv.api.words import pythonic
+
+        found = pythonic(found)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for completion."""
+    return __all__

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptconv.api.ls import choose
+from ckptconv.api.progress import following
 from ckptconv.assets.find import CONFIG
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import Options, Report
@@ -78,6 +79,7 @@ def average(
     engine: str = "local",
     address: str | None = None,
     listen: Listener | None = None,
+    progress: bool = False,
     **fields: Any,
 ) -> Report:
     """Write the weighted mean of several checkpoints of one model as a Hugging Face model.
@@ -98,6 +100,7 @@ def average(
         engine: ``local``, or ``ray`` for a Ray cluster.
         address: The cluster's.
         listen: Called with every event of the run, from any thread.
+        progress: Show a bar.
         **fields: What to write, and what is said about the sources, as in `ckptconv.convert`.
 
     Raises:
@@ -108,7 +111,9 @@ def average(
     """
     given = {"workers": workers, "max_memory": max_memory, "resume": resume, "overwrite": overwrite}
     how = made(Options, {**given, "engine": engine, "address": address})
-    return run(plan_average(sources, out, ratios=ratios, steps=steps, **fields), place(out), how, listen)
+    plan = plan_average(sources, out, ratios=ratios, steps=steps, **fields)
+    with following(listen, "averaging", progress=progress) as tell:
+        return run(plan, place(out), how, tell)
 
 
 def plan_average(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptconv.api.progress import following
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import Options, Report
 from ckptconv.engine.run import run
@@ -45,6 +46,7 @@ def convert(
     engine: str = "local",
     address: str | None = None,
     listen: Listener | None = None,
+    progress: bool = False,
     **fields: Any,
 ) -> Report:
     """Convert a checkpoint.
@@ -60,6 +62,7 @@ def convert(
         engine: ``local``, or ``ray`` for a Ray cluster.
         address: The cluster's: ``auto``, ``HOST:PORT``, ``ray://HOST:PORT``, or ``local`` to start one here.
         listen: Called with every event of the run, from any thread.
+        progress: Show a bar.
         **fields: What to write, as in `plan`.
 
     Raises:
@@ -76,4 +79,6 @@ def convert(
             "address": address,
         },
     )
-    return run(plan(source, options, **fields), place(out), how, listen)
+    made_plan = plan(source, options, **fields)
+    with following(listen, "writing", progress=progress) as tell:
+        return run(made_plan, place(out), how, tell)

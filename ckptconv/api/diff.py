@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from time import perf_counter
 
+from ckptconv.api.progress import following
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import DEFAULT_MEMORY, Options
 from ckptconv.errors import PlanError, UsageError
@@ -109,6 +110,7 @@ def diff(
     workers: int = 0,
     max_memory: int | str = DEFAULT_MEMORY,
     listen: Listener | None = None,
+    progress: bool = False,
 ) -> Diff:
     """Compare two checkpoints of any formats, tensor by tensor; nothing is written.
 
@@ -128,6 +130,7 @@ def diff(
         workers: Threads; 0 is two a core, at most 8.
         max_memory: The most all buffers together may take, in bytes.
         listen: Called with every event, from any thread.
+        progress: Show a bar.
 
     Raises:
         UsageError: if a tolerance is negative, or no tensor matches.
@@ -150,15 +153,9 @@ def diff(
         if not (same or only_a or only_b):
             known = ", ".join(left.names[:3])
             raise UsageError(f"no tensor matches {' or '.join(tensors)}", hint=f"names are such as {known}")
-    found = compare(
-        left.plan,
-        right.plan,
-        same,
-        atol=atol,
-        rtol=rtol,
-        options=made(Options, {"workers": workers, "max_memory": max_memory}),
-        listen=listen,
-    )
+    how = made(Options, {"workers": workers, "max_memory": max_memory})
+    with following(listen, "comparing", progress=progress) as tell:
+        found = compare(left.plan, right.plan, same, atol=atol, rtol=rtol, options=how, listen=tell)
     remarks = [
         *notes,
         *((level, f"A: {t}") for level, t in left.notes),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptconv.api.progress import following
 from ckptconv.assets.card import CARD, is_ours, model_card
 from ckptconv.assets.find import CONFIG
 from ckptconv.assets.publish import Repository, repository
@@ -60,6 +61,7 @@ def push(
     private: bool = False,
     revision: str | None = None,
     listen: Listener | None = None,
+    progress: bool = False,
 ) -> Pushed:
     """Publish a model's folder in one commit, once its files have proved to be those that were verified.
 
@@ -72,6 +74,7 @@ def push(
         private: Only its owners are to see it; refused if it is there and public.
         revision: The branch, made if it is not there; the main one if not given.
         listen: Called with events, the bytes of each file as it is sent among them.
+        progress: Show a bar.
 
     Raises:
         UsageError: if ``to`` is no name of a repository.
@@ -86,9 +89,10 @@ def push(
     if CARD not in files and (card := _card(path, where, said)) is not None:
         files[CARD] = card
         sizes[CARD] = len(card)
-    tell = listen or (lambda event: None)
-    tell(Started(sum(sizes.values()), 0))
-    commit = where.send(files, f"{said['tool']}: {path.name or to}", lambda count: tell(Progress(count)))
+    with following(listen, "sending", progress=progress) as heard:
+        tell = heard or (lambda event: None)
+        tell(Started(sum(sizes.values()), 0))
+        commit = where.send(files, f"{said['tool']}: {path.name or to}", lambda n: tell(Progress(n)))
     made = isinstance(files.get(CARD), bytes)
     return Pushed(where.url, commit, tuple(files), sum(sizes.values()), made)
 

@@ -13,6 +13,7 @@ from typing import Any
 from ckptconv.api.again import Sides, open_out, open_sides, plan_again
 from ckptconv.api.average import Averaged, read_record
 from ckptconv.api.average import plan_again as plan_average_again
+from ckptconv.api.progress import following
 from ckptconv.assets.find import CONFIG
 from ckptconv.dtypes import DType
 from ckptconv.engine.events import Listener
@@ -56,6 +57,7 @@ def verify_roundtrip(
     workers: int = 0,
     max_memory: int | str = DEFAULT_MEMORY,
     listen: Listener | None = None,
+    progress: bool = False,
     **fields: Any,
 ) -> Result:
     """Compare what a checkpoint was converted to with the checkpoint, element by element.
@@ -76,11 +78,40 @@ def verify_roundtrip(
         workers: Threads; 0 is two a core, at most 8.
         max_memory: The most all buffers together may take, in bytes.
         listen: Called with every event, from any thread.
+        progress: Show a bar.
         **fields: Fields of `ConvertOptions`, to set or to change in ``options``.
 
     Raises:
         CkptconvError: if either cannot be read, or the source not be planned. What differs is in the result.
     """
+    with following(listen, "comparing", progress=progress) as tell:
+        return _roundtrip(
+            *(source, out, options),
+            certify=certify,
+            sha256=sha256,
+            logits=logits,
+            reference=reference,
+            workers=workers,
+            max_memory=max_memory,
+            listen=tell,
+            **fields,
+        )
+
+
+def _roundtrip(
+    source: PathArg,
+    out: PathArg | None,
+    options: ConvertOptions | None,
+    *,
+    certify: bool,
+    sha256: bool,
+    logits: bool,
+    reference: PathArg | None,
+    workers: int,
+    max_memory: int | str,
+    listen: Listener | None,
+    **fields: Any,
+) -> Result:
     begin = perf_counter()
     given = {**(options.fields if options is not None else {}), **fields}
     given.pop("to", None)

@@ -181,10 +181,10 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a checkpoint holds, from its metadata alone."""
-    import ckptconv
+    from ckptconv.api.model import open as open_model
     from ckptconv.cli import render
 
-    model = ckptconv.open(source, **fields)
+    model = open_model(source, **fields)
     if report is not None:
         write_page(report, render.describe(model, None))
     if json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from ckptconv.cli.clean import escape
 from ckptconv.cli.streams import own
+from ckptconv.numbers.sizes import size_text as size
 
 # rich is imported where something is shown: 50 ms that a quiet run does not pay.
 if TYPE_CHECKING:
@@ -36,15 +37,6 @@ def _console(stream: TextIO) -> Console:
 
     shown = stream.isatty()
     return Console(file=own(stream), highlight=False, soft_wrap=not shown, width=None if shown else _UNFOLDED)
-
-
-def size(count: float) -> str:
-    """Write a number of bytes as the hub does: decimal units."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def plural(count: int, noun: str) -> str:

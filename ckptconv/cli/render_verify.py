@@ -56,10 +56,10 @@ def follow(what: str, *, quiet: bool) -> Iterator[Listener]:
 
 def describe(path: Path, **choice: Any) -> dict[str, Any] | None:
     """Return what ``inspect --json`` prints, for a report; None if that takes flags it does not have."""
-    import ckptconv
+    from ckptconv.api.model import open as open_model
 
     try:
-        return render.describe(ckptconv.open(path, **choice), None)
+        return render.describe(open_model(path, **choice), None)
     except CkptconvError:
         return None
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ckptconv.errors import UsageError
+from ckptconv.numbers.sizes import size_text
 from ckptconv.plans.options import Choice, Count, Size, Switch, Text, option
+from ckptconv.plans.shown import Shown, count
 from ckptconv.plugins import installed
 
 __all__ = [
@@ -103,8 +106,8 @@ class Options:
             raise UsageError("--resume and --overwrite exclude each other", hint="give one of the two")
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Shown):
     """Say what a run wrote.
 
     Attributes:
@@ -123,6 +126,16 @@ class Report:
     resumed: int
     overflows: int
     removed: tuple[str, ...] = ()
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        return {
+            "folder": self.folder,
+            "written": f"{size_text(self.bytes_out)} in {count(len(self.files), 'file')}",
+            "resumed": size_text(self.resumed) if self.resumed else None,
+            "overflows": self.overflows or None,
+            "removed": ", ".join(self.removed),
+        }
 
 
 def default_workers() -> int:

@@ -12,6 +12,7 @@ from ckptconv.dtypes import DType
 from ckptconv.facts.value import Fact
 from ckptconv.places.files import FileStamp
 from ckptconv.plans.plan import AssetFile
+from ckptconv.plans.shown import Shown
 from ckptconv.relations import Relation, Spec
 from ckptconv.slots import ANY, Table, Words
 
@@ -55,8 +56,8 @@ class Quantised:
         return f"quantised: {', '.join(self.kinds)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+@dataclass(frozen=True, slots=True, repr=False)
+class Checkpoint(Shown):
     """Describe a checkpoint from its metadata alone.
 
     Attributes:
@@ -125,6 +126,19 @@ class Checkpoint:
     pinned: frozenset[str] = frozenset()
     complete: bool = False
     settle: Callable[[Checkpoint], Checkpoint] | None = None
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        return {
+            "root": self.root,
+            "producer": self.producer,
+            "format": self.format,
+            "step": self.iteration,
+            "layout": ", ".join(f"{k} {v}" for k, v in self.layout.items()),
+            "weights": self.weights,
+            "tensors": f"{len(self.relation.right):,}",
+            "files": f"{len(self.files):,}",
+        }
 
     @property
     def tensors(self) -> Mapping[str, Spec]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +13,9 @@ from ckptconv.containers.base import FileLayout
 from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import DType
+from ckptconv.numbers.sizes import size_text
 from ckptconv.places.files import FileStamp
+from ckptconv.plans.shown import Shown, count
 from ckptconv.relations.relation import Relation
 from ckptconv.relations.terms import Terms, check_terms, term_dict
 
@@ -75,8 +78,8 @@ class AssetFile:
     derived: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Shown):
     """Describe a conversion completely; made from metadata alone.
 
     Attributes:
@@ -117,6 +120,19 @@ class Plan:
         if self.terms:
             written = {t.name for f in self.files for t in f.layout.tensors}
             check_terms(self.relation.right, written, self.terms)
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        tensors = sum(len(f.layout.tensors) for f in self.files)
+        files = count(len(self.files), "file")
+        return {
+            "source": self.source,
+            "producer": self.producer,
+            "writes": f"{count(tensors, 'tensor')}, {size_text(self.bytes_out)} in {files}",
+            "beside": ", ".join(a.name for a in self.assets),
+            "steps": ", ".join(f"{n:,} {kind}" for kind, n in Counter(s.kind for s in self.steps).items()),
+            "notes": count(len(self.notes), "note") if self.notes else None,
+        }
 
     @property
     def bytes_out(self) -> int:

@@ -19,7 +19,7 @@ __all__ = ["Relation"]
 _KNOWN = 4096  # forms of tensors kept while two relations are composed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Relation:
     """Relate two sets of tensors, element by element, by a flat list of pairs of boxes.
 
@@ -36,6 +36,9 @@ class Relation:
     pairs: tuple[Pair, ...]
     left_only: tuple[Drop, ...] = ()
     right_only: tuple[Drop, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Relation of {len(self.left):,} to {len(self.right):,} tensors by {len(self.pairs):,} pairs>"
 
     @classmethod
     def union(cls, relations: Iterable[Relation]) -> Relation:

@@ -19,11 +19,13 @@ import xxhash
 from ckptconv.engine.events import FileDone, Listener, Progress, Started
 from ckptconv.engine.options import threads
 from ckptconv.errors import CkptconvError, FormatError, OutputError, without_secrets
+from ckptconv.numbers.sizes import size_text
 from ckptconv.places.inside import is_inside
 from ckptconv.places.jsonfile import read_json
-from ckptconv.places.places import forget, is_remote, place
+from ckptconv.places.places import PathArg, forget, is_remote, place
 from ckptconv.places.regular import open_binary
 from ckptconv.plans.loaded import is_model, part_of
+from ckptconv.plans.shown import Shown, count
 from ckptconv.verify.result import FileDigest, Result
 from ckptconv.version import __version__
 
@@ -38,8 +40,8 @@ _BY_ERROR = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+@dataclass(frozen=True, slots=True, repr=False)
+class Checked(Shown):
     """Say how files compare with their certificate.
 
     Attributes:
@@ -62,6 +64,16 @@ class Checked:
     def ok(self) -> bool:
         """Whether every file is there and unchanged."""
         return not self.wrong
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        return {
+            "ok": self.ok,
+            "folder": self.folder,
+            "read": f"{count(self.files, 'file')}, {size_text(self.bytes)}",
+            "wrong": ", ".join(f"{name} {text}" for name, text in self.wrong.items()),
+            "beside": ", ".join(self.extra),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON-ready data."""
@@ -170,7 +182,7 @@ def read(folder: Path) -> dict[str, Any]:
     return dict(data)
 
 
-def check(folder: Path, listen: Listener | None = None, workers: int = 0) -> Checked:
+def check(folder: PathArg, listen: Listener | None = None, workers: int = 0) -> Checked:
     """Compare a folder's files with its certificate.
 
     Args:

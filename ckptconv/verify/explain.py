@@ -13,6 +13,7 @@ from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
 from ckptconv.numbers.codecs import codec
 from ckptconv.plans.plan import Plan
+from ckptconv.plans.shown import Shown
 from ckptconv.relations import Box, Pair
 from ckptconv.relations.meet import meet
 from ckptconv.relations.pair import sorted_axes, window
@@ -135,8 +136,8 @@ class Piece:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+@dataclass(frozen=True, slots=True, repr=False)
+class Explained(Shown):
     """Hold where a tensor comes from.
 
     Attributes:
@@ -160,6 +161,17 @@ class Explained:
     pieces: tuple[Piece, ...]
     absent: Mapping[str, int]
     quantised: str = ""
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        return {
+            "name": self.name,
+            "shape": "x".join(map(str, self.shape)) or "scalar",
+            "dtype": self.dtype,
+            "casts": " -> ".join(self.casts),
+            "pieces": f"{len(self.pieces):,}",
+            "absent": ", ".join(f"{n:,} {why}" for why, n in self.absent.items()),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any
 
+from ckptconv.plans.shown import Shown
 from ckptconv.relations import Spec
 
 __all__ = ["Diff", "Same", "TensorDiff"]
@@ -101,8 +102,8 @@ class TensorDiff:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Diff:
+@dataclass(frozen=True, slots=True, repr=False)
+class Diff(Shown):
     """Hold how two checkpoints differ.
 
     Attributes:
@@ -128,6 +129,11 @@ class Diff:
     bytes: int
     seconds: float
     notes: tuple[tuple[str, str], ...] = ()
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        found = ", ".join(f"{n:,} {word}" for word, n in self.counts().items() if n)
+        return {"ok": self.ok, "a": self.a, "b": self.b, "tensors": found, "seconds": f"{self.seconds:.1f}"}
 
     @property
     def ok(self) -> bool:

@@ -8,6 +8,8 @@ from math import isfinite
 from typing import Any, Literal
 
 from ckptconv.errors import CkptconvError
+from ckptconv.numbers.sizes import size_text
+from ckptconv.plans.shown import Shown, count
 
 __all__ = ["FileDigest", "Kind", "Logits", "Mismatch", "Place", "Proof", "Result"]
 
@@ -103,8 +105,8 @@ class Logits:
     error: CkptconvError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+@dataclass(frozen=True, slots=True, repr=False)
+class Result(Shown):
     """Hold the outcome of a verification.
 
     Attributes:
@@ -147,6 +149,21 @@ class Result:
     def ok(self) -> bool:
         """Whether nothing differs."""
         return not self.mismatches
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        wrong = self.mismatches
+        return {
+            "ok": self.ok,
+            "mismatches": f"{len(wrong):,}, the first: {wrong[0].tensor} {wrong[0].text}" if wrong else None,
+            "source": self.source,
+            "out": self.out,
+            "compared": f"{count(self.tensors, 'tensor')}, {size_text(self.bytes)}",
+            "copies": count(self.replicas, "tensor") if self.replicas else None,
+            "logits": None if self.logits is None else self.logits.error or "as they must be",
+            "plan": self.plan[:12],
+            "seconds": f"{self.seconds:.1f}",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-ready data."""
