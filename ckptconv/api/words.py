@@ -51,7 +51,8 @@ def in_python(text: str) -> str:
 
 
 def _keyword(match: re.Match[str]) -> str:
-    flag, word = match[1], match[2]
+    flag: str = match[1]
+    word: str | None = match[2]
     name, option = _options().get(flag, (flag.replace("-", "_"), None))
     rest = "" if word is None else f" {word}"
     if option is not None and isinstance(option.kind, Switch):
