@@ -20,8 +20,9 @@ from ckptconv.places.places import place
 from ckptconv.places.regular import read_text
 from ckptconv.planning.adapters.carry import carried, ones
 from ckptconv.planning.adapters.lora import alone, follow, refuse_tied, term_steps
-from ckptconv.planning.foreign import own_names
+from ckptconv.planning.foreign import own_names, wanted
 from ckptconv.planning.model import Architecture
+from ckptconv.planning.shared import doubled, first_names
 from ckptconv.planning.tied import ends, has_drifted
 from ckptconv.plans.casting import cast_chains, cast_steps
 from ckptconv.plans.checkpoint import Checkpoint, Note
@@ -126,10 +127,11 @@ def name_tensors(
     if checkpoint.table is not None:
         now = _by_slots(now, checkpoint.table, model, alone_asked=options.lora == "adapter")
     else:
-        now = _bare(now, model)
+        now = _first_names(_bare(now, model), model)
         # TensorFlow's rule gives the names of files.
         if options.lora != "adapter" and checkpoint.producer != "tensorflow":
             now = _as_saved(now, model)
+        now = _untied(now, model)
     now, tied, notes = _tied(now, checkpoint, model)
     if options.dtype != "keep":
         kept = {n for n in now.relation.right if model.is_pinned(n) or n in checkpoint.pinned}
@@ -190,6 +192,41 @@ def _bare(now: _Under, model: Architecture) -> _Under:
         aliases={new.get(a, a): new.get(b, b) for a, b in now.aliases.items()},
         via={new.get(n, n): d for n, d in now.via.items()},
         unresolved=frozenset(new.get(n, n) for n in now.unresolved),
+    )
+
+
+def _first_names(now: _Under, model: Architecture) -> _Under:
+    """Keep what several names share under the one that loaders look for."""
+    embed = model.family.name_of("embed") if model.family is not None else None
+    better = first_names(now.relation.right, now.aliases, embed)
+    if not better:
+        return now
+    gone = set(better.values())
+    aliases = {**{kept: kept for kept in better}, **now.aliases}
+    return replace(
+        now.through(under_names(now.relation.right, better)),
+        aliases={a: better.get(b, b) for a, b in aliases.items() if a not in gone},
+        via={better.get(n, n): d for n, d in now.via.items()},
+    )
+
+
+def _untied(now: _Under, model: Architecture) -> _Under:
+    """Make tensors of their own of names that a model needs, and that nothing ties to what they share."""
+    family, config = model.family, model.config
+    if not now.aliases or family is None or not family.entries or config is None:
+        return now
+    tensors = now.relation.right
+    needed = wanted(family, config.values, {*tensors, *now.aliases}).required
+    twice = {a: b for a, b in now.aliases.items() if a in needed and b in tensors}
+    if not twice:
+        return now
+    steps = [
+        Step("alias", f"{a} = {b}", "shared, and nothing ties them: written twice") for a, b in twice.items()
+    ]
+    return replace(
+        now.through(doubled(tensors, twice)).doing(*steps),
+        aliases={a: b for a, b in now.aliases.items() if a not in twice},
+        via={**now.via, **{a: now.via[b] for a, b in twice.items() if b in now.via}},
     )
 
 

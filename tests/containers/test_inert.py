@@ -447,8 +447,24 @@ def test_what_objects_weigh_is_bounded_by_the_pickle(flood: str) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert isinstance(error, FormatError) and "weigh more than 16 times" in error.message
+    assert isinstance(error, FormatError) and "weigh more than 14 times" in error.message
     assert peak < 24 * len(data)
+
+
+@pytest.mark.parametrize("flood", [b"]", b"\x8f", b"N", b"N0", b")\x85", b"K\x00", b"\x88"], ids=repr)
+@pytest.mark.parametrize("ended", [True, False], ids=["whole", "cut"])
+def test_a_large_flood_is_refused_soon(flood: bytes, ended: bool) -> None:
+    data = b"\x80\x02" + flood * ((9 << 20) // len(flood)) + (b"." if ended else b"")
+    begin = time.process_time()
+    for read in (lambda: inert.load(data), lambda: inert.load_at(io.BytesIO(data), 0)):
+        with pytest.raises(FormatError, match=r"little but empty values|objects weigh more"):
+            read()
+    assert time.process_time() - begin < 8
+
+
+def test_a_tuple_of_a_million_numbers_is_read() -> None:
+    data = pickle.dumps(tuple(range(300, 1_000_300)), 2)
+    assert inert.load(data) == pickle.loads(data)
 
 
 def test_the_weight_of_what_is_read_in_pieces_grows_with_it() -> None:

@@ -95,6 +95,36 @@ def test_a_resized_embedding_is_kept_with_the_adapter(base: Path, tmp_path: Path
     assert len(load_file(tmp_path / "plain" / "adapter_model.safetensors")) == 2
 
 
+def test_added_rows_are_kept_where_the_base_model_is_not_here(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    LlamaForCausalLM(LlamaConfig(vocab_size=132, **sizes)).save_pretrained(tmp_path / "grown")
+    for added in (0, 4):
+        tensors = wrapped(tmp_path / "grown")
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            rows = tensors[PREFIX + name]
+            rows[132 - added :] = rows[: 132 - added].mean(0)  # as resize_token_embeddings makes them
+        source = saved(tensors, tmp_path / f"run{added}", base_model_name_or_path="not/here")
+        out = tmp_path / f"out{added}"
+        flags = ("--to", "hf", "--lora", "adapter", "--config", tmp_path / "grown")
+        said = succeeds("convert", source, out, *flags).err
+        assert "not/here" in said
+        assert len(load_file(out / "adapter_model.safetensors")) == (4 if added else 2)
+
+
+def test_what_was_trained_beside_an_adapter_is_said(base: Path, tmp_path: Path) -> None:
+    tensors = {f"pretrained_model.{n}": t for n, t in wrapped(base).items()}
+    tensors["v_head.summary.weight"] = torch.ones(1, 16)
+    source = saved(tensors, tmp_path / "run", base_model_name_or_path=str(base))
+    flags = ("--to", "hf", "--config", base)
+    said = succeeds("convert", source, tmp_path / "out", *flags, "--lora", "adapter").err
+    assert "v_head.summary.weight" in said and "--lora merge" in said
+    succeeds("convert", source, tmp_path / "merged", *flags, "--lora", "merge")
+    assert "v_head.summary.weight" in load_file(tmp_path / "merged" / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -49,6 +49,34 @@ def test_without_a_key_the_choices_are_listed(tmp_path: Path) -> None:
     fails(1, *flags, naming=("--key", "net (1 tensors, 24 bytes)", "ema (2 tensors, 32 bytes)"))
 
 
+def test_what_cannot_be_weights_is_listed_and_refused_by_name(tmp_path: Path) -> None:
+    arrays = {k: v.numpy() for k, v in EMA.items()}
+    held = {"net": NET, "ema": arrays, "shadow_params": list(EMA.values())}
+    torch.save(held, tmp_path / "all.pt")
+    flags = ("convert", tmp_path / "all.pt", tmp_path / "out", "--to", "hf", "--no-assets")
+    said = ("net (1 tensors", "ema (1 arrays of numpy, 24 bytes)", "shadow_params (1 tensors without names")
+    fails(1, *flags, naming=said)
+    fails(1, *flags, "--key", "ema", naming=("arrays of numpy", "torch.from_numpy"))
+    fails(1, *flags, "--key", "shadow_params", naming=("without names", "state_dict()"))
+    torch.save(arrays, tmp_path / "arrays.pt")
+    fails(1, "convert", tmp_path / "arrays.pt", *flags[2:], naming=("arrays of numpy", "torch.from_numpy"))
+
+
+def test_a_compiled_module_is_the_module_inside(tmp_path: Path) -> None:
+    made = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False))
+    torch.save({"net": torch.compile(made)}, tmp_path / "all.pt")
+    flags = ("convert", tmp_path / "all.pt", tmp_path / "out", "--to", "hf", "--no-assets")
+    fails(1, *flags, naming=("--key net (1 tensors, 24 bytes)",))
+    succeeds(*flags, "--key", "net")
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == {"0.weight"}
+
+
+def test_pairs_of_a_name_and_a_tensor_are_a_state_dict(tmp_path: Path) -> None:
+    torch.save(list(EMA.items()), tmp_path / "all.pt")
+    succeeds("convert", tmp_path / "all.pt", tmp_path / "out", "--to", "hf", "--no-assets")
+    assert torch.equal(written(tmp_path / "out"), EMA["a.weight"])
+
+
 def test_a_key_is_for_files_of_torch(tmp_path: Path) -> None:
     save_file(NET, tmp_path / "model.safetensors")
     flags = ("--to", "hf", "--no-assets", "--key", "net")

@@ -17,12 +17,24 @@ from os import PathLike
 from typing import Final, Protocol
 
 from ckptconv.containers.torch.pickleops import NAMES, TABLE
-from ckptconv.containers.torch.picklevm import Global, Hook, Limits, Machine, Record, Truncated
+from ckptconv.containers.torch.picklevm import (
+    Global,
+    Hook,
+    Limits,
+    Machine,
+    Record,
+    Truncated,
+    hollow_bytes,
+    is_hollow,
+)  # fmt: skip
 from ckptconv.errors import FormatError
 
 __all__ = ["Global", "Hook", "Limits", "Record", "load", "load_at", "used_once"]
 
 _CHUNK: Final = 1 << 16
+# Picklers fill a container by the thousand; only the elements of a tuple wait for its end.
+_STRIDE: Final = 1 << 20
+_MOST_PENDING: Final = 1 << 22
 _DEFAULT: Final = Limits()
 _RECALLS: Final = b"hjg2"  # GET in its three forms, and DUP
 _TUPLE3: Final = 0x87
@@ -135,9 +147,11 @@ def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> i
     """Step to STOP and return its end; ``base`` is the file position of ``m.data``."""
     pos = 0
     read = m.size
+    hollow = hollow_bytes(m.data)
     while True:
         try:
-            pos = _step(m, pos)
+            _check_content(m, read, hollow, where)
+            pos = _step(m, pos, pos + _STRIDE)
         except _AtEnd as cut:
             pos = cut.pos
             chunk = more(m.size - pos)
@@ -150,6 +164,7 @@ def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> i
             m.data = m.data[pos:] + chunk
             m.budget += m.limits.allows(read + len(chunk)) - m.limits.allows(read)
             read += len(chunk)
+            hollow += hollow_bytes(chunk)
             m.size = len(m.data)
             base += pos
             pos = 0
@@ -161,7 +176,18 @@ def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> i
                 hint="copy the file again; if that does not help, it is damaged or was made to do harm",
             ) from error.__cause__
         else:
-            return base + m.end
+            if pos < 0:
+                return base + m.end
+
+
+def _check_content(m: Machine, read: int, hollow: int, where: Where) -> None:
+    pending = len(m.stack) + (sum(map(len, m.meta)) if len(m.meta) < _MOST_PENDING else _MOST_PENDING)
+    if pending > _MOST_PENDING or is_hollow(hollow, read):
+        raise FormatError(
+            "a pickle of little but empty values",
+            where=where,
+            hint="copy the file again; if that does not help, it is damaged or was made to do harm",
+        )
 
 
 class _AtEnd(Exception):
@@ -176,13 +202,13 @@ class _AtOpcode(Exception):
         self.where = where
 
 
-def _step(m: Machine, pos: int) -> int:
-    """Run opcodes from ``pos`` to STOP."""
+def _step(m: Machine, pos: int, until: int) -> int:
+    """Run opcodes from ``pos`` to STOP, which gives -1, or to where they are looked at again."""
     data = m.data
     table = TABLE
     start = pos
     try:
-        while pos >= 0:
+        while 0 <= pos < until:
             start = pos
             pos = table[data[pos]](m, pos + 1)
     except (Truncated, struct.error):

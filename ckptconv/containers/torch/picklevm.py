@@ -16,7 +16,7 @@ from ckptconv.errors import FormatError
 
 __all__ = [
     "ENTRY", "FACTORIES", "LIST", "WORD", "Global", "Hook", "Limits", "Machine", "Record", "Truncated",
-    "is_harmful", "short",
+    "hollow_bytes", "is_harmful", "is_hollow", "short",
 ]  # fmt: skip
 
 # Numbers hash the same in every process, so keys that are numbers or tuples of numbers can be chosen to meet
@@ -37,6 +37,9 @@ ENTRY: Final = 48  # of a dict or set, at the margin
 _RECORD: Final = 128
 _CALL: Final = 256  # of a hook: a located tensor and its places
 _NONE: Final[Mapping[Any, object]] = MappingProxyType({})  # one for all records without
+# Empty containers, constants, marks, small tuples, POP, DUP, MEMOIZE: up to a third of a real pickle.
+_HOLLOW: Final = b"N)]}(\x8f\x88\x8902\x85\x86\x87\x94"
+_HOLLOW_FROM: Final = 8 << 20
 _MAX_CALLEES: Final = 256  # kept of one pickle
 
 
@@ -74,7 +77,8 @@ class Limits:
         size: Bytes of the pickle, and so of every string in it.
         weight: Bytes that the objects it makes may weigh, whatever its size: an empty set costs one byte of a
             pickle and 216 of memory, so the size alone would not bound memory well.
-        growth: How many times its size they may weigh, if that is more.
+        growth: How many times its size they may weigh, if that is more; with its own text, the stack and
+            what the collector of memory leaves over it is 16 times in all.
         key_nodes: Elements of a tuple or frozenset used as a key. Shared tuples can unfold exponentially
             when hashed.
         integer: Bytes of one integer.
@@ -82,7 +86,7 @@ class Limits:
 
     size: int = 1 << 28
     weight: int = 1 << 28
-    growth: int = 16
+    growth: int = 14
     key_nodes: int = 256
     integer: int = 1024
 
@@ -174,6 +178,16 @@ class Truncated(Exception):
 
 def _points(bits: int) -> int:
     return _SAME_HASH if bits > _HASH_BITS else 1
+
+
+def hollow_bytes(data: bytes) -> int:
+    """Count the bytes that can be an instruction without a content."""
+    return len(data) - len(data.translate(None, _HOLLOW))
+
+
+def is_hollow(hollow: int, size: int) -> bool:
+    """Whether a pickle is large and mostly instructions without a content: slow and heavy for nothing."""
+    return size > _HOLLOW_FROM and 2 * hollow > size
 
 
 def short(text: str, limit: int = 80) -> str:

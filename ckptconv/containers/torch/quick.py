@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from ckptconv.containers.torch.picklevm import Global, Limits, is_harmful
+from ckptconv.containers.torch.picklevm import Global, Limits, hollow_bytes, is_harmful, is_hollow
 from ckptconv.containers.torch.tokens import ALLOWED, PAD, starts
 
 __all__ = ["PAD", "Thing", "load", "pairs", "without_collector"]
@@ -114,8 +114,10 @@ def load(raw: bytes, *, limits: Limits, dropped: Collection[str] = (), without: 
     """
     size = len(raw) - PAD
     data = np.frombuffer(raw, np.uint8)
-    if not 0 < size <= limits.size or sum(map(raw.count, _EMPTY)) > max(_FEW, size // 4):
-        return None  # too long, or little but containers, which weigh too much
+    if not 0 < size <= limits.size or is_hollow(hollow_bytes(raw), size):
+        return None
+    if sum(map(raw.count, _EMPTY)) > max(_FEW, size // 4):
+        return None  # little but containers, which weigh too much
     try:
         begins = starts(raw, data, size)
         if begins is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.picklevm import Record
@@ -14,6 +14,8 @@ __all__ = ["state_dict_of"]
 
 # Composer 0.32 has all under "state" (core/state.py).
 _WRAPPERS: Final = ("state_dict", "model", "module", "model_state_dict", "state")
+# torch 2.13 (_dynamo/eval_frame.py): pickled as a call with the module inside.
+_COMPILED: Final = "torch._dynamo.eval_frame.OptimizedModule"
 _MAX_WRAPPED: Final = 2
 _MOST_SHOWN: Final = 8
 _MAX_VISITS: Final = 2_000_000
@@ -28,7 +30,8 @@ def state_dict_of(
 
     The state dict may be the root, or lie under ``state_dict``, ``model``, ``module`` or
     ``model_state_dict``, one or two levels deep. A module pickled whole is walked as its ``state_dict()``
-    would be.
+    would be; one that was compiled is the module inside. Pairs of a name and a tensor are what they are the
+    items of.
 
     Args:
         root: What the file holds.
@@ -43,12 +46,16 @@ def state_dict_of(
     found = root
     path = ""
     if key is not None:
-        found = _under(root, key.split("."))
+        found = _plain(_under(root, key.split(".")))
         if not _is_module(found) and type(found) is not dict:
+            what = _unusable(found)
             raise FormatError(
-                f"the file holds no weights under {key!r}", where=where, hint=_choices(root, "--key takes ")
+                f"the file holds no weights under {key!r}" + (f" but {what.text}" if what else ""),
+                where=where,
+                hint=what.hint if what else _choices(root, "--key takes "),
             )
         path = f"{key}."
+    found = _plain(found)
     for _ in range(_MAX_WRAPPED):
         inner = _unwrap(found)
         if inner is None:
@@ -58,7 +65,7 @@ def state_dict_of(
             f"{path}{_key(k)}: {_describe(v)}, beside the weights" for k, v in found.items() if k != inner
         ]
         path += f"{inner}."
-        found = found[inner]
+        found = _plain(found[inner])
     if _is_module(found):
         tensors = dict(_module_items(found, notes))
     elif type(found) is dict:
@@ -66,10 +73,11 @@ def state_dict_of(
     else:
         tensors = {}
     if not tensors:
+        what = _unusable(found)
         raise FormatError(
-            f"no state dict in this file: it holds {_describe(root)}",
+            f"no state dict in this file: it holds {what.text if what else _describe(root)}",
             where=where,
-            hint=_choices(root, "say which are the weights: --key "),
+            hint=what.hint if what else _choices(root, "say which are the weights: --key "),
         )
     return tensors, notes
 
@@ -90,18 +98,73 @@ def _under(value: object, words: list[str]) -> object:
     return None
 
 
+class _Unusable(NamedTuple):
+    """Describe weights that cannot be read, and what to do about it."""
+
+    number: int
+    size: int
+    what: str
+    hint: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.number} {self.what}"
+
+
+def _unusable(value: object) -> _Unusable | None:
+    """Describe arrays of numpy, which are spelled out inside the pickle, and tensors in a list."""
+    values = list(value.values() if type(value) is dict else value if isinstance(value, list | tuple) else ())
+    arrays = [size for v in values if (size := _array_bytes(v)) is not None]
+    if arrays:
+        hint = "save tensors: torch.save({k: torch.from_numpy(v) for k, v in arrays.items()}, FILE)"
+        return _Unusable(len(arrays), sum(arrays), "arrays of numpy", hint)
+    tensors = [v.nbytes for v in values if type(v) is FileTensor]
+    if tensors and type(value) is not dict:
+        return _Unusable(len(tensors), sum(tensors), "tensors without names", "save model.state_dict()")
+    return None
+
+
+def _array_bytes(value: object) -> int | None:
+    """Return the bytes of an array of numpy; None if it is none.
+
+    numpy 2.3 (``_core/src/multiarray/methods.c``, ``array_reduce`` and ``array_reduce_ex_picklebuffer``).
+    """
+    if type(value) is not Record or not value.cls.startswith("numpy."):
+        return None
+    call = value.cls.rpartition(".")[2]
+    parts: Any = value.state if call == "_reconstruct" else value.args if call == "_frombuffer" else ()
+    held = (parts[-1] if call == "_reconstruct" else parts[0]) if isinstance(parts, tuple) and parts else None
+    return len(held) if isinstance(held, bytes | bytearray) else None
+
+
+def _plain(value: object) -> object:
+    """Return the module inside one that was compiled, and a dict of pairs of a name and a tensor."""
+    if type(value) is Record and value.cls == _COMPILED and value.args and _is_module(value.args[0]):
+        return value.args[0]
+    if type(value) is list and value and all(_is_pair(v) for v in value):
+        return dict(value)
+    return value
+
+
+def _is_pair(value: object) -> bool:
+    return type(value) is tuple and len(value) == 2 and type(value[0]) is str and type(value[1]) is FileTensor
+
+
 def _choices(root: object, say: str) -> str:
-    """List where state dicts lie in a file, each with its size."""
+    """List where state dicts lie in a file, each with its size, and what else could be meant."""
     found = list(_state_dicts(root, "", 0))
     if not found:
         return "save model.state_dict(), or the dict under one of " + ", ".join(_WRAPPERS)
-    words = [f"{path} ({count} tensors, {size:,} bytes)" for path, count, size in found[:_MOST_SHOWN]]
+    words = [f"{path} ({count} {what}, {size:,} bytes)" for path, count, size, what in found[:_MOST_SHOWN]]
     more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
+    if all(what != "tensors" for *_, what in found):
+        say = "save model.state_dict(); all there is are "
     return say + ", ".join(words) + more
 
 
-def _state_dicts(value: object, path: str, depth: int) -> Iterator[tuple[str, int, int]]:
-    """Yield the path of every state dict or module, how many tensors it has, and their bytes."""
+def _state_dicts(value: object, path: str, depth: int) -> Iterator[tuple[str, int, int, str]]:
+    """Yield the path of every state dict or module, how many tensors it has, their bytes, what they are."""
+    value = _plain(value)
     if depth:
         notes: list[str] = []
         items: dict[str, FileTensor] = {}
@@ -110,7 +173,10 @@ def _state_dicts(value: object, path: str, depth: int) -> Iterator[tuple[str, in
         elif type(value) is dict:
             items = {k: v for k, v in value.items() if type(k) is str and type(v) is FileTensor}
         if items:
-            yield path, len(items), sum(t.nbytes for t in items.values())
+            yield path, len(items), sum(t.nbytes for t in items.values()), "tensors"
+            return
+        if (other := _unusable(value)) is not None:
+            yield path, other.number, other.size, other.what
             return
     if depth == _MAX_WRAPPED + 1:
         return
@@ -128,7 +194,7 @@ def _unwrap(value: object) -> str | None:
     if type(value) is not dict:
         return None
     for key in _WRAPPERS:
-        inner = value.get(key)
+        inner = _plain(value.get(key))
         if _is_module(inner) or (type(inner) is dict and (_unwrap_holds(inner) or _holds_tensor(inner))):
             return key
     return None

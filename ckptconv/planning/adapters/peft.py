@@ -24,17 +24,20 @@ from ckptconv.planning.adapters.adapter import (
     read_config,
     refuse_changed_base,
 )
+from ckptconv.planning.adapters.added import rows_added
 from ckptconv.planning.adapters.lora import Prepared, as_adapter, low_rank, refuse_tied, renamed
 from ckptconv.planning.adapters.lora_ranks import prepare_ranks
 from ckptconv.planning.adapters.said import find_adapter_config
 from ckptconv.planning.adapters.tokens import rows_name, with_rows
 from ckptconv.planning.model import find_config
+from ckptconv.planning.shared import doubled
 from ckptconv.planning.tied import ends
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.request import Request
 from ckptconv.readers.torch_file import named_tensors
-from ckptconv.relations import Box, LowRank, Pair, Relation, Scaled, Spec
+from ckptconv.relations import LowRank, Relation, Scaled, Spec
+from ckptconv.slots.translate import some
 
 __all__ = ["prepare"]
 
@@ -136,6 +139,7 @@ def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
         checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
         rows = {rows_name(m): f"{m}.token_adapter.trainable_tokens_delta" for m in found.tokens}
         others = {**kept, **rows, **_trained(checkpoint, found, config)}
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *_lost(checkpoint, found, others)))
         return as_adapter(checkpoint, products, config, embeddings=embeddings, others=others)
     return Prepared(checkpoint, {**{n: (t,) for n, t in products.items()}, **biases})
 
@@ -246,6 +250,28 @@ def _trained(checkpoint: Checkpoint, found: _Found, config: AdapterConfig | None
     return others
 
 
+def _lost(checkpoint: Checkpoint, found: _Found, kept: Mapping[str, str]) -> list[Note]:
+    """Say what was trained and has no place in an adapter: a value head around the model, single weights.
+
+    What lies in one optimizer's flat group with the factors was trained as they were.
+    """
+    factors = {f"{m}.weight.lora_{part}" for m in found.parts for part in "AB"}
+    groups = {p.left.tensor for p in checkpoint.relation.pairs if p.right.tensor in factors}
+    trained = {p.right.tensor for p in checkpoint.relation.pairs if p.left.tensor in groups}
+    if any(_AROUND.match(parts.a) for parts in found.parts.values()):
+        trained |= {new for old, new in found.names.items() if new == old and not _AROUND.match(old)}
+    more = {rows_name(m) for m in found.tokens} | {f"{m}.bias.lora_B" for m in found.parts}
+    lost = sorted((trained & checkpoint.relation.right.keys()) - factors - more - kept.keys())
+    lost = [n for n in lost if n not in checkpoint.buffers]
+    if not lost:
+        return []
+    text = (
+        f"{some(lost)} {'was' if len(lost) == 1 else 'were'} trained too, but an adapter of PEFT has no "
+        "place for it: it is left out; --lora merge writes a model with it"
+    )
+    return [Note("warning", text)]
+
+
 def _resized(
     checkpoint: Checkpoint, options: Request, config: AdapterConfig | None
 ) -> tuple[dict[str, str], list[Note]]:
@@ -267,10 +293,18 @@ def _resized(
     if embed is None or embed not in tensors:
         return {}, []
     rows = tensors[embed].shape[0]
+    both = {n: n for n in (embed, head) if n is not None and n in {**tensors, **checkpoint.aliases}}
     if isinstance(size, int) and rows != size:
-        return {n: n for n in (embed, head) if n is not None and n in {**tensors, **checkpoint.aliases}}, []
+        return both, []
     if seen or not named:
         return {}, []
+    if added := rows_added(checkpoint, embed):
+        said = (
+            f"{embed} has {rows} rows, and the last {added} are unlike the others, as those are that were "
+            f"added for new tokens; {named} is not here to compare, so {' and '.join(both)} are "
+            "kept, which does no harm if the base model has them too"
+        )
+        return both, [Note("guess", said)]
     said = (
         f"{embed} ({rows} rows) is left out as the base model's, but {named} is not here to compare: if "
         "the vocabulary was resized, give the base model's config with --config to keep it"
@@ -280,14 +314,10 @@ def _resized(
 
 def _doubled(checkpoint: Checkpoint, alias: str) -> Checkpoint:
     """Make a name that shares another tensor's data a tensor of its own, as PEFT saves it."""
-    kept, tensors = checkpoint.aliases[alias], checkpoint.relation.right
-    spec = tensors[kept]
-    pairs = [Pair(Box.whole(n, s.shape), Box.whole(n, s.shape)) for n, s in tensors.items() if s.numel]
-    pairs.append(Pair(Box.whole(kept, spec.shape), Box.whole(alias, spec.shape), right_copy=True))
-    both = Relation(dict(tensors), {**tensors, alias: spec}, tuple(pairs))
+    kept = checkpoint.aliases[alias]
     return replace(
         checkpoint,
-        relation=checkpoint.relation.compose(both),
+        relation=checkpoint.relation.compose(doubled(checkpoint.relation.right, {alias: kept})),
         via={**checkpoint.via, **({alias: checkpoint.via[kept]} if kept in checkpoint.via else {})},
         aliases={a: k for a, k in checkpoint.aliases.items() if a != alias},
     )
