@@ -71,7 +71,17 @@ def succeeds(*arguments: object) -> Result:
 
 _TO_HF = ("deepspeed-to-hf", "megatron-merge", "mindformers-to-hf", "convert")
 # Flags with which no whole model of transformers is written.
-_PARTIAL = ("--drop", "--rename", "--no-assets", "--dry-run", "--format", "--quantize", "--lora", "--help")
+_PARTIAL = (
+    "--drop",
+    "--keep",
+    "--rename",
+    "--no-assets",
+    "--dry-run",
+    "--format",
+    "--quantize",
+    "--lora",
+    "--help",
+)
 
 
 def _model_written(arguments: tuple[object, ...]) -> Path | None:

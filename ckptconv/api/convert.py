@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from ckptconv.api.progress import following
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import Options, Report
 from ckptconv.engine.run import run
+from ckptconv.errors import UsageError
 from ckptconv.places.places import PathArg, place
 from ckptconv.planning.plan import open_like, open_source, plan_checkpoint
 from ckptconv.planning.request import ConvertOptions, request_of
 from ckptconv.plans.options import made
 from ckptconv.plans.plan import Plan
 
-__all__ = ["convert", "plan"]
+__all__ = ["convert", "plan", "refuse_file_name"]
+
+_FILES: Final = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".hdf5", ".gguf", ".npz", ".json", ".nemo"),
+    *(".distcp", ".pdparams", ".msgpack"),
+)
 
 
 def plan(source: PathArg, options: ConvertOptions | None = None, **fields: Any) -> Plan:
@@ -79,6 +86,23 @@ def convert(
             "address": address,
         },
     )
+    refuse_file_name(place(out))
     made_plan = plan(source, options, **fields)
     with following(listen, "writing", progress=progress) as tell:
         return run(made_plan, place(out), how, tell)
+
+
+def refuse_file_name(out: Path) -> None:
+    """Refuse an output that is called as a file is: a model is a folder of several.
+
+    Raises:
+        UsageError: if the name has the end of a file's, and no folder is called so.
+    """
+    if out.suffix.lower() in _FILES and not out.is_dir():
+        folder = out.parent if str(out.parent) != "." else out.with_suffix("")
+        raise UsageError(
+            f"{out.name} is the name of a file, and a folder is written: weights, config.json, tokenizer",
+            where=out,
+            hint=f"name a folder: {folder}; the weights in it are called as the target calls them "
+            "(--format bin for pytorch_model.bin)",
+        )

@@ -57,7 +57,10 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
     try:
         with heard.hold():
             from ckptconv.cli.app import build
+            from ckptconv.cli.console import forget_notes
             from ckptconv.cli.failures import show_warnings
+
+            forget_notes()
 
             show_warnings()
 

@@ -16,6 +16,7 @@ from ckptconv.cli.help import SETTINGS, examples
 from ckptconv.cli.printing import print_json
 from ckptconv.cli.push import PUBLISH, PUSHING
 from ckptconv.cli.runs import RUNS
+from ckptconv.cli.steps import MANY
 from ckptconv.cli.verify import VERIFYING
 from ckptconv.engine.options import Options
 from ckptconv.plans.options import Option, Switch
@@ -65,17 +66,21 @@ def build(wanted: str | None, *, everything: bool = False) -> typer.Typer:
 
 
 def _fields(*readers: str, to: str | None = "hf") -> Callable[[], dict[str, Flags]]:
-    """Return the flags of a conversion from these readers' checkpoints, of all with ``to`` None."""
+    """Return the flags of a conversion from these readers' checkpoints, of all with ``to`` None.
+
+    Those of a run, which has several saves, may convert each.
+    """
 
     def groups() -> dict[str, Flags]:
         own = of_writers(*([to] if to else []))
         about = of_readers(*readers) if readers else {}
         about = sourced(of_readers(), own) if to is None else about
-        return {
+        found: dict[str, Flags] = {
             "fields": {**own, **about, **owned(Request)},
             "run": owned(Options),
             "shown": {**_PRINT, **(PUBLISH if to in (None, "hf") else {})},
         }
+        return {**found, "many": MANY} if readers or to is None else found
 
     return groups
 
@@ -92,23 +97,33 @@ def _main(
 
 
 def deepspeed_to_hf(
-    source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
+    source: Source,
+    out: Target,
+    fields: dict[str, Any],
+    run: dict[str, Any],
+    shown: dict[str, Any],
+    many: dict[str, Any],
 ) -> None:
     """Convert a DeepSpeed checkpoint to Hugging Face.
 
     ZeRO stages 0 to 3, mixture of experts, pipelines, AutoTP, universal checkpoints.
     """
-    _convert(source, out, "hf", fields, run, **shown)
+    _convert(source, out, "hf", fields, run, shown, many)
 
 
 def megatron_merge(
-    source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
+    source: Source,
+    out: Target,
+    fields: dict[str, Any],
+    run: dict[str, Any],
+    shown: dict[str, Any],
+    many: dict[str, Any],
 ) -> None:
     """Merge a Megatron run's ranks into a Hugging Face model.
 
     Megatron-LM, megatron-core, ModelLink and MindSpeed-LLM.
     """
-    _convert(source, out, "hf", fields, run, **shown)
+    _convert(source, out, "hf", fields, run, shown, many)
 
 
 _Model = Annotated[
@@ -123,17 +138,22 @@ def megatron_split(
 
     Megatron-LM, megatron-core, ModelLink and MindSpeed-LLM (--dialect).
     """
-    _convert(source, out, "megatron", fields, run, **shown)
+    _convert(source, out, "megatron", fields, run, shown, {})
 
 
 def mindformers_to_hf(
-    source: Source, out: Target, fields: dict[str, Any], run: dict[str, Any], shown: dict[str, Any]
+    source: Source,
+    out: Target,
+    fields: dict[str, Any],
+    run: dict[str, Any],
+    shown: dict[str, Any],
+    many: dict[str, Any],
 ) -> None:
     """Convert a MindSpore checkpoint to Hugging Face.
 
     One file, or many ranks with their strategy.
     """
-    _convert(source, out, "hf", fields, run, **shown)
+    _convert(source, out, "hf", fields, run, shown, many)
 
 
 def hf_to_mindformers(
@@ -143,7 +163,7 @@ def hf_to_mindformers(
 
     One .ckpt, or one a rank.
     """
-    _convert(source, out, "mindformers", fields, run, **shown)
+    _convert(source, out, "mindformers", fields, run, shown, {})
 
 
 def convert(
@@ -160,9 +180,10 @@ def convert(
     fields: dict[str, Any],
     run: dict[str, Any],
     shown: dict[str, Any],
+    many: dict[str, Any],
 ) -> None:
     """Convert any checkpoint to any format."""
-    _convert(source, out, to, fields, run, **shown)
+    _convert(source, out, to, fields, run, shown, many)
 
 
 def inspect(
@@ -215,19 +236,47 @@ def _convert(
     to: str,
     fields: dict[str, Any],
     run: dict[str, Any],
-    **shown: Any,
+    shown: dict[str, Any],
+    many: dict[str, Any],
 ) -> None:
-    from ckptconv.api.convert import plan
+    """Convert one checkpoint, or several saves of a run, each into a folder of its own."""
+    from ckptconv.api.convert import plan, refuse_file_name
     from ckptconv.errors import UsageError
     from ckptconv.planning.request import find_writer
     from ckptconv.plans.options import made as made_options
 
-    how = made_options(Options, run)
     if shown.get("verify") and not find_writer(to).producer:
         raise UsageError(f"nothing reads what {to} writes, so that --verify cannot", hint="leave it out")
     if to != "hf" and any(name in shown for name in PUBLISH):
         raise UsageError("only Hugging Face models are published", hint="leave out --push-to-hub, or --to hf")
-    carry_out(plan(source, to=to, **fields), source, out, {**fields, "to": to}, how, **shown)
+    refuse_file_name(out)
+
+    def one(given: dict[str, Any], folder: Path, how: Options, **more: Any) -> None:
+        made = plan(source, to=to, **given)
+        carry_out(made, source, folder, {**given, "to": to}, how, **shown, **more)
+
+    if not many:
+        one(fields, out, made_options(Options, run))
+        return
+    if shown.get("push_to_hub"):
+        raise UsageError("one model is published at a time", hint="give --step N with --push-to-hub")
+    from ckptconv.cli.steps import convert_each
+
+    def each(name: str, folder: Path, *, resume: bool, **more: Any) -> None:
+        how = {**run, "resume": True, "overwrite": None} if resume else run
+        one({**fields, "step": name}, folder, made_options(Options, how), **more)
+
+    made_options(Options, run)  # what is wrong with them is said once
+    convert_each(
+        each,
+        source,
+        out,
+        many,
+        step=fields.get("step"),
+        resume=bool(run.get("resume")),
+        json=bool(shown.get("json")),
+        quiet=bool(shown.get("quiet")),
+    )
 
 
 _COMMANDS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ def carry_out(
     push_to_hub: str | None = None,
     private: bool = False,
     revision: str | None = None,
+    label: str = "",
+    emit: Callable[[dict[str, Any]], None] = print_json,
 ) -> None:
     """Write what is planned, and say so.
 
@@ -47,16 +49,22 @@ def carry_out(
         push_to_hub: Publish it there when it is verified.
         private: Only its owners are to see it.
         revision: The branch.
+        label: What stands before what is being done, where several checkpoints are converted.
+        emit: Takes what is to be printed as JSON.
     """
     from ckptconv.cli import render
+    from ckptconv.cli.console import notes
+    from ckptconv.cli.progress import follow
     from ckptconv.engine import run as engine
 
     ready(push_to_hub, private=private, revision=revision)
     verify = verify or push_to_hub is not None
     if dry_run:
-        print_json(made.to_dict()) if json else render.plan(made, how)
+        emit(made.to_dict()) if json else render.plan(made, how)
         return
-    with render.watch(made, quiet=quiet or json) as watch:
+    if not (quiet or json):
+        notes(made.notes)
+    with follow(f"{label}writing", quiet=quiet or json) as watch:
         report = engine.run(made, out, how, watch.listen, keep_journal=verify)
     if not json and not quiet:
         render.done(made, report, watch.seconds)
@@ -74,4 +82,4 @@ def carry_out(
     if push_to_hub is not None:
         more["push"] = publish(out, push_to_hub, private=private, revision=revision, json=json, quiet=quiet)
     if json:
-        print_json({**render.result(made, report, watch.seconds), **more})
+        emit({**render.result(made, report, watch.seconds), **more})

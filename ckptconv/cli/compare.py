@@ -58,17 +58,18 @@ def _diff(
     """
     from ckptconv.api.diff import diff
     from ckptconv.cli import render_compare
-    from ckptconv.cli.render_verify import describe, follow
+    from ckptconv.cli.progress import follow
+    from ckptconv.cli.render_verify import describe
     from ckptconv.report.report import diff_report, write_report
 
-    with follow("comparing", quiet=quiet or json) as listen:
+    with follow("comparing", quiet=quiet or json) as follower:
         found = diff(
             a,
             b,
             tensors=tensors or (),
             atol=atol,
             rtol=rtol,
-            listen=listen,
+            listen=follower.listen,
             **run,
             **fields,
         )

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["new_table", "notes", "plural", "remarks", "results", "size"]
+__all__ = ["forget_notes", "new_table", "notes", "plural", "remarks", "results", "size"]
 
 _UNFOLDED: Final = 100_000  # columns
+_said: set[tuple[str, str]] = set()
 _LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
 
 
@@ -39,6 +40,11 @@ def _console(stream: TextIO) -> Console:
     return Console(file=own(stream), highlight=False, soft_wrap=not shown, width=None if shown else _UNFOLDED)
 
 
+def forget_notes() -> None:
+    """Begin a run of the command line: no note has been printed yet."""
+    _said.clear()
+
+
 def plural(count: int, noun: str) -> str:
     """Write a count with its noun."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
@@ -57,9 +63,11 @@ def new_table(*columns: str, right: tuple[str, ...] = (), title: str | None = No
 
 
 def notes(found: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
-    """Print notes to stderr."""
-    if not found:
+    """Print notes to stderr, each once in a run of the command line."""
+    fresh = [note for note in dict.fromkeys(found) if note not in _said]
+    if not fresh:
         return
+    _said.update(fresh)
     console = remarks()
-    for level, text in found:
+    for level, text in fresh:
         console.print(f"[{_LEVEL[level]}]{level}:[/] {escape(text)}")

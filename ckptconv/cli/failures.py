@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import TextIO
+from typing import Any, TextIO
 
 from ckptconv.errors import CkptconvError, lacking, printable
 from ckptconv.places.places import advice, local_advice
 from ckptconv.plugins import PluginWarning
 
-__all__ = ["fail", "show_warnings", "tell"]
+__all__ = ["described", "fail", "show_warnings", "tell"]
 
 _BUG = "this is a bug in ckptconv: run again with --debug and report the traceback"
+
+
+def described(error: BaseException, code: int) -> dict[str, Any]:
+    """Return an error as ``--json`` prints it."""
+    known = error if isinstance(error, CkptconvError) else None
+    return {
+        "error": {
+            "message": printable(str(error)) if known is None else known.message,
+            "where": None if known is None else known.where,
+            "hint": None if known is None else known.hint,
+            "exit_code": code,
+        }
+    }
 
 
 def tell(error: BaseException, *, as_json: bool) -> int:

@@ -187,10 +187,22 @@ def taking(
             values[group] = {
                 n: (not v if options[n].off else v) for n, v in given.items() if v not in (None, [])
             }
-        command(**values)
+        command(**{name: _at_home(value) for name, value in values.items()})
 
     every = own + [p for parameters in extra.values() for p in parameters]
     keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in every]
     wrapper.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in keyword}
     return wrapper
+
+
+def _at_home(value: Any) -> Any:
+    """Return a path with ``~`` for the user's folder, which shells leave in ``--opt=~/x``."""
+    if isinstance(value, list):
+        return [_at_home(v) for v in value]
+    if not isinstance(value, Path) or not str(value).startswith("~"):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError:  # there is no such user
+        return value

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,13 +12,13 @@ from typing import Any
 from ckptconv.api.architectures import Architectures
 from ckptconv.api.model import Model
 from ckptconv.cli.clean import escape
-from ckptconv.cli.console import new_table, notes, plural, remarks, results, size
+from ckptconv.cli.console import new_table, notes, plural, results, size
+from ckptconv.cli.progress import speed
 from ckptconv.dtypes import dtype
-from ckptconv.engine.events import Event, Progress, Started
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
 from ckptconv.plans.plan import Plan
 
-__all__ = ["describe", "done", "families", "inspect", "plan", "result", "watch"]
+__all__ = ["describe", "done", "families", "inspect", "plan", "result"]
 
 _STEPS = 12  # that are printed
 _EXPLAINED = 6  # tensors whose holders are printed
@@ -194,48 +191,6 @@ def plan(made: Plan, options: Options) -> None:
     notes(made.notes)
 
 
-class Watch:
-    """Follow a run: show a bar on a terminal, and take the time."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._task: Any = None
-        self._start = time.perf_counter()
-        self.seconds = 0.0
-
-    def listen(self, event: Event) -> None:
-        """Take an event of the run."""
-        if self._bar is None:
-            return
-        if isinstance(event, Started):
-            self._task = self._bar.add_task("writing", total=event.total, completed=event.resumed)
-        elif isinstance(event, Progress):
-            self._bar.advance(self._task, event.count)
-
-    def stop(self) -> None:
-        self.seconds = time.perf_counter() - self._start
-
-
-@contextmanager
-def watch(made: Plan, *, quiet: bool) -> Iterator[Watch]:
-    """Watch a run; notes are printed first, the bar disappears at the end."""
-    if not quiet:
-        notes(made.notes)
-    if quiet or not sys.stderr.isatty():
-        follower = Watch(None)
-        yield follower
-        follower.stop()
-        return
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=remarks(), transient=True, expand=True) as bar:
-        follower = Watch(bar)
-        yield follower
-        follower.stop()
-
-
 def result(made: Plan, report: Report, seconds: float) -> dict[str, Any]:
     """Return what ``--json`` prints when a conversion is done."""
     return {
@@ -264,7 +219,7 @@ def done(made: Plan, report: Report, seconds: float) -> None:
             console.print(f"[dim]{s.kind}:[/] {escape(s.what)} [dim]({escape(s.why)})[/]")
     for kind, count in kinds.items():
         if kind in ("drop", "rename", "compare") or count > 6:
-            console.print(f"[dim]{kind}:[/] {plural(count, 'tensor')}")
+            console.print(f"[dim]{kind}:[/] {plural(count, 'field' if kind == 'config' else 'tensor')}")
     if report.overflows:
         into = sorted({chain[-1].name for chain in made.casts.values()})
         which = " or ".join(into) or "the dtype written"
@@ -272,8 +227,11 @@ def done(made: Plan, report: Report, seconds: float) -> None:
     if report.removed:
         text = f"removed what loaders would have read of the old model: {', '.join(report.removed)}"
         notes((("info", text),))
-    rate = (report.bytes_out - report.resumed) / max(seconds, 1e-9)
+    rate = speed(report.bytes_out - report.resumed, seconds)
+    how = f"{seconds:.1f} s" + (f" ({rate})" if rate and report.resumed < report.bytes_out else "")
+    if report.bytes_out and report.resumed == report.bytes_out:
+        how += ", all of it was there"
     console.print(
         f"[bold green]done[/] {plural(tensors, 'tensor')}, {size(report.bytes_out)} in "
-        f"{plural(len(made.files), 'file')}, {seconds:.1f} s ({size(rate)}/s): {escape(report.folder)}"
+        f"{plural(len(made.files), 'file')}, {how}: {escape(report.folder)}"
     )

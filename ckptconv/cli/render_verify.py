@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.cli import render
 from ckptconv.cli.clean import escape
-from ckptconv.cli.console import new_table, notes, plural, remarks, results, size
-from ckptconv.engine.events import Event, Listener, Progress, Started
+from ckptconv.cli.console import new_table, notes, plural, results, size
+from ckptconv.cli.progress import speed
 from ckptconv.errors import CkptconvError
 from ckptconv.verify.certificate import NAME, Checked
 from ckptconv.verify.result import Mismatch, Result
@@ -20,38 +17,9 @@ from ckptconv.verify.result import Mismatch, Result
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["checked", "describe", "follow", "result"]
+__all__ = ["checked", "describe", "result"]
 
 _SHOWN = 20
-
-
-@contextmanager
-def follow(what: str, *, quiet: bool) -> Iterator[Listener]:
-    """Show a bar on a terminal while something is read; it disappears at the end."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda event: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=remarks(), transient=True, expand=True) as bar:
-        task: Any = None
-
-        def listen(event: Event) -> None:
-            nonlocal task
-            if isinstance(event, Started):
-                task = bar.add_task(what, total=event.total, completed=event.resumed)
-            elif isinstance(event, Progress):
-                bar.advance(task, event.count)
-
-        yield listen
 
 
 def describe(path: Path, **choice: Any) -> dict[str, Any] | None:
@@ -92,7 +60,7 @@ def _rows(found: Result, certified: bool) -> dict[str, str]:
     inverse = "there and back is the identity" if proof.complete else "refuted"
     if proof.one_way:
         inverse += f"; no inverse, computed again: {', '.join(proof.one_way)}"
-    rate = found.bytes / max(found.seconds, 1e-9)
+    rate = speed(found.bytes, found.seconds)
     rows = {
         "source": found.source,
         "output": found.out or "",
@@ -100,7 +68,7 @@ def _rows(found: Result, certified: bool) -> dict[str, str]:
         "compared" if found.out else "read": f"{plural(found.tensors, 'tensor')}, {size(found.bytes)}",
         "replicas": f"{found.replicas}, {size(found.replica_bytes)}" if found.replicas else "",
         "casts": "; ".join(found.casts),
-        "time": f"{found.seconds:.1f} s, {size(rate)}/s",
+        "time": f"{found.seconds:.1f} s" + (f", {rate}" if rate else ""),
         "certificate": NAME if certified else "",
     }
     if found.logits is not None:

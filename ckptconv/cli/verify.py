@@ -21,6 +21,7 @@ __all__ = ["VERIFYING", "after"]
 _DECIDE = (
     "dtype",
     "drop",
+    "keep",
     "rename",
     "lora",
     "lora_alpha",
@@ -90,6 +91,7 @@ def _verify_roundtrip(
     """
     from ckptconv.api.verify import verify_roundtrip
     from ckptconv.cli import render_verify
+    from ckptconv.cli.progress import follow
     from ckptconv.errors import UsageError
 
     if reference is not None and not logits:
@@ -97,7 +99,7 @@ def _verify_roundtrip(
     certify = out is not None and not no_certificate
     if sha256 and not certify:
         raise UsageError("--sha256 is of the certificate: name what was written, without --no-certificate")
-    with render_verify.follow("comparing" if out else "reading", quiet=quiet or json) as listen:
+    with follow("comparing" if out else "reading", quiet=quiet or json) as follower:
         found = verify_roundtrip(
             source,
             out,
@@ -105,7 +107,7 @@ def _verify_roundtrip(
             sha256=sha256,
             logits=logits,
             reference=reference,
-            listen=listen,
+            listen=follower.listen,
             **run,
             **fields,
         )
@@ -139,10 +141,11 @@ def _check(
 ) -> None:
     """Compare files with their certificate; no source needed."""
     from ckptconv.cli import render_verify
+    from ckptconv.cli.progress import follow
     from ckptconv.verify.certificate import check
 
-    with render_verify.follow("checking", quiet=quiet or json) as listen:
-        found = check(out, listen, workers)
+    with follow("checking", quiet=quiet or json) as follower:
+        found = check(out, follower.listen, workers)
     if json:
         print_json(found.to_dict())
     elif not (quiet and found.ok):
@@ -168,10 +171,11 @@ def after(
     """
     from ckptconv.api.verify import verify_plan
     from ckptconv.cli import render_verify
+    from ckptconv.cli.progress import follow
     from ckptconv.errors import MismatchError
 
-    with render_verify.follow("comparing", quiet=quiet or json) as listen:
-        found = verify_plan(made, source, out, fields, how, listen)
+    with follow("comparing", quiet=quiet or json) as follower:
+        found = verify_plan(made, source, out, fields, how, follower.listen)
     if not json and not (quiet and found.ok):
         render_verify.result(found, certified=found.ok)
     if not found.ok:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Event", "FileDone", "Listener", "Progress", "Started", "Stored"]
+__all__ = ["Discarded", "Event", "FileDone", "Listener", "Progress", "Started", "Stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,13 @@ class Started:
 
     total: int
     resumed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """What an interrupted run left in ``folder`` is of another plan: nothing of it is kept."""
+
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,5 +46,5 @@ class Stored:
     folder: str
 
 
-Event = Started | Progress | FileDone | Stored
+Event = Started | Discarded | Progress | FileDone | Stored
 Listener = Callable[[Event], None]

@@ -19,6 +19,7 @@ from ckptconv.plans.loaded import leftovers
 from ckptconv.plans.plan import OutFile, Plan
 
 __all__ = [
+    "CERTIFICATE",
     "check_space",
     "commit",
     "explain",
@@ -159,7 +160,7 @@ def _others(plan: Plan, folder: Path, earlier: Entries | None, digest: str) -> l
             return []
         if earlier.plan == digest and earlier.naming:
             names = [*(f.name for f in plan.files), *(a.name for a in plan.assets)]
-            ours.update(Path(n).parts[0] for n in (*names, _CERTIFICATE))
+            ours.update(Path(n).parts[0] for n in (*names, CERTIFICATE))
     return sorted(p.name for p in folder.iterdir() if p.name not in ours and not _is_bare(p))
 
 
@@ -168,7 +169,7 @@ def _is_bare(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(names for _, _, names in os.walk(path))
 
 
-_CERTIFICATE = "ckptconv-verify.json"  # of a run that was verified, and stopped before it was over
+CERTIFICATE = "ckptconv-verify.json"  # of a run that was verified, and stopped before it was over
 
 _PARTS = ("*.part", "*/*.part", "*/*/*.part")
 
@@ -210,7 +211,7 @@ def check_space(plan: Plan, folder: Path, resumed: int) -> None:
 _STALE = (
     "config.json",
     "latest_checkpointed_iteration.txt",
-    _CERTIFICATE,
+    CERTIFICATE,
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
     "model.safetensors",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptconv.engine.events import Listener, Started, Stored
+from ckptconv.engine.events import Discarded, Listener, Started, Stored
+from ckptconv.engine.finished import finished
 from ckptconv.engine.journal import JOURNAL, Journal
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import Options, Report
@@ -41,8 +42,11 @@ def run(
     Every file is written as ``NAME.part``, synced, and renamed only when all are whole, replicas have proved
     equal and no input has changed; ``config.json`` and the index come last.
 
+    With ``resume`` a folder that holds the plan's files already is compared with what would be written, and
+    left as it is.
+
     Raises:
-        OutputError: if the folder is in use, not empty, or full.
+        OutputError: if the folder is in use, not empty, or full, or holds the finished run of another plan.
         MismatchError: if replicas differ.
         ClusterError: if a cluster was asked for, and cannot do it.
         InputChangedError: if a source file changed meanwhile.
@@ -57,6 +61,12 @@ def run(
         return run_remotely(plan, folder, options, listen, keep_journal=keep_journal)
     digest = plan.digest()
     with explained(folder):
+        if (
+            options.resume
+            and folder.is_dir()
+            and (found := finished(plan, folder, options, tell)) is not None
+        ):
+            return found
         prepare(plan, folder, options, digest)
         with (
             Journal(folder, digest, resume=options.resume, overwrite=options.overwrite) as journal,
@@ -84,6 +94,8 @@ def _run(
 ) -> Report:
     if journal.found and not journal.resumed:
         remove_parts(folder)
+        if options.resume:
+            tell(Discarded(str(folder)))
     done = {f.name for f in plan.files if f.name in journal.done and is_there(folder, f, journal)}
     resumed = sum(f.layout.size for f in plan.files if f.name in done)
     check_space(plan, folder, resumed)

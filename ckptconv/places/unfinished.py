@@ -31,7 +31,7 @@ def refuse_unfinished(path: Path) -> None:
         entries = [_entry(line) for line in lines]
         if any(e.get("naming") is True for e in entries) and not any(e.get("named") is True for e in entries):
             raise FormatError(
-                "a conversion into this folder was stopped before it was done",
+                "interrupted: a conversion into this folder was stopped before it was done",
                 where=folder,
                 hint="run the conversion again with --resume",
             )

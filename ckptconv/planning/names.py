@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -122,7 +121,7 @@ def name_tensors(
     """
     unresolved = frozenset(checkpoint.unresolved)
     now = _Under(checkpoint.relation, checkpoint.aliases, unresolved, checkpoint.via, terms)
-    if options.drop or options.rename is not None:
+    if options.drop or options.keep or options.rename is not None:
         now = _as_asked(now, checkpoint, options)
     if checkpoint.table is not None:
         now = _by_slots(now, checkpoint.table, model, alone_asked=options.lora == "adapter")
@@ -157,8 +156,11 @@ def _as_asked(now: _Under, checkpoint: Checkpoint, options: Request) -> _Under:
     """
     rules = parse_renames(read_text(place(options.rename))) if options.rename else []
     beside = (*now.aliases, *now.unresolved)
-    dropped = {n for n in beside if any(fnmatchcase(n, d) for d in options.drop)}
-    names, renamed = names_relation(now.relation.right, options.drop, rules, others=dropped)
+    dropped = {n for n in beside if options.leaves_out(n)}
+    names, renamed = names_relation(
+        now.relation.right, options.drop, rules, others=dropped, keeps=options.keep
+    )
+    flag = "--drop" if options.drop else "--keep"
     passing = frozenset[str]()
     if checkpoint.table is not None:
         passing = frozenset(new for old, new in renamed.items() if old != new)
@@ -166,7 +168,7 @@ def _as_asked(now: _Under, checkpoint: Checkpoint, options: Request) -> _Under:
     steps = [Step("drop", d.box.tensor, d.reason) for d in names.left_only]
     steps += [Step("rename", f"{old} -> {new}", "--rename") for old, new in renamed.items() if old != new]
     steps += [
-        Step("drop", a, "--drop" if a in dropped else f"shares the data of {b}, which is dropped")
+        Step("drop", a, flag if a in dropped else f"shares the data of {b}, which is dropped")
         for a, b in now.aliases.items()
         if b not in renamed or a in dropped
     ]

@@ -164,7 +164,7 @@ def _in_names(
     elif config is not None:
         values = as_values(checkpoint, named)
         # DeepSpeed can leave frozen parameters out of a save; what is dropped is known to be missing.
-        partial = checkpoint.producer == "deepspeed" or bool(request.drop)
+        partial = checkpoint.producer == "deepspeed" or bool(request.drop or request.keep)
         findings = compared(family, config.values, values) if family is not None and family.entries else None
         how = {"partial": partial, "alone": not request.assets}
         notes += judged(checkpoint, model, values, None if findings is None else findings.missing, **how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ class Request:
     Attributes:
         dtype: ``keep``, or the dtype all floating-point tensors are rounded to.
         drop: Glob patterns of tensors to leave out.
+        keep: Glob patterns of tensors to write, and no others; ``drop`` leaves out of these.
         rename: A file of ``old = new`` rules.
         lora: What becomes of LoRA adapters; None passes them through.
         assets: Whether config, tokenizer and the like are written.
@@ -51,6 +53,9 @@ class Request:
     )
     drop: tuple[str, ...] = option(
         Texts(), "Leave out tensors whose name matches; may be repeated.", default=(), panel=_WHAT
+    )
+    keep: tuple[str, ...] = option(
+        Texts(), "Write only tensors whose name matches; may be repeated.", default=(), panel=_WHAT
     )
     rename: Path | None = option(
         Paths("FILE"), "Rename tensors: 'old = new' a line, * for digits.", panel=_WHAT
@@ -96,3 +101,9 @@ class Request:
     to: str = "hf"
     writing: Any = field(default_factory=NoOptions)
     reading: Mapping[str, object] = field(default_factory=dict)
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether a tensor is not to be written."""
+        return any(fnmatchcase(name, d) for d in self.drop) or (
+            bool(self.keep) and not any(fnmatchcase(name, k) for k in self.keep)
+        )

@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptconv.errors import FormatError, UsageError
 from ckptconv.places.places import forget
-from ckptconv.places.unfinished import refuse_unfinished
+from ckptconv.places.unfinished import JOURNAL, refuse_unfinished
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import flag_of, made, near
 from ckptconv.plugins import Registry
@@ -55,6 +55,12 @@ def _reader(path: Path) -> Reader:
     for reader in READERS:
         if reader.recognise(path):
             return reader
+    if path.is_dir() and (path / JOURNAL).exists():
+        raise FormatError(
+            "interrupted: a conversion into this folder is not done",
+            where=path,
+            hint="run it again with --resume, or wait if it still runs",
+        )
     found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
     raise FormatError(
         f"not a checkpoint ckptconv knows (found {', '.join(found) or 'nothing'})",

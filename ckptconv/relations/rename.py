@@ -43,6 +43,7 @@ def names_relation(
     drops: Sequence[str],
     renames: Sequence[tuple[str, str]],
     others: Collection[str] = (),
+    keeps: Sequence[str] = (),
 ) -> tuple[Relation, dict[str, str]]:
     """Relate named tensors to their names after dropping and renaming.
 
@@ -51,6 +52,7 @@ def names_relation(
         drops: Glob patterns of names to leave out.
         renames: Rules; the first that matches a name applies.
         others: Names that hold no data of their own and are dropped as well.
+        keeps: Glob patterns of names that alone stay, if there are any.
 
     Returns:
         The relation, and old to new name of every tensor that stays.
@@ -60,17 +62,20 @@ def names_relation(
         PlanError: if two tensors would get one name.
     """
     unused = {*(d for d in drops if not any(fnmatchcase(n, d) for n in others)), *(old for old, _ in renames)}
+    unused |= set(keeps)
     compiled = [(re.compile(re.escape(old).replace(r"\*", r"(\d+)")), old, new) for old, new in renames]
     right: dict[str, Spec] = {}
     pairs: list[Pair] = []
     left_only: list[Drop] = []
     renamed: dict[str, str] = {}
     for name, spec in tensors.items():
-        pattern = next((d for d in drops if fnmatchcase(name, d)), None)
-        if pattern is not None:
-            unused.discard(pattern)
+        dropping = [d for d in drops if fnmatchcase(name, d)]
+        keeping = [k for k in keeps if fnmatchcase(name, k)]
+        unused.difference_update(dropping, keeping)
+        if dropping or (keeps and not keeping):
             if spec.numel:
-                left_only.append(Drop(Box.whole(name, spec.shape), f"--drop {pattern}"))
+                why = f"--drop {dropping[0]}" if dropping else f"not of --keep {' '.join(keeps)}"
+                left_only.append(Drop(Box.whole(name, spec.shape), why))
             continue
         target = name
         for regex, old, new in compiled:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckptconv.dialects.factors import factor_of, is_beyond_lora, weight_of_factor
@@ -103,7 +102,7 @@ def _find(checkpoint: Checkpoint, options: Request) -> dict[str, _Factors]:
     found: dict[str, _Factors] = {}
     adapters: dict[str, str] = {}
     for name in checkpoint.relation.right:
-        if any(fnmatchcase(name, d) for d in options.drop):
+        if options.leaves_out(name):
             continue
         if is_beyond_lora(name):
             raise PlanError(

@@ -380,7 +380,7 @@ def _unasked(checkpoint: Checkpoint, options: Request) -> Checkpoint:
         PlanError: if there are adapters, which no model has a place for.
     """
     factors = [n for n in checkpoint.relation.right if (m := _FACTOR.fullmatch(n)) and m["part"] == "A"]
-    count = sum(1 for n in factors if not any(fnmatchcase(n, d) for d in options.drop))
+    count = sum(1 for n in factors if not options.leaves_out(n))
     if not count:
         return checkpoint
     if options.to == "hf" and options.assets:

@@ -1,0 +1,157 @@
+"""Follow a run: a bar on a terminal; in a log a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from ckptconv.cli.console import notes, remarks, size
+from ckptconv.engine.events import Discarded, Event, Progress, Started
+
+__all__ = ["Follower", "follow", "speed"]
+
+_EVERY: Final = 10.0  # seconds between two lines of a log, at most
+_OFTEN: Final = 2.0  # seconds between two lines at least, where a tenth is done meanwhile
+_TENTH: Final = 0.1
+_NO_TIME: Final = 0.1  # seconds that say nothing about speed
+_SOON: Final = 60  # seconds up to which they are told apart
+
+
+def speed(count: float, seconds: float) -> str:
+    """Return bytes a second; nothing for what took no time."""
+    return "" if seconds < _NO_TIME else f"{size(count / seconds)}/s"
+
+
+def _left(seconds: float) -> str:
+    if seconds < _SOON:
+        return f"{seconds:.0f} s left"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min left" if minutes < 90 else f"{minutes / 60:.1f} h left"
+
+
+class Follower:
+    """Take the events of one run, and the time.
+
+    Attributes:
+        seconds: How long it took, when it is over.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.seconds = 0.0
+
+    def listen(self, event: Event) -> None:
+        """Take an event, from any thread."""
+        if isinstance(event, Discarded):
+            text = "the interrupted run there had other flags or another source: nothing of it is kept"
+            notes((("warning", f"{event.folder}: {text}"),))
+
+    def stop(self) -> None:
+        """Take the time."""
+        self.seconds = time.perf_counter() - self._start
+
+
+class _Bar(Follower):
+    """Move a bar on a terminal."""
+
+    def __init__(self, bar: Any, what: str) -> None:
+        super().__init__()
+        self._bar, self._what = bar, what
+        self._task: Any = None
+
+    def listen(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._task = self._bar.add_task(self._what, total=event.total, completed=event.resumed)
+        elif isinstance(event, Progress):
+            self._bar.advance(self._task, event.count)
+        else:
+            super().listen(event)
+
+
+class _Log(Follower):
+    """Print a line every ten seconds, or for every tenth that takes longer than two."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+        self._lock = threading.Lock()
+        self._total = self._done = self._resumed = 0
+        self._said = (self._start, 0.0)
+
+    def listen(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._total, self._done, self._resumed = event.total, event.resumed, event.resumed
+            self._start = time.perf_counter()
+            self._said = (self._start, self._share)
+        elif isinstance(event, Progress):
+            with self._lock:
+                self._done += event.count
+                self._say()
+        else:
+            super().listen(event)
+
+    @property
+    def _share(self) -> float:
+        return self._done / self._total if self._total else 1.0
+
+    def _say(self) -> None:
+        now = time.perf_counter()
+        when, share = self._said
+        tenth = self._share - share >= _TENTH and now - when >= _OFTEN
+        if self._done >= self._total or not (tenth or now - when >= _EVERY):
+            return
+        self._said = (now, self._share)
+        fresh = self._done - self._resumed
+        seconds = now - self._start
+        left = (self._total - self._done) * seconds / max(fresh, 1)
+        remarks().print(
+            f"{self._what}: {self._share:.0%}, {size(self._done)} of {size(self._total)}, "
+            f"{speed(fresh, seconds)}, {_left(left)}"
+        )
+
+
+@contextmanager
+def follow(what: str, *, quiet: bool) -> Iterator[Follower]:
+    """Follow what is done, under a label; a bar disappears at the end.
+
+    Args:
+        what: The label: ``writing``, ``step-100: writing``.
+        quiet: Whether nothing is to be shown.
+    """
+    if quiet:
+        follower = Follower()
+        follower.listen = lambda event: None  # type: ignore[method-assign]
+        yield follower
+        follower.stop()
+        return
+    if not sys.stderr.isatty():
+        follower = _Log(what)
+        yield follower
+        follower.stop()
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(None),
+        TaskProgressColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=remarks(), transient=True, expand=True) as bar:
+        follower = _Bar(bar, what)
+        yield follower
+        follower.stop()
