@@ -53,9 +53,11 @@ def _average(
     Sums are float32, in the order given. Config and tokenizer are the first one's.
     """
     from ckptconv.api.average import plan_average
+    from ckptconv.api.convert import refuse_file_name
     from ckptconv.plans.options import made
 
     *sources, out = paths
+    refuse_file_name(out)
     how = made(Options, run)
     given = None if ratios is None else ratios.split(",")
     plan = plan_average(sources, out, ratios=given, steps=steps, **fields)

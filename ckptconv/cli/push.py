@@ -48,12 +48,12 @@ def publish(
 ) -> dict[str, Any]:
     """Publish a folder and say where it is; return what ``--json`` prints of it."""
     from ckptconv.api.push import push
-    from ckptconv.cli import render_verify
     from ckptconv.cli.clean import escape
     from ckptconv.cli.console import plural, results, size
+    from ckptconv.cli.progress import follow
 
-    with render_verify.follow("sending", quiet=quiet or json) as listen:
-        found = push(out, to, private=private, revision=revision, listen=listen)
+    with follow("sending", quiet=quiet or json) as follower:
+        found = push(out, to, private=private, revision=revision, listen=follower.listen)
     if not json and not quiet:
         card = ", with a model card" if found.card else ""
         results().print(
