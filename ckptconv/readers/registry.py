@@ -28,7 +28,7 @@ __all__ = ["READERS", "find_reader", "open_checkpoint", "owners"]
 _OWN = {
     name: f"ckptconv.readers.{'torch_file' if name == 'torch' else name}:READER"
     for name in (
-        *("verl", "mindspore", "torch_dist", "megatron", "deepspeed", "dcp"),
+        *("verl", "mindspore", "nemo", "torch_dist", "megatron", "deepspeed", "dcp"),
         *("sharded", "consolidated", "huggingface", "tensorflow", "torch"),
     )
 }

@@ -34,7 +34,7 @@ from ckptconv.relations import Spec
 from ckptconv.relations.rename import under_names
 from ckptconv.slots import Table, Words
 
-__all__ = ["READER"]
+__all__ = ["READER", "Located", "TorchDistOptions", "opened"]
 
 MARKER: Final = "metadata.json"
 _MASTER: Final = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.fp32_param\.(.+)")
@@ -42,7 +42,7 @@ _COPY: Final = "copy the whole iteration again, from one save"
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Located:
     """Locate one saved iteration; ``backend`` is empty where no ``metadata.json`` names one."""
 
     root: Path
@@ -80,7 +80,7 @@ def _is_megatron(metadata: bytes) -> bool:
     return b"checkpoint_version" in metadata and (args or _CORE.search(metadata) is not None)
 
 
-def _find(path: Path) -> _Found | None:
+def _find(path: Path) -> Located | None:
     folder = path.parent if path.is_file() else path
     if path.is_file() and path.name not in (METADATA, MARKER, COMMON) and path.suffix != ".distcp":
         return None
@@ -91,7 +91,7 @@ def _find(path: Path) -> _Found | None:
         backend = _backend(data) if data is not None else None
     if data is None or backend is None:
         return None
-    return _Found(data.parent if (data.parent / TRACKER).is_file() else folder, data, backend)
+    return Located(data.parent if (data.parent / TRACKER).is_file() else folder, data, backend)
 
 
 def _recognise(path: Path) -> bool:
@@ -133,12 +133,35 @@ def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
             hint="load it with a Megatron release that has this backend; save with --ckpt-format torch_dist",
         )
     dcp = open_dcp(found.data)
+    common = common_state(dcp) if found.backend else _plain_state(dcp)
+    run = run_arguments(found.data) if "args" not in common else None
+    return opened(found, dcp, common, run, options)
+
+
+def opened(
+    found: Located,
+    dcp: DcpFolder,
+    common: Mapping[str, Any],
+    run: tuple[dict[str, Any], str] | None,
+    options: TorchDistOptions,
+) -> Checkpoint:
+    """Return the checkpoint that a distributed save is.
+
+    Args:
+        found: Where it lies.
+        dcp: What its metadata says.
+        common: What all ranks share.
+        run: Arguments that lie beside it, and what to say of them, where it holds none itself.
+        options: What the user says.
+
+    Raises:
+        PlanError: if it holds no weights, or they do not fit what the arguments say.
+    """
     nested = not found.backend
-    common = _plain_state(dcp) if nested else common_state(dcp)
     arguments = plain(common["args"]) if "args" in common else {}
     arguments = arguments if isinstance(arguments, dict) else {}
     notes: list[Note] = []
-    if not arguments and (run := run_arguments(found.data)) is not None:
+    if not arguments and run is not None:
         arguments, text = run
         notes.append(Note("info", text))
     near = _model_of(arguments, notes)
@@ -230,7 +253,7 @@ def _model_of(arguments: Mapping[str, Any], notes: list[Note]) -> tuple[Path, ..
     return ()
 
 
-def _graph(dcp: DcpFolder, weights: Mapping[str, str], found: _Found) -> GraphBuilder:
+def _graph(dcp: DcpFolder, weights: Mapping[str, str], found: Located) -> GraphBuilder:
     """Relate the records to the tensors as they were saved."""
     double = [n for n, count in Counter(weights.values()).items() if count > 1]
     if double:
@@ -240,6 +263,8 @@ def _graph(dcp: DcpFolder, weights: Mapping[str, str], found: _Found) -> GraphBu
     for name in (METADATA, MARKER, COMMON):
         if (dcp.folder / name).is_file():
             graph.touch(dcp.folder / name)
+    if found.data.is_file():  # an archive
+        graph.touch(found.data)
     for key, name in weights.items():
         tensor = dcp.tensors[key]
         chunks = [(c.offsets, t) for c, t in zip(tensor.chunks, located[key], strict=True) if t is not None]

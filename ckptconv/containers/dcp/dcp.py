@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -18,12 +18,15 @@ from typing import Final
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.dcp.dcprecord import RecordReader
 from ckptconv.containers.dcp.metadata import Chunk, DcpTensor, Entry, read_metadata
+from ckptconv.containers.tarindex import Member
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.places import place
+from ckptconv.places.regular import open_binary
+from ckptconv.places.window import Window
 
-__all__ = ["METADATA", "Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp"]
+__all__ = ["METADATA", "Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp", "open_dcp_inside"]
 
 METADATA: Final = ".metadata"
 
@@ -112,6 +115,45 @@ def open_dcp(folder: str | os.PathLike[str]) -> DcpFolder:
         raise FormatError("no .metadata in this folder", where=base, hint="copy it; it is written last")
     told = read_metadata(path)
     return DcpFolder(base, told.version, told.tensors, told.objects, told.paths)
+
+
+def open_dcp_inside(archive: Path, members: Mapping[str, Member], folder: str) -> DcpFolder:
+    """Read ``.metadata`` of a folder in a tar archive; records are located in the archive itself.
+
+    Args:
+        archive: The archive.
+        members: Its files.
+        folder: What the names of the checkpoint's files begin with.
+
+    Raises:
+        FormatError: as `open_dcp`, or if a file of records is not in the archive.
+    """
+    at = members.get(folder + METADATA)
+    if at is None:
+        raise FormatError(f"no {folder}{METADATA} in the archive", where=archive, hint="copy it again")
+    with open_binary(archive) as file:
+        raw = Window(file, str(archive), at.offset, at.size).read_at(0, at.size)
+    told = read_metadata(archive, raw)
+
+    def here(entry: Entry) -> Entry:
+        member = members.get(folder + entry.file)
+        if member is None or entry.offset + entry.length > member.size:
+            raise FormatError(
+                f"{folder}{entry.file} is missing or cut off", where=archive, hint="copy it again"
+            )
+        return Entry(archive.name, member.offset + entry.offset, entry.length)
+
+    tensors = {
+        name: replace(
+            tensor,
+            chunks=tuple(
+                [c._replace(entry=None if c.entry is None else here(c.entry)) for c in tensor.chunks]
+            ),
+        )
+        for name, tensor in told.tensors.items()
+    }
+    objects = {name: here(entry) for name, entry in told.objects.items()}
+    return DcpFolder(archive.parent, told.version, tensors, objects, told.paths)
 
 
 def _check_volume(name: str, tensor: DcpTensor, folder: Path) -> None:

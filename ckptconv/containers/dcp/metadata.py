@@ -111,14 +111,18 @@ class Told:
     paths: Mapping[str, tuple[str | int, ...]]
 
 
-def read_metadata(path: Path) -> Told:
+def read_metadata(path: Path, raw: bytes | None = None) -> Told:
     """Read a ``.metadata``.
+
+    Args:
+        path: The file.
+        raw: Its content, if it lies in an archive.
 
     Raises:
         FormatError: if it is damaged, hostile, or of a form that cannot be read.
         PlanError: if a chunk has no record, or lies outside its tensor.
     """
-    raw = read_bytes(path, most=_LIMITS.size)
+    raw = read_bytes(path, most=_LIMITS.size) if raw is None else raw
     with quick.without_collector():
         if len(raw) >= _LARGE:
             raw += bytes(quick.PAD)

@@ -42,6 +42,7 @@ class RankFile:
         chunks: The model's tensors by virtual chunk and name; a chunk of no-op layers alone has none.
         beside: Bytes of tensors beside the model.
         like: The file this one was found to be like: equal but for the data and numbers of the arguments.
+        within: The archive that holds the file, if it lies in one.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class RankFile:
     chunks: Mapping[int, Mapping[str, FileTensor]]
     beside: int = 0
     like: Path | None = None
+    within: Path | None = None
 
     def key(self, folder: str, chunk: int, name: str) -> str:
         """Name a tensor of this file, whose rank has this folder."""

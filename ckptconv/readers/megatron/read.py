@@ -24,7 +24,7 @@ from ckptconv.readers.megatron.options import MegatronOptions
 from ckptconv.readers.reader import Reader
 from ckptconv.relations import Box, Pair, Relation, Spec
 
-__all__ = ["READER"]
+__all__ = ["READER", "joined"]
 
 _ALONE = "save the adapter together with the frozen weights: its layers cannot be numbered alone"
 _COPY = "copy the whole iteration again, from one save"
@@ -53,7 +53,21 @@ def _open(path: Path, options: MegatronOptions) -> Checkpoint:
         )
     run = find_run(path)
     reader = RankReader()
-    files = {name: reader.read(file) for name, file in run.files.items()}
+    return joined(run, {name: reader.read(file) for name, file in run.files.items()}, options)
+
+
+def joined(run: Run, files: Mapping[str, RankFile], options: MegatronOptions) -> Checkpoint:
+    """Join the ranks of one save.
+
+    Args:
+        run: Where they are from.
+        files: What the file of each says, by the name of its folder.
+        options: What the user says.
+
+    Raises:
+        PlanError: if a rank is missing, of another save, or does not fit the others.
+        FormatError: if there is no model in them.
+    """
     first = next(iter(files.values()))
     notes: list[Note] = []
     grid = grid_of(run, files, options, notes)
@@ -133,7 +147,7 @@ def _store(graph: GraphBuilder, grid: Grid, ranks: Mapping[Rank, RankFile]) -> d
     turned: dict[str, FileTensor] = {}
     plain: dict[tuple[Path, int], frozenset[str]] = {}
     for rank, file in ranks.items():
-        graph.touch(file.path)
+        graph.touch(file.within or file.path)
         folder, of = grid.folder(rank), file.like or file.path
         for v, tensors in file.chunks.items():
             if (of, v) not in plain:
