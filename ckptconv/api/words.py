@@ -56,7 +56,8 @@ def _keyword(match: re.Match[str]) -> str:
     name, option = _options().get(flag, (flag.replace("-", "_"), None))
     rest = "" if word is None else f" {word}"
     if option is not None and isinstance(option.kind, Switch):
-        return f"{name}={not option.off}{rest}"
+        off = option.off or any(f"/--{flag}" in both for both in option.flags)
+        return f"{name}={not off}{rest}"
     if word is None:
         return name
     if option is not None and isinstance(option.kind, Choice):

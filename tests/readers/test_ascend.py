@@ -57,7 +57,7 @@ def test_whether_experts_are_spread_is_asked_where_nothing_tells(
 ) -> None:
     with pytest.raises(PlanError) as caught:
         _converted(saved, tmp_path / "out", name)
-    assert "--moe-tp-extend-ep" in (caught.value.hint or "")
+    assert "extend_ep=True" in (caught.value.hint or "") and "extend_ep=False" in (caught.value.hint or "")
     _converted(saved, tmp_path / "out", name, extend_ep=spread)
 
 

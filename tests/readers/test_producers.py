@@ -111,7 +111,7 @@ def test_what_a_class_computes_beyond_what_is_known_needs_a_config(
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(CkptconvError) as caught:
         ckptconv.convert(run, tmp_path / "out")
-    assert "--config" in (caught.value.hint or "")
+    assert "config" in (caught.value.hint or "")
     found = run_arguments(file.parent)
     assert found is not None and said in found[1]
 
