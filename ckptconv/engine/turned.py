@@ -1,13 +1,11 @@
 """Turn matrices: bring boxes whose elements lie in another order than they are written to, by tiles.
 
-An element of two bytes moved by itself costs as much as one of eight, and one of a matrix read down its
-columns a line of the cache each. So a turned box is copied by tiles that fit the cache, in which small
-elements are first put together to what is moved at once.
+Each element of a matrix that is read down its columns costs a line of the cache, and where rows are a power
+of two apart the lines push each other out. So a turned box is copied by tiles, brought together first.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +20,8 @@ __all__ = ["copy_box", "is_turned", "read_turned"]
 
 Array = npt.NDArray[Any]
 
-_TILE = 256  # rows and columns of a tile: 128 KiB of 16-bit elements
+_TILE = 512, 128  # rows and columns of what is read: 128 KiB of 16-bit elements
 _FEW = 1 << 10  # elements of a matrix that are copied as they come
-_TOGETHER = 8  # bytes
 _LINE = 64  # bytes: less of a row is not worth its read
 
 
@@ -56,21 +53,13 @@ def copy_box(values: Array, out: Array) -> None:
 
 def _copy_turned(values: Array, out: Array) -> None:
     """Copy a matrix whose columns are contiguous to one whose rows are."""
-    together = _TOGETHER // out.itemsize if sys.byteorder == "little" else 1
-    whole = out.shape[1] - out.shape[1] % together if together > 1 and out.dtype.kind == "u" else 0
-    room = np.empty((_TILE // max(together, 1), _TILE), np.uint64)
-    for top in range(0, out.shape[0], _TILE):
-        for left in range(0, whole, _TILE):
-            tile = values[top : top + _TILE, left : min(left + _TILE, whole)].T
-            words = room[: tile.shape[0] // together, : tile.shape[1]]
-            np.copyto(words, tile[together - 1 :: together])
-            for k in range(together - 2, -1, -1):
-                np.left_shift(words, 8 * out.itemsize, out=words)
-                np.bitwise_or(words, tile[k::together], out=words)
-            put = out[top : top + _TILE, left : min(left + _TILE, whole)]
-            put.view(np.uint64)[...] = words.T
-        for left in range(whole, out.shape[1], _TILE):
-            out[top : top + _TILE, left : left + _TILE] = values[top : top + _TILE, left : left + _TILE]
+    room = np.empty(_TILE, out.dtype)
+    for top in range(0, out.shape[0], _TILE[1]):
+        for left in range(0, out.shape[1], _TILE[0]):
+            tile = values[top : top + _TILE[1], left : left + _TILE[0]].T
+            here = room[: tile.shape[0], : tile.shape[1]]
+            np.copyto(here, tile)
+            out[top : top + _TILE[1], left : left + _TILE[0]] = here.T
 
 
 def read_turned(
