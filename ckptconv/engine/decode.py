@@ -10,6 +10,7 @@ import numpy as np
 from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Stored
 from ckptconv.dtypes import numpy_dtype
+from ckptconv.engine.turned import copy_box
 from ckptconv.errors import FormatError
 from ckptconv.numbers.codecs import Array, BadCode, Rect, codec
 
@@ -72,7 +73,7 @@ def decode_rect(stored: Decoded, rect: Rect, out: Array, read: Read) -> None:
                 continue
             values = np.empty(here.shape, kind)
             how.decode(params, block, parts, values)
-            here[...] = values.view(here.dtype)
+            copy_box(values.view(here.dtype), here)
     except BadCode as e:
         raise _refusal(stored, e) from e
 

@@ -50,4 +50,4 @@ def _apart(halves: Array) -> Array:
     return apart
 
 
-CODEC = Codec("awq", needs, decode, (128, 1 << 16))
+CODEC = Codec("awq", needs, decode, (128, 1 << 18))

@@ -58,4 +58,4 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
     round_into(values, out)
 
 
-CODEC = Codec("fp4", needs, decode, (1, 1 << 16))
+CODEC = Codec("fp4", needs, decode, (1, 1 << 18))

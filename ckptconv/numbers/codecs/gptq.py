@@ -62,4 +62,4 @@ def decode_groups(values: Array, zeros: Array, scales: Array, number: Array) -> 
             values[at:stop] *= scales[number[at]]
 
 
-CODEC = Codec("gptq", needs, decode, (256, 1 << 16))
+CODEC = Codec("gptq", needs, decode, (256, 1 << 18))

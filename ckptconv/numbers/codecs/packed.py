@@ -84,4 +84,4 @@ def _numbers(order: Array, params: Params, rect: Rect) -> Array:
     return number
 
 
-CODEC = Codec("packed", needs, decode, (1, 1 << 16))
+CODEC = Codec("packed", needs, decode, (1, 1 << 18))
