@@ -12,7 +12,7 @@ from ckptconv.errors import FormatError
 from ckptconv.facts.typed import typed_config
 from ckptconv.places.jsonfile import read_json
 from ckptconv.places.regular import read_bytes
-from ckptconv.plans.plan import AssetFile, Step
+from ckptconv.plans.plan import AssetFile, ConfigChange, Step
 
 __all__ = ["QUANTISATION", "config_file", "generation_file", "read_config", "without_quantisation"]
 
@@ -72,11 +72,11 @@ def config_file(
     if (elsewhere := out.pop("transformers_weights", None)) is not None:
         # transformers 5.23 (modeling_utils.py) loads the file named there instead of the one that is written.
         why = "the weights are in the files written here"
-        steps.append(Step("config", f"transformers_weights: {json.dumps(elsewhere)} left out", why))
+        steps.append(ConfigChange("transformers_weights", json.dumps(elsewhere), None).step(why))
 
     def put(key: str, value: object, why: str) -> None:
         if key not in out or out[key] != value:
-            steps.append(Step("config", f"{key}: {json.dumps(out.get(key))} -> {json.dumps(value)}", why))
+            steps.append(ConfigChange(key, json.dumps(out.get(key)), json.dumps(value)).step(why))
             out[key] = value
 
     if "_class_name" in config:  # of diffusers, which says neither

@@ -126,6 +126,7 @@ def megatron_merge(
     _convert(source, out, "hf", fields, run, shown, many)
 
 
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 _Model = Annotated[
     Path, typer.Argument(readable=False, metavar="HF", help="A Hugging Face model.", show_default=False)
 ]
@@ -196,6 +197,7 @@ def inspect(
         typer.Option(metavar="GLOB", help="List the tensors whose name matches.", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    quiet: _Quiet = False,
     report: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(readable=False, metavar="FILE", help="Write an HTML page as well.", show_default=False),
@@ -210,12 +212,13 @@ def inspect(
         write_page(report, render.describe(model, None))
     if json:
         print_json(render.describe(model, tensors, source))
-    else:
+    elif not quiet:
         render.inspect(model, tensors, source)
 
 
 def families(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    quiet: _Quiet = False,
 ) -> None:
     """List the architectures that have a table."""
     from dataclasses import asdict
@@ -226,7 +229,7 @@ def families(
     found = architectures()
     if json:
         print_json({"families": [asdict(f) for f in found]})
-    else:
+    elif not quiet:
         render.families(found)
 
 

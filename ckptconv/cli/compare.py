@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -13,12 +13,16 @@ from ckptconv.engine.options import Options
 from ckptconv.plans.options import Option
 from ckptconv.plans.request import Request
 
+if TYPE_CHECKING:
+    from ckptconv.api.explain import Match
+
 __all__ = ["COMPARING", "write_page"]
 
 # Optional[...] rather than "| None": typer reads these annotations on Python 3.10 too.
 Text = Optional[str]  # noqa: UP045
 Texts = Optional[list[str]]  # noqa: UP045
 _Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 def _diff(
@@ -49,7 +53,7 @@ def _diff(
         typer.Option(readable=False, metavar="FILE", help="Write an HTML page as well.", show_default=False),
     ] = None,
     json: _Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Compare two checkpoints, tensor by tensor.
 
@@ -98,28 +102,25 @@ def _explain(
     ],
     fields: dict[str, Any],
     json: _Json = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Say from which files, ranks and bytes a tensor comes."""
     from ckptconv.api.explain import explain
     from ckptconv.cli import render_compare
 
     found = explain(source, tensor, **fields)
-    if isinstance(found, tuple):
-        if json:
-            print_json(
-                {
-                    "matches": [
-                        {"name": m.name, "names": m.names, "shape": list(m.spec.shape), "dtype": m.spec.dtype}
-                        for m in found
-                    ]
-                }
-            )
-        else:
-            render_compare.matches(found)
-    elif json:
-        print_json(found.to_dict())
+    if json:
+        print_json({"matches": [_match(m) for m in found]} if isinstance(found, tuple) else found.to_dict())
+    elif quiet:
+        return
+    elif isinstance(found, tuple):
+        render_compare.matches(found)
     else:
         render_compare.explain(found)
+
+
+def _match(one: Match) -> dict[str, Any]:
+    return {"name": one.name, "names": one.names, "shape": list(one.spec.shape), "dtype": one.spec.dtype}
 
 
 def _said() -> dict[str, Option]:

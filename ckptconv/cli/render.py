@@ -38,7 +38,7 @@ def describe(model: Model, pattern: str | None, path: Path | None = None) -> dic
         "format": c.format,
         "versions": dict(c.versions),
         "layout": dict(c.layout),
-        "iteration": c.iteration,
+        "step": c.iteration,
         "root": str(c.root),
         "data": str(c.data),
         "weights": c.weights,
@@ -195,16 +195,16 @@ def result(made: Plan, report: Report, seconds: float) -> dict[str, Any]:
     """Return what ``--json`` prints when a conversion is done."""
     return {
         "out": report.folder,
-        "plan": made.digest(),
+        "digest": made.digest(),
         "tensors": sum(len(f.layout.tensors) for f in made.files),
         "bytes": report.bytes_out,
         "resumed_bytes": report.resumed,
         "seconds": round(seconds, 3),
         "overflows": report.overflows,
         "removed": list(report.removed),
-        "files": [{"name": n, "xxh3_blocks": d} for n, d in report.files.items()],
+        "files": [{"name": n, "digest": d} for n, d in report.files.items()],
         "assets": [a.name for a in made.assets],
-        "steps": [{"kind": s.kind, "what": s.what, "why": s.why} for s in made.steps],
+        "steps": [s.to_dict() for s in made.steps],
         "notes": [{"level": level, "text": text} for level, text in made.notes],
     }
 

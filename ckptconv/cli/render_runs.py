@@ -6,7 +6,7 @@ from ckptconv.api.ls import Saves
 from ckptconv.cli.clean import escape
 from ckptconv.cli.console import new_table, notes, plural, results, size
 
-__all__ = ["names", "saves"]
+__all__ = ["saves"]
 
 
 def saves(found: Saves) -> None:
@@ -24,11 +24,3 @@ def saves(found: Saves) -> None:
     console.print(f"\n{plural(len(found.steps), 'save')}, {whole} complete; times are UTC")
     console.print(f"[dim]next[/]  {escape(found.command)}", soft_wrap=True)
     notes(tuple(("warning", text) for text in found.notes))
-
-
-def names(found: Saves) -> None:
-    """Print the names of the whole saves alone, newest last."""
-    console = results()
-    for s in found.steps:
-        if s.complete:
-            console.print(escape(s.name), soft_wrap=True)

@@ -18,7 +18,7 @@ def _ls(
         Path, typer.Argument(readable=False, metavar="RUN", help="A run's folder.", show_default=False)
     ],
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the names alone, one a line.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """List a run's steps, tags or iterations, newest last.
 
@@ -30,9 +30,7 @@ def _ls(
     found = ls(run)
     if json:
         print_json(found.to_dict())
-    elif quiet:
-        render_runs.names(found)
-    else:
+    elif not quiet:
         render_runs.saves(found)
 
 

@@ -23,7 +23,7 @@ from ckptconv.families import FAMILIES, Family, family_of
 from ckptconv.families.config import config_from, consumed, contradictions, unconsumed
 from ckptconv.families.detect import fitting, lacks_one, nearest, observed
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
-from ckptconv.plans.plan import Step
+from ckptconv.plans.plan import ConfigChange, Step
 from ckptconv.plans.request import Request
 from ckptconv.slots import template
 
@@ -147,7 +147,7 @@ def find_architecture(
     if options.vocab_size is not None:
         facts["vocab"] = Fact(options.vocab_size, "--vocab-size")
     values, origins = config_from(facts, family)
-    steps = tuple(Step("config", f"{k}: {json.dumps(v)}", origins[k]) for k, v in values.items())
+    steps = tuple(ConfigChange(k, None, json.dumps(v)).step(origins[k]) for k, v in values.items())
     origin = "the YAML of the run" if checkpoint.producer == "mindspore" else "the training arguments"
     found = ConfigFound(values, None, origin)
     return Architecture(found, family, steps, said, lacks_one(facts, family), tokenizer)

@@ -38,12 +38,45 @@ StepKind = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """Name a field of config.json that is written otherwise than it was found.
+
+    Attributes:
+        field: The field.
+        old: Its value before, as JSON; None if it was not there.
+        new: Its value as it is written, as JSON; None if it is left out.
+    """
+
+    field: str
+    old: str | None
+    new: str | None
+
+    def step(self, why: str) -> Step:
+        """Return the step of a plan that says so."""
+        if self.new is None:
+            return Step("config", f"{self.field}: {self.old} left out", why, self)
+        before = "" if self.old is None else f"{self.old} -> "
+        return Step("config", f"{self.field}: {before}{self.new}", why, self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as data."""
+        values = {"old": self.old, "new": self.new}
+        return {"field": self.field, **{k: None if v is None else json.loads(v) for k, v in values.items()}}
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """Name one thing that is not a plain copy: what it does, to what, and why."""
 
     kind: StepKind
     what: str
     why: str
+    change: ConfigChange | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the step as JSON-ready data; one of config.json with its field and values."""
+        found: dict[str, Any] = {"kind": self.kind, "what": self.what, "why": self.why}
+        return found if self.change is None else {**found, **self.change.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +198,7 @@ class Plan(Shown):
                 for f in self.files
             ],
             "assets": [{"name": a.name, "bytes": len(a.content), "origin": a.origin} for a in self.assets],
-            "steps": [{"kind": s.kind, "what": s.what, "why": s.why} for s in self.steps],
+            "steps": [s.to_dict() for s in self.steps],
             "notes": [{"level": level, "text": text} for level, text in self.notes],
         }
 

@@ -65,7 +65,7 @@ def inspect_report(data: Data) -> str:
             ("producer", text(" ".join([data["producer"], *map(str, data["versions"].values())]))),
             ("format", text(data["format"])),
             ("layout", text(layout)),
-            ("step", text(data["iteration"]) if data["iteration"] is not None else ""),
+            ("step", text(data["step"]) if data["step"] is not None else ""),
             ("read from", code(data["data"])),
             ("tied", ", ".join(f"{code(a)} = {code(b)}" for a, b in data["aliases"].items())),
         ]
@@ -182,7 +182,7 @@ def verify_report(
             ("output", code(data["out"]) if data["out"] else ""),
             ("source is", _summary(source)),
             ("output is", _summary(output)),
-            ("plan", code(data["plan"])),
+            ("plan", code(data["digest"])),
             ("casts", text("; ".join(data["casts"]))),
             ("time", text(f"{data['seconds']:.3g} s")),
         ]

@@ -79,8 +79,8 @@ class Checked(Shown):
         """Return the outcome as JSON-ready data."""
         return {
             "ok": self.ok,
-            "folder": self.folder,
-            "plan": self.certificate["plan"],
+            "out": self.folder,
+            "digest": self.certificate["plan"],
             "source": self.certificate["source"],
             "tool": self.certificate["tool"],
             "files": self.files,

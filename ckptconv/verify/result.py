@@ -171,7 +171,7 @@ class Result(Shown):
             "ok": self.ok,
             "source": self.source,
             "out": self.out,
-            "plan": self.plan,
+            "digest": self.plan,
             "proof": {
                 "pairs": self.proof.pairs,
                 "complete": self.proof.complete,

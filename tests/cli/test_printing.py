@@ -80,7 +80,7 @@ def test_the_digest_in_json_is_that_of_the_file(out: Path) -> None:
     report = json.loads(succeeds("deepspeed-to-hf", DEMO, out, "--json").out)
     data = (out / "model.safetensors").read_bytes()
     blocks = [xxhash.xxh3_64(data[i : i + (4 << 20)]).digest() for i in range(0, len(data), 4 << 20)]
-    assert report["files"][0]["xxh3_blocks"] == xxhash.xxh3_128(b"".join(blocks)).hexdigest()
+    assert report["files"][0]["digest"] == xxhash.xxh3_128(b"".join(blocks)).hexdigest()
 
 
 def test_json_errors_are_json_too(tmp_path: Path, out: Path) -> None:
@@ -180,10 +180,10 @@ class TestInspect:
     def test_json(self) -> None:
         shown = json.loads(succeeds("inspect", DEMO, "--json").out)
         assert {
-            "producer", "format", "versions", "layout", "iteration", "dtypes", "bytes", "tensors", "files",
+            "producer", "format", "versions", "layout", "step", "dtypes", "bytes", "tensors", "files",
             "notes",
         } <= set(shown)  # fmt: skip
-        assert shown["producer"] == "deepspeed" and shown["iteration"] == 2
+        assert shown["producer"] == "deepspeed" and shown["step"] == 2
         assert shown["layout"]["dp"] == 2 and shown["layout"]["zero_stage"] == 3
         assert shown["dtypes"] == {"float32": 21}
         assert {"name": "model.norm.weight", "shape": [48], "dtype": "float32", "buffer": False} in shown[

@@ -172,7 +172,7 @@ def test_one_of_several_savers_checkpoints(models: Path, tmp_path: Path) -> None
         for path in source.iterdir():
             shutil.copyfile(path, tmp_path / path.name.replace("model.ckpt", f"model.ckpt-{step}"))
     fails(4, "inspect", tmp_path, naming=("2 checkpoints", "bert_model.ckpt-10.index", "--step"))
-    assert '"iteration": 10' in succeeds("inspect", "--json", "--step", "10", tmp_path).out
+    assert '"step": 10' in succeeds("inspect", "--json", "--step", "10", tmp_path).out
     fails(2, "inspect", "--step", "15", tmp_path, naming=("step 15",))
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/gs/run/bert_model.ckpt-20"\n')
     found = open_checkpoint(tmp_path)
