@@ -26,18 +26,26 @@ DAMAGE ?= 40
 FUZZ_SECONDS ?= 1800
 FUZZ_TARGETS ?= unpickler torch protobuf safetensors dcp hdf5 tf1 yaml config arguments
 
+# What the demo needs, and no more: ckptconv, torch and transformers.
+DEMO := .venv-demo
+DEMO_READY := $(DEMO)/.ready
 DEMO_RUN := fixtures/demo-run/checkpoint-2
 DEMO_OUT := demo-out
 
-.PHONY: help demo test faults fuzz test-ray lint format bench bench-full test-frameworks clean
+.PHONY: help demo package test faults fuzz test-ray lint format bench bench-full test-frameworks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## convert a small ZeRO-3 run, load the model and generate a few tokens
-	$(BIN)/ckptconv inspect $(DEMO_RUN)
-	$(BIN)/ckptconv deepspeed-to-hf $(DEMO_RUN) $(DEMO_OUT) --overwrite
-	$(BIN)/python examples/generate.py $(DEMO_OUT)
+demo: $(DEMO_READY)  ## convert a small ZeRO-3 run, load the model and generate a few tokens
+	@echo "== 1 of 4: what is in $(DEMO_RUN), which DeepSpeed wrote on two ranks? (metadata alone is read)"
+	$(DEMO)/bin/ckptconv inspect $(DEMO_RUN)
+	@echo "== 2 of 4: convert it, and compare every element with its source"
+	$(DEMO)/bin/ckptconv deepspeed-to-hf $(DEMO_RUN) $(DEMO_OUT) --overwrite --verify
+	@echo "== 3 of 4: are the files those that were verified?"
+	$(DEMO)/bin/ckptconv check $(DEMO_OUT)
+	@echo "== 4 of 4: load it with transformers, and let it write"
+	$(DEMO)/bin/python examples/generate.py $(DEMO_OUT)
 
 test: $(READY)  ## run the tests, on all cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
@@ -64,6 +72,9 @@ lint: $(READY)  ## check style and types
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports --no-cache --no-logo
 
+package:  ## build wheel and sdist, install both in an environment of their own, and convert with it
+	PYTHON=$(PYTHON) bash .ci/package
+
 format: $(READY)  ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -80,12 +91,18 @@ test-frameworks: $(FRAMEWORKS_READY) $(MINDSPORE_READY) $(TENSORFLOW_READY)  ## 
 	$(TENSORFLOW)/bin/python -m pytest -q -m frameworks tests/frameworks/test_tensorflow.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(FRAMEWORKS) $(MINDSPORE) $(TENSORFLOW) $(DEMO_OUT) build dist .fuzz .fuzz-*.log .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) $(FRAMEWORKS) $(MINDSPORE) $(TENSORFLOW) $(DEMO_OUT) build dist .fuzz .fuzz-*.log .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(DEMO_READY): pyproject.toml constraints.txt
+	@echo "== making $(DEMO) with ckptconv, torch and transformers: some minutes, once"
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python $(PIP_INSTALL) '.[transformers]'
 	@touch $@
 
 $(FRAMEWORKS_READY): pyproject.toml constraints.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
 from cases import CASES, Case
 from machine import machine_of
@@ -13,7 +14,7 @@ from results import Results
 from runner import BASELINE, COPY, ONE, READ, TWO, Outcome
 from targets import judge, ratios, table, titled
 
-__all__ = ["headline", "markdown", "megatron", "splice"]
+__all__ = ["headline", "markdown", "megatron", "overview", "splice"]
 
 _SETTINGS = {
     "warm": "",
@@ -53,7 +54,7 @@ def markdown(found: Sequence[Results], plots: Sequence[tuple[str, str]]) -> str:
     if not all(o.held for r in found for o in r.cases.values()):
         lines += [_NOT_HELD, ""]
     for results in reversed(found):
-        lines += [f"### Overview, {results.label()}", "", *_overview(results), ""]
+        lines += [f"### Overview, {results.label()}", "", *overview(results), ""]
     lines += ["### All numbers", ""]
     for case in CASES:
         lines += _detail(case, found)
@@ -76,9 +77,18 @@ def _repeats(results: Results) -> str:
     return f"measured {results.machine['date']}, {' or '.join(map(str, sorted(counts)))} repetitions"
 
 
-def _overview(results: Results) -> Iterator[str]:
-    yield f"| {' | '.join(_COLUMNS)} |"
-    yield "|---" + "|---:" * (len(_COLUMNS) - 1) + "|"
+def overview(
+    results: Results, columns: Sequence[str] = _COLUMNS, titles: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """Yield the lines of the table of all conversions.
+
+    Args:
+        results: What was measured at one size.
+        columns: Its head.
+        titles: What to call cases, where that is not their own title.
+    """
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" + "|---:" * (len(columns) - 1) + "|"
     for case in CASES:
         outcome = results.cases.get(case.name)
         if outcome is None or case.against == "nothing":
@@ -95,7 +105,8 @@ def _overview(results: Results) -> Iterator[str]:
             _peak(runs.get(TWO)),
             _peak(runs.get(tool)) if tool else "",
         ]
-        yield f"| {titled(case, outcome)} | " + " | ".join(cells) + " |"
+        title = titled(case, outcome).replace(case.title, titles.get(case.name, case.title))
+        yield f"| {title} | " + " | ".join(cells) + " |"
 
 
 def _detail(case: Case, found: Sequence[Results]) -> Iterator[str]:

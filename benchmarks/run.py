@@ -23,6 +23,7 @@ from typing import IO
 
 import report
 from cases import CASES, LARGE, Case
+from chinese import chinese
 from machine import describe, machine_of
 from plot import draw_ratios, draw_tools
 from results import Results, load, save
@@ -157,7 +158,7 @@ def pick(names: str | None) -> list[Case]:
 
 
 def write_docs(data: Path) -> None:
-    """Put tables and plots into docs/benchmarks.md, and the short tables into the READMEs."""
+    """Put tables and plots into docs/benchmarks.md and its twin, the short tables into the READMEs."""
     found = [r for name in STORED.values() if (r := load(data / f"{name}.json"))]
     if not found:
         sys.exit(f"no results in {data}: run make bench or make bench-full first")
@@ -172,6 +173,7 @@ def write_docs(data: Path) -> None:
         say("no plots: matplotlib is not installed (pip install 'ckptconv[bench]')")
     plots = [(text, f"images/{name}") for name, text in images.items() if (DOCS / "images" / name).is_file()]
     report.splice(DOCS / "benchmarks.md", "results", report.markdown(found, plots))
+    report.splice(DOCS / "benchmarks.zh-CN.md", "results", chinese(found, [path for _, path in plots]))
     for name, (labels, sentence) in _READMES.items():
         if {"zero3", "zero3-bf16"} <= found[0].cases.keys():
             report.splice(ROOT / name, "benchmarks", report.headline(found[0], labels))
