@@ -14,7 +14,7 @@ from results import Results
 from runner import BASELINE, COPY, ONE, READ, TWO, Outcome
 from targets import judge, ratios, table, titled
 
-__all__ = ["headline", "markdown", "megatron", "overview", "splice"]
+__all__ = ["headline", "markdown", "overview", "splice"]
 
 _SETTINGS = {
     "warm": "",
@@ -205,21 +205,6 @@ def headline(results: Results, labels: Sequence[str]) -> str:
         "zero_to_fp32.py": full.get("zero_to_fp32.py"),
     }
     return _short(rows, labels)
-
-
-def megatron(results: Results, labels: Sequence[str], sentence: str) -> str:
-    """Return the README's short table of Megatron's, below a sentence that takes ``{gigabytes}``."""
-    names = {
-        "megatron-merge": ("megatron-merge", TWO),
-        "megatron-split --tp 4 --pp 2": ("megatron-split", TWO),
-        "convert --to hf (torch_dist)": ("torch_dist-to-hf", TWO),
-        "convert --to torch_dist": ("hf-to-torch_dist", TWO),
-        "cp + sync": ("megatron-merge", BASELINE),
-        "torch.load, cat, save_file": ("megatron-merge", "torch.load, cat, save_file"),
-    }
-    rows = {label: results.cases[c].runs.get("warm", {}).get(n) for label, (c, n) in names.items()}
-    size = results.cases["megatron-merge"].bytes_out / 1e9
-    return sentence.format(gigabytes=f"{size:.2f}") + "\n\n" + _short(rows, labels)
 
 
 def _short(rows: Mapping[str, Sequence[Usage] | None], labels: Sequence[str]) -> str:

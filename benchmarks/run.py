@@ -38,14 +38,8 @@ DOCS = ROOT / "docs"
 _SLACK_SECONDS = 60  # the first cases are the longest
 STORED = {1.0: "bench", 8.0: "bench-full"}
 _READMES = {
-    "README.md": (
-        ("program", "time", "peak memory"),
-        "A Llama in bf16, {gigabytes} GB, TP 4 PP 2, medians on two cores. `cp` copies the model, and syncs.",
-    ),
-    "README.zh-CN.md": (
-        ("程序", "用时", "内存峰值"),
-        "bf16 的 Llama，{gigabytes} GB，TP 4 PP 2，双核机器上的中位数。`cp` 为复制模型并 sync。",  # noqa: RUF001
-    ),
+    "README.md": ("program", "time", "peak memory"),
+    "README.zh-CN.md": ("程序", "用时", "内存峰值"),
 }
 
 
@@ -174,13 +168,9 @@ def write_docs(data: Path) -> None:
     plots = [(text, f"images/{name}") for name, text in images.items() if (DOCS / "images" / name).is_file()]
     report.splice(DOCS / "benchmarks.md", "results", report.markdown(found, plots))
     report.splice(DOCS / "benchmarks.zh-CN.md", "results", chinese(found, [path for _, path in plots]))
-    for name, (labels, sentence) in _READMES.items():
+    for name, labels in _READMES.items():
         if {"zero3", "zero3-bf16"} <= found[0].cases.keys():
             report.splice(ROOT / name, "benchmarks", report.headline(found[0], labels))
-        if {"megatron-merge", "megatron-split", "torch_dist-to-hf", "hf-to-torch_dist"} <= found[
-            0
-        ].cases.keys():
-            report.splice(ROOT / name, "benchmarks-megatron", report.megatron(found[0], labels, sentence))
     for target in judge(found[-1]):
         if not target.met:
             say(f"missed: {target.aim}: {target.what}: {target.found}; its cause in {CAUSES}: {target.key!r}")
