@@ -29,9 +29,7 @@ _PRINT = {
     "dry_run": Option(Switch(), "Print the plan; write nothing.", panel=_HOW, common=True),
     "json": Option(Switch(), "Print the plan or the result as JSON.", panel=_HOW),
     "quiet": Option(Switch(), "Print nothing but errors.", ("--quiet", "-q"), panel=_HOW),
-    "verify": Option(
-        Switch(), "Compare the result with the source, and certify it.", panel=_HOW, common=True
-    ),
+    "verify": Option(Switch(), "Compare with the source, and certify.", panel=_HOW, common=True),
 }
 
 
@@ -60,7 +58,9 @@ def build(wanted: str | None, *, everything: bool = False) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_main)
     publishing = {**_PRINT, **PUBLISH}
-    for command in (*_COMMANDS, *averaging(publishing), *RUNS, *VERIFYING, *COMPARING, *PUSHING):
+    looking, converting = _COMMANDS[:1], _COMMANDS[1:-1]
+    after = (*averaging(publishing), *VERIFYING, *COMPARING, *PUSHING, _COMMANDS[-1])
+    for command in (*looking, *RUNS, *converting, *after):
         command.add_to(app, complete=command.name == wanted, everything=everything)
     return app
 
@@ -284,6 +284,16 @@ def _convert(
 
 _COMMANDS = (
     Command(
+        "inspect",
+        inspect,
+        (
+            "ckptconv inspect run/",
+            "ckptconv inspect run/ --tensors '*norm*'",
+            "ckptconv inspect run/ --json | jq .dtypes",
+        ),
+        lambda: {"fields": of_readers()},
+    ),
+    Command(
         "deepspeed-to-hf",
         deepspeed_to_hf,
         (
@@ -344,16 +354,6 @@ _COMMANDS = (
             "ckptconv convert run/ other/ --to megatron --tp 2 --pp 4",
         ),
         _fields(to=None),
-    ),
-    Command(
-        "inspect",
-        inspect,
-        (
-            "ckptconv inspect run/",
-            "ckptconv inspect run/ --tensors '*norm*'",
-            "ckptconv inspect run/ --json | jq .dtypes",
-        ),
-        lambda: {"fields": of_readers()},
     ),
     Command(
         "families",

@@ -48,7 +48,7 @@ def _average(
         ),
     ] = None,
 ) -> None:
-    """Average the weights of several checkpoints of one model.
+    """Average the weights of checkpoints of one model.
 
     Sums are float32, in the order given. Config and tokenizer are the first one's.
     """

@@ -24,13 +24,13 @@ _WHICH = "Which steps"
 MANY: Final = {
     "steps": Option(
         Text("STEPS"),
-        "Convert each of these into OUT/step-N: all, newest, last:5, or 100,200.",
+        "Several, into OUT/step-N: all, newest, last:5, 9,20.",
         panel=_WHICH,
         common=True,
     ),
     "watch": Option(
         Switch(),
-        "Go on: convert each further step into OUT/step-N once it is complete, until Ctrl-C.",
+        "Convert each new step when whole, until Ctrl-C.",
         panel=_WHICH,
         common=True,
     ),

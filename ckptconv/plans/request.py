@@ -46,7 +46,7 @@ class Request:
 
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = option(
         DTYPES,
-        "Round all floating-point tensors to this; bf16 is short for it.",
+        "Round floating-point tensors; also bf16, fp16, fp32.",
         default="keep",
         panel=_WHAT,
         common=True,
@@ -62,7 +62,7 @@ class Request:
     )
     lora: Literal["merge", "adapter"] | None = option(
         Choice(("merge", "adapter")),
-        "Merge LoRA adapters, or write them alone, for PEFT.",
+        "Merge LoRA adapters, or write them for PEFT.",
         panel=_WHAT,
         common=True,
     )

@@ -99,7 +99,7 @@ class Which:
 
     step: str | None = option(
         Text("STEP"),
-        "The step, iteration or tag to read instead of the newest.",
+        "Read this save, not the newest.",
         "--step",
         "--iteration",
         "--tag",

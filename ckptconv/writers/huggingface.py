@@ -93,7 +93,7 @@ class HuggingFaceOptions:
 
     format: str = option(
         Choice(("safetensors", "bin", "h5"), more=lambda: (c.name for c in CONTAINERS if c.stem)),
-        "Container of the weights; h5 is what transformers 4's TensorFlow classes read.",
+        "Container of the weights; h5 is for TensorFlow.",
         default="safetensors",
         panel=_WHAT,
         common=True,

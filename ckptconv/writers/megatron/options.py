@@ -28,7 +28,7 @@ class Grids:
     etp: int | None = _size("Expert tensor parallel size; that of --tp by default.", common=False)
     dialect: str | None = option(
         Text("NAME"),
-        "Whose names: core-te (default), core-local, legacy, mindspeed, ...",
+        "Names: core-te, core-local, legacy, mindspeed, ...",
         panel=PANEL,
         common=True,
     )
