@@ -28,7 +28,7 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.plans.request import Request
 from ckptconv.readers.weight_map import read_weight_map
-from ckptconv.relations import Relation, Spec
+from ckptconv.relations import LowRank, Relation, Spec
 from ckptconv.relations.rename import names_relation, parse_renames, under_names
 from ckptconv.relations.terms import Terms, operands
 from ckptconv.slots import Table, template
@@ -255,6 +255,8 @@ def _by_slots(now: _Under, table: Table, model: Architecture, *, alone_asked: bo
         relation = as_copy(relation, "head", "embed")
     outer = from_slots(relation.right, family.table(config), dims, who=family.name, passing=passing)
     relation = relation.compose(outer)
+    added = {n: t for n, t in terms.items() if not any(isinstance(one, LowRank) for one in t)}
+    terms = {n: t for n, t in terms.items() if n not in added}
     if terms:
         factors, products = carried(terms, relation.right, table, family.table(config), dims)
         relation, terms = relation.compose(factors), products
@@ -268,6 +270,7 @@ def _by_slots(now: _Under, table: Table, model: Architecture, *, alone_asked: bo
             return (own if template(norm) in table.as_model else zero) - own
 
         terms = {**terms, **ones(outer, lacks)}
+    terms = {**terms, **follow(follow(added, inner), outer)}
     return replace(now, relation=relation, terms=terms)
 
 

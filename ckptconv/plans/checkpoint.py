@@ -14,6 +14,7 @@ from ckptconv.places.files import FileStamp
 from ckptconv.plans.plan import AssetFile
 from ckptconv.plans.shown import Shown
 from ckptconv.relations import Relation, Spec
+from ckptconv.relations.terms import Terms
 from ckptconv.slots import ANY, Table, Words
 
 __all__ = ["Checkpoint", "Note", "Quantised", "Weights", "beside_of", "settled"]
@@ -91,6 +92,7 @@ class Checkpoint(Shown):
         config: What config.json is to say where there is none beside, or it does not say it.
         quantised: How its weights are quantised, or that they were; None if nobody speaks of that.
         pinned: Names that keep their dtype whatever the others are rounded to: training states.
+        terms: What is added to tensors, by their names: other tensors of the relation, which are no weights.
         complete: Whether such a source always holds all of a model, so that what is missing was lost.
         settle: Gives the tensors the meaning that names and shapes leave open (how they are packed, which are
             no weights), where a producer leaves any; see `settled`.
@@ -124,6 +126,7 @@ class Checkpoint(Shown):
     config: Mapping[str, Any] = field(default_factory=dict)
     quantised: Quantised | None = None
     pinned: frozenset[str] = frozenset()
+    terms: Terms = field(default_factory=dict)
     complete: bool = False
     settle: Callable[[Checkpoint], Checkpoint] | None = None
 

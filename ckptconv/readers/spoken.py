@@ -10,6 +10,7 @@ from ckptconv.facts.value import Fact
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.relations import Spec
 from ckptconv.relations.rename import under_names
+from ckptconv.relations.terms import operands
 from ckptconv.slots import Table
 from ckptconv.slots.entry import form, numbers
 from ckptconv.slots.translate import without
@@ -24,7 +25,8 @@ def spoken(checkpoint: Checkpoint) -> Checkpoint:
     """
     if checkpoint.table is not None or checkpoint.settle is not None:
         return checkpoint
-    names = [*checkpoint.relation.right]
+    parts = operands(checkpoint.terms)
+    names = [n for n in checkpoint.relation.right if n not in parts]
     best = max(_voices(), key=lambda d: _known(d, names), default=None)
     if best is None or not _is_meant(best, names):
         return checkpoint
@@ -43,7 +45,7 @@ def spoken(checkpoint: Checkpoint) -> Checkpoint:
         table=table,
         words=words,
         facts={n: f for n, f in facts.items() if n not in best.reads},
-        strange=tuple(table.named(relation.right)[1]),
+        strange=tuple([n for n in table.named(relation.right)[1] if n not in operands(checkpoint.terms)]),
         format=f"{checkpoint.format}, {best.library}'s names",
         notes=(*checkpoint.notes, Note("info", f"the names are those of {best.library}")),
     )
@@ -53,6 +55,7 @@ def spoken(checkpoint: Checkpoint) -> Checkpoint:
 _SHAPES = {
     "embed": (("vocab", 0), ("hidden", 1)),
     "layers.*.mlp.up": (("inner", 0),),
+    "layers.*.mlp.down": (("inner", 1),),
     "layers.*.moe.router": (("experts", 0),),
 }
 
@@ -90,13 +93,14 @@ def _is_meant(dialect: Dialect, names: Collection[str]) -> bool:
 
 def _renamed(checkpoint: Checkpoint, dialect: Dialect) -> Checkpoint:
     """Give tensors the names a dialect's lines have."""
-    right = checkpoint.relation.right
-    names = {n: dialect.bare(n) for n in right}
+    right, parts = checkpoint.relation.right, operands(checkpoint.terms)
+    names = {n: n if n in parts else dialect.bare(n) for n in right}
     if all(old == new for old, new in names.items()):
         return checkpoint
     return replace(
         checkpoint,
         relation=checkpoint.relation.compose(under_names(right, names)),
         via={names.get(n, n): d for n, d in checkpoint.via.items()},
+        terms={names.get(n, n): added for n, added in checkpoint.terms.items()},
         aliases={a: names.get(b, b) for a, b in checkpoint.aliases.items()},
     )

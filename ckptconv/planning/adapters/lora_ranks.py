@@ -53,7 +53,7 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
                 hint="say what is to become of them: --lora merge adds them to their weights, --lora adapter "
                 "writes them alone for PEFT",
             )
-        return Prepared(checkpoint)
+        return Prepared(checkpoint, checkpoint.terms)
     trained = checkpoint
     if options.adapter is not None:
         if found:
@@ -80,7 +80,7 @@ def prepare_ranks(checkpoint: Checkpoint, options: Request) -> Prepared:
             )
         scale = scales.scale_of(weight.rpartition(".")[0], rank)
         terms[weight] = (LowRank(factors.a, factors.b, scale),)
-    return Prepared(checkpoint, terms)
+    return Prepared(checkpoint, {**checkpoint.terms, **terms})
 
 
 def _one_by_one(checkpoint: Checkpoint) -> Checkpoint:

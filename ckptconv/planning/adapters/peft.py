@@ -102,7 +102,7 @@ def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
         if options.lora_alpha is not None or options.lora_r is not None:
             raise UsageError("--lora-alpha and --lora-r need --lora merge, --lora adapter or --adapter")
         if checkpoint.table is None:
-            return Prepared(_unasked(checkpoint, options))
+            return Prepared(_unasked(checkpoint, options), checkpoint.terms)
     if options.adapter is not None and options.lora == "adapter":
         raise UsageError("--adapter merges an adapter: it cannot be given with --lora adapter")
     if checkpoint.table is not None:

@@ -18,6 +18,7 @@ from ckptconv.readers.deepspeed.releases import buffers_of
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict
 from ckptconv.readers.deepspeed.zero3 import zero3_frozen
 from ckptconv.readers.sample import Sampler
+from ckptconv.relations.terms import Term
 
 __all__ = ["Reading", "aliases_of", "assemble", "rename_by_values", "tied_layers", "training_dtype"]
 
@@ -38,6 +39,7 @@ class Reading:
     buffers: set[str] = field(default_factory=set)
     via: dict[str, DType] = field(default_factory=dict)
     unresolved: list[str] = field(default_factory=list)
+    terms: dict[str, tuple[Term, ...]] = field(default_factory=dict)
 
     def note(self, level: Literal["info", "guess", "warning"], text: str) -> None:
         """Add a note, once."""

@@ -21,6 +21,7 @@ from ckptconv.readers.deepspeed.locate import (
     tensors_of,
 )
 from ckptconv.readers.deepspeed.masters import Master
+from ckptconv.readers.deepspeed.megatron import named_alike
 from ckptconv.readers.deepspeed.options import DeepSpeedOptions
 from ckptconv.readers.deepspeed.parallel import join_tensor_parallel
 from ckptconv.readers.deepspeed.releases import buffers_of, saved_no_masters
@@ -52,7 +53,9 @@ def open_deepspeed(path: Path, options: DeepSpeedOptions) -> Checkpoint:
         _read_merged(reading, ranks[0])
         relation = reading.graph.relation()
     elif _tensor_parallel(ranks, files) > 1:
-        relation = _read_tensor_parallel(reading, ranks)
+        tp, asked = _tensor_parallel(ranks, files), options.weights == "master"
+        named = named_alike(reading, ranks, tp, asked=asked)
+        relation = named if named is not None else _read_tensor_parallel(reading, ranks)
     else:
         _read_stages(reading, ranks)
         relation = reading.graph.relation()
@@ -80,6 +83,7 @@ def open_deepspeed(path: Path, options: DeepSpeedOptions) -> Checkpoint:
         buffers=frozenset(reading.buffers),
         left_out={"optimizer states and the rest": max(0, sum(s.size for s in reading.graph.files) - stored)},
         unresolved=tuple(reading.unresolved),
+        terms=reading.terms,
         notes=tuple(reading.notes),
     )
 
