@@ -25,6 +25,7 @@ from ckptconv.planning.decode import (
 from ckptconv.planning.decode.encode import form_asked, in_blocks, quantization_config
 from ckptconv.planning.folder import compare, compared, gather_assets
 from ckptconv.planning.foreign import judged
+from ckptconv.planning.lent import lent_adapter
 from ckptconv.planning.model import Architecture, ConfigFound, find_architecture
 from ckptconv.planning.names import Named, name_tensors
 from ckptconv.planning.request import find_writer
@@ -138,7 +139,7 @@ def _in_names(
     found: Mapping[str, Spec] | None,
 ) -> _Made:
     """Bring a checkpoint to the names and shapes ``save_pretrained`` writes."""
-    made = prepare(checkpoint, request)
+    made = prepare(checkpoint, request, lent_adapter(checkpoint, request))
     checkpoint = made.checkpoint
     needed = writer.folder and request.assets and made.config is None
     model = find_architecture(checkpoint, request, needed=needed, lent=lent)

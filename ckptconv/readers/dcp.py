@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.containers.torch.namespaces import plain
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.regular import read_bytes, read_head
 from ckptconv.plans.builder import GraphBuilder
@@ -270,8 +272,29 @@ def _open(path: Path, options: Weighed) -> Checkpoint:
         layout={"files": len(files)},
         iteration=_iteration(folder),
         left_out=dict(kept.left_out),
+        config=_config(dcp),
         notes=(*notes, *kept.notes),
     )
+
+
+# Where Composer keeps the model's config.json (0.32, ``models/huggingface.py``, get_metadata).
+_CONTENT: Final = ("state", "integrations", "huggingface", "model", "config", "content")
+
+
+def _config(dcp: DcpFolder) -> dict[str, Any]:
+    """Return the config.json that Composer saves with a model, each value of it a record."""
+    found: dict[str, Any] = {}
+    for name in dcp.objects:
+        path = dcp.paths.get(name, tuple(name.split(".")))
+        keys = path[len(_CONTENT) :]
+        if path[: len(_CONTENT)] != _CONTENT or not keys or not all(isinstance(k, str) for k in keys):
+            continue
+        at = found
+        for key in keys[:-1]:
+            inner = at.setdefault(str(key), {})
+            at = inner if isinstance(inner, dict) else {}
+        at[str(keys[-1])] = plain(dcp.read_object(name))
+    return found if isinstance(found.get("model_type"), str) else {}
 
 
 def _check_names(weights: Mapping[str, str], folder: Path) -> None:

@@ -106,9 +106,11 @@ def same(out: Path, answer: Path) -> None:
 
 
 def test_bridge_adapter_on_its_model(runs: dict[str, Path], base: Path, tmp_path: Path) -> None:
-    """Alpha and rank are those of ``peft`` in the run's settings."""
+    """Alpha and rank are those of ``peft`` in the run's settings; the model may be Hugging Face's."""
     ckptconv.convert(base, tmp_path / "out", adapter=runs["alone"])
     same(tmp_path / "out", runs["answer"])
+    ckptconv.convert(base.parent / "hf", tmp_path / "hf", adapter=runs["alone"])
+    same(tmp_path / "hf", runs["answer"])
     assert not torch.equal(
         load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"],
         load_file(base.parent / "hf" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"],
@@ -173,7 +175,7 @@ def test_swift_adapter_alone(saved: Path, tmp_path: Path) -> None:
     run = saved / "producers" / "mcore-bridge-qwen3-lora"
     with pytest.raises(CkptconvError, match="do not tell which model") as caught:
         ckptconv.convert(run / "ckpt", tmp_path / "out", lora="adapter")
-    assert "--config" in (caught.value.hint or "")
+    assert "config" in (caught.value.hint or "")
     with pytest.raises(CkptconvError, match="no such weight"):
         ckptconv.convert(run / "ckpt", tmp_path / "out", lora="merge", config=str(run / "hf"))
     ckptconv.convert(run / "ckpt", tmp_path / "out", lora="adapter", config=str(run / "hf"))
@@ -227,3 +229,16 @@ def test_megatron_fsdp_without_arguments(base: Path, tmp_path: Path) -> None:
     shutil.copy(base / "iter_0000000" / "run_config.yaml", inner)
     ckptconv.convert(tmp_path / "run", tmp_path / "out")
     same(tmp_path / "out", hf)
+
+
+def test_an_adapter_of_ms_swift_on_the_hugging_face_model(saved: Path, tmp_path: Path) -> None:
+    run = saved / "producers" / "mcore-bridge-qwen3-lora"
+    ckptconv.convert(run / "ckpt", tmp_path / "peft", lora="adapter", config=str(run / "hf"))
+    ckptconv.convert(run / "hf", tmp_path / "two", adapter=tmp_path / "peft")
+    ckptconv.convert(run / "hf", tmp_path / "one", adapter=run / "ckpt")
+    one, two, before = (
+        load_file(p / "model.safetensors") for p in (tmp_path / "one", tmp_path / "two", run / "hf")
+    )
+    assert one.keys() == two.keys() == before.keys()
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert any(not torch.equal(one[n], before[n]) for n in one)

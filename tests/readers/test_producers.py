@@ -16,6 +16,7 @@ from ckptconv.facts.facts import read_facts
 from ckptconv.readers.megatron.run_config import run_arguments
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("torch.distributed.checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,22 @@ def test_a_config_is_enough(saved: Path, tmp_path: Path, name: str) -> None:
     answer = _answer(saved, name)
     ckptconv.convert(saved / name, tmp_path / "out", config=str(answer))
     _same(tmp_path / "out", answer)
+
+
+def test_the_config_inside_a_folder_of_composer_is_taken(saved: Path, tmp_path: Path) -> None:
+    """Composer's sharded saves flatten it into records."""
+    answer = saved / "producers" / "composer" / "hf"
+    config = json.loads((answer / "config.json").read_text())
+    inside = {"huggingface": {"model": {"config": {"file_extension": ".json", "content": config}}}}
+    model = {f"model.{n}": t for n, t in load_file(answer / "model.safetensors").items()}
+    state = {"state": {"model": model, "integrations": inside}, "rng": [1]}
+    torch.distributed.checkpoint.save(state, checkpoint_id=tmp_path / "ep0-ba10", no_dist=True)
+    ckptconv.convert(tmp_path / "ep0-ba10", tmp_path / "out")
+    _same(tmp_path / "out", answer)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {k: written[k] for k in ("architectures", "model_type", "hidden_size")} == {
+        k: config[k] for k in ("architectures", "model_type", "hidden_size")
+    }
 
 
 def test_the_layers_of_gpt_neox(saved: Path, tmp_path: Path) -> None:

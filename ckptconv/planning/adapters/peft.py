@@ -39,7 +39,7 @@ from ckptconv.readers.torch_file import named_tensors
 from ckptconv.relations import LowRank, Relation, Scaled, Spec
 from ckptconv.slots.translate import some
 
-__all__ = ["prepare"]
+__all__ = ["Lent", "prepare"]
 
 # Names of peft 0.21 (tuners/lora/layer.py, utils/other.py); saved adapters lack the adapter's own name.
 _FACTOR = re.compile(
@@ -87,11 +87,33 @@ class _Found:
     tokens: Mapping[str, str] = field(default_factory=dict)
 
 
-def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Hold an adapter that was saved by another library than PEFT, under PEFT's names.
+
+    Attributes:
+        path: The folder it is from.
+        relation: What its files hold to its factors.
+        source: What was opened.
+        config: What an adapter_config.json would say.
+    """
+
+    path: Path
+    relation: Relation
+    source: Checkpoint
+    config: AdapterConfig
+
+
+def prepare(checkpoint: Checkpoint, options: Request, lent: Lent | None = None) -> Prepared:
     """Do with a checkpoint's LoRA adapters what the options say.
 
     Without ``lora`` and ``adapter`` they are refused, but where weights alone are written under the names
     they have.
+
+    Args:
+        checkpoint: The checkpoint.
+        options: The options.
+        lent: The adapter that is asked for, where its files are not PEFT's.
 
     Raises:
         UsageError: if flags contradict each other or the checkpoint, or no alpha is known.
@@ -107,7 +129,10 @@ def prepare(checkpoint: Checkpoint, options: Request) -> Prepared:
         raise UsageError("--adapter merges an adapter: it cannot be given with --lora adapter")
     if checkpoint.table is not None:
         return prepare_ranks(checkpoint, options)
-    if options.adapter is not None:
+    config: AdapterConfig | None
+    if lent is not None:
+        checkpoint, config = _with_lent(checkpoint, lent), lent.config
+    elif options.adapter is not None:
         checkpoint, config = _with_adapter(checkpoint, place(options.adapter).expanduser())
     else:
         config = find_adapter_config(checkpoint, checkpoint.root, _folder(checkpoint))
@@ -323,6 +348,26 @@ def _doubled(checkpoint: Checkpoint, alias: str) -> Checkpoint:
     )
 
 
+def _with_lent(checkpoint: Checkpoint, lent: Lent) -> Checkpoint:
+    """Put the factors of another library's adapter beside a checkpoint's tensors."""
+    moved = {n: f"adapter/{n}" for n in lent.relation.left}
+    relation = Relation(
+        {moved[n]: s for n, s in lent.relation.left.items()},
+        lent.relation.right,
+        tuple([replace(p, left=replace(p.left, tensor=moved[p.left.tensor])) for p in lent.relation.pairs]),
+        tuple([replace(d, box=replace(d.box, tensor=moved[d.box.tensor])) for d in lent.relation.left_only]),
+        lent.relation.right_only,
+    )
+    note = Note("info", f"adapter {lent.path}: {len(relation.right)} factors")
+    return replace(
+        checkpoint,
+        relation=Relation.union([checkpoint.relation, relation]),
+        stored={**checkpoint.stored, **{moved[n]: s for n, s in lent.source.stored.items() if n in moved}},
+        files=(*checkpoint.files, *lent.source.files),
+        notes=(*checkpoint.notes, note),
+    )
+
+
 def _with_adapter(checkpoint: Checkpoint, folder: Path) -> tuple[Checkpoint, AdapterConfig | None]:
     """Put a PEFT adapter's tensors beside a checkpoint's; what it trained as a whole replaces the model's."""
     if any(_FACTOR.fullmatch(n) for n in checkpoint.relation.right):
@@ -333,7 +378,7 @@ def _with_adapter(checkpoint: Checkpoint, folder: Path) -> tuple[Checkpoint, Ada
     if path is None:
         raise UsageError(
             f"--adapter: there is no adapter_model.safetensors or adapter_model.bin in {folder}",
-            hint="give the folder that PEFT's save_pretrained wrote",
+            hint="give the folder that PEFT's save_pretrained wrote, or an adapter's run",
         )
     config = read_config(folder)
     if config is not None:
