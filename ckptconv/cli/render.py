@@ -96,10 +96,10 @@ def inspect(model: Model, pattern: str | None, path: Path) -> None:
         "read from": c.data,
         "weights": {"master": "fp32 masters", "model": "as the model ran"}[c.weights],
         "parameters": f"{data['parameters']:,}",
-        "tensors": f"{len(model)} ("
-        + ", ".join(f"{n} {d}" for d, (n, _) in _by_dtype(model).items())
+        "tensors": f"{len(model):,} ("
+        + ", ".join(f"{n:,} {d}" for d, (n, _) in _by_dtype(model).items())
         + f"), {size(data['bytes'])}",
-        "files": f"{len(c.files)}, {size(sum(f.size for f in c.files))}",
+        "files": f"{len(c.files):,}, {size(sum(f.size for f in c.files))}",
         "tied": ", ".join(f"{a} = {b}" for a, b in c.aliases.items()),
         "buffers": ", ".join(sorted(c.buffers)[:6]) + (" ..." if len(c.buffers) > 6 else ""),
         "no data for": ", ".join(c.unresolved[:6]),
@@ -156,7 +156,7 @@ def plan(made: Plan, options: Options) -> None:
     console = results()
     files = new_table("file", "tensors", "size", "from", right=("tensors", "size"))
     for f in made.files[:20]:
-        files.add_row(escape(f.name), str(len(f.layout.tensors)), size(f.layout.size), "the weights")
+        files.add_row(escape(f.name), f"{len(f.layout.tensors):,}", size(f.layout.size), "the weights")
     if len(made.files) > 20:
         files.add_row(f"... {len(made.files) - 20} more", "", "", "")
     for a in made.assets:
@@ -223,7 +223,7 @@ def done(made: Plan, report: Report, seconds: float) -> None:
     if report.overflows:
         into = sorted({chain[-1].name for chain in made.casts.values()})
         which = " or ".join(into) or "the dtype written"
-        notes((("warning", f"{report.overflows} values are too large for {which} and became infinite"),))
+        notes((("warning", f"{report.overflows:,} values are too large for {which} and became infinite"),))
     if report.removed:
         text = f"removed what loaders would have read of the old model: {', '.join(report.removed)}"
         notes((("info", text),))

@@ -9,6 +9,7 @@ from typing import Any
 from ckptconv.api.explain import Match
 from ckptconv.cli.clean import escape
 from ckptconv.cli.console import new_table, notes, plural, results, size
+from ckptconv.cli.progress import speed
 from ckptconv.places.places import place
 from ckptconv.verify.explain import Explained, FileRange, Piece
 from ckptconv.verify.outcome import Diff, TensorDiff
@@ -61,7 +62,7 @@ def _row(t: TensorDiff) -> tuple[str, ...]:
     share = 100 * t.count / max(1, _numel(t))
     at = "" if t.index is None else escape("[" + ", ".join(map(str, t.index)) + "]")
     if t.unbounded:
-        at += f" ({t.unbounded} NaN or infinite)"
+        at += f" ({t.unbounded:,} NaN or infinite)"
     if t.conflicts:
         at += " copies disagree"
     return (
@@ -91,10 +92,10 @@ def _verdict(found: Diff) -> None:
         "only_a": "only in A",
         "only_b": "only in B",
     }
-    said = ", ".join(f"{counts[k]} {word}" for k, word in words.items() if counts[k])
-    rate = found.bytes / max(found.seconds, 1e-9)
+    said = ", ".join(f"{counts[k]:,} {word}" for k, word in words.items() if counts[k])
+    rate = speed(found.bytes, found.seconds)
     head = "[bold green]equal:[/]" if found.ok else "[bold red]different:[/]"
-    compared = f"{size(found.bytes)} in {found.seconds:.1f} s, {size(rate)}/s"
+    compared = f"{size(found.bytes)} in {found.seconds:.1f} s" + (f", {rate}" if rate else "")
     results().print(f"{head} {said or 'no tensors'} ({compared})")
 
 

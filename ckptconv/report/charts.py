@@ -39,13 +39,13 @@ def grid(holders: Sequence[Data]) -> str:
             for g in groups
         )
         rows.append(f'<tr><th scope="row">stage {pp}</th>{cells}</tr>')
-    together = f"; a cell is {len(groups[0])} ranks" if len(groups) < len(columns) else ""
+    together = f"; a cell is {len(groups[0]):,} ranks" if len(groups) < len(columns) else ""
     what = "expert and tensor parallel" if experts else "tensor parallel"
     return (
-        f'<div class="scroll"><table class="map{" tiny" if wide else ""}" aria-label="bytes a rank holds">'
+        f'<div class="scroll"><table class="map{" tiny" if wide else " ranks"}" aria-label="bytes a rank holds">'
         f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f'<p class="legend"><span><i class="ramp bytes"></i>bytes a rank holds, 0 to {size(most)}</span>'
-        f"<span>{len(columns)} ranks a stage ({what}){together}</span>"
+        f"<span>{len(columns):,} ranks a stage ({what}){together}</span>"
         f"<span>{_copies_text(holders)}</span></p>"
     )
 
@@ -80,10 +80,10 @@ def _rank_cell(
     share = round(100 * high / most)
     if len(held) == 1:
         copies = f", {size(held[0]['copies'])} of them copies" if held[0]["copies"] else ""
-        said = f"{held[0]['name']}: {held[0]['tensors']} tensors, {size(high)}{copies}"
+        said = f"{held[0]['name']}: {held[0]['tensors']:,} tensors, {size(high)}{copies}"
     else:
         each = size(high) if low == high else f"{size(low)} to {size(high)}"
-        said = f"{_columns_text(group, experts)}: {len(held)} ranks, {each} each"
+        said = f"{_columns_text(group, experts)}: {len(held):,} ranks, {each} each"
     shown = "" if wide else size(high)
     return f'<td class="w{" on" if share > 45 else ""}" style="--h:{share}" title="{text(said)}">{shown}</td>'
 
@@ -134,7 +134,7 @@ def kinds(found: Sequence[Data]) -> str:
             Cell(size(k["bytes"]), k["bytes"], right=True),
             Cell(f'<span class="bar" style="width:{100 * k["bytes"] / most:.2f}%"></span>', k["bytes"]),
         )
-        for k in found[:200]
+        for k in found
     ]
     return table(_KINDS, rows, label="kinds of tensors") if rows else ""
 
@@ -145,7 +145,7 @@ _KINDS = ("kind", "tensors", "pieces each", "copies each", "size", "share")
 def _each(kind: Data, what: str) -> str:
     """Write how many stored tensors one tensor of a kind is made of, or repeated in."""
     mean = kind[what] / max(kind["tensors"], 1)
-    return f"{mean:.0f}" if mean == int(mean) else f"{mean:.1f}"
+    return f"{mean:,.0f}" if mean == int(mean) else f"{mean:,.1f}"
 
 
 _WORST = {"equal": 0, "within": 1, "differs": 2, "only": 3, "shape": 3}
@@ -208,7 +208,7 @@ def _maps(found: Iterable[tuple[str, Spot]], legend: str, label: str) -> str:
         made += _map(cells, layers, head, f"{label} by layer and kind of tensor")
     if rest:
         made += ("<h3>Outside of the layers</h3>" if layers else "") + _map(rest, [0], "", label)
-    always = '<span><i></i>nothing there</span><span><i style="background:var(--cold)"></i>equal</span>'
+    always = '<span><i class="absent"></i>nothing there</span><span><i class="equal"></i>equal</span>'
     return f'{made}<p class="legend">{always}{legend}</p>' if made else ""
 
 

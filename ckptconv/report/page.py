@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
+from typing import Final
 
 from ckptconv.errors import printable
 
 __all__ = [
     "GENERATOR",
+    "ROWS",
     "Cell",
+    "apart",
     "code",
     "facts",
     "number",
@@ -24,6 +28,7 @@ __all__ = [
     "tiles",
 ]
 
+_MOST_DIGITS: Final = 17  # tell any two doubles apart
 GENERATOR = '<meta name="generator" content="ckptconv">'
 """By which a page of ours is known."""
 
@@ -47,11 +52,21 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def number(value: float | str | None) -> str:
+def number(value: float | str | None, digits: int = 3) -> str:
     """Write a difference: three digits; what JSON has no number for is a string already."""
     if value is None:
         return ""
-    return text(value) if isinstance(value, str) else "0" if value == 0 else f"{value:.3g}"
+    return text(value) if isinstance(value, str) else "0" if value == 0 else f"{value:.{digits}g}"
+
+
+def apart(values: Sequence[float | str | None]) -> str:
+    """Write values with as many digits as it takes for those that differ to look different."""
+    different = len(set(values))
+    for digits in range(3, _MOST_DIGITS + 1):
+        shown = [number(v, digits) for v in values]
+        if len(set(shown)) == different:
+            break
+    return ", ".join(shown) if values else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +91,38 @@ class Cell:
         return f"<td{data}" + (f' class="{classes}"' if classes else "") + f">{self.html}</td>"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, label: str, more: str = "") -> str:
-    """Return a table that can be sorted by each column, and filtered if it is long."""
+ROWS: Final = 3000
+"""A table's most rows at a time; browsers lay that many out at once."""
+
+_FILTERED: Final = 12  # rows from which on a table has a filter
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, label: str) -> str:
+    """Return a table that can be sorted by each column, and filtered if it is long.
+
+    Of very many rows the first are shown; the page holds all, compressed: the filter and sorting find them.
+    """
     right = [bool(rows) and cell.right for cell in (rows[-1] if rows else [Cell("")] * len(heads))]
     head = "".join(
         f'<th scope="col"{" class=n" if r else ""}><button type="button">{text(h)}</button></th>'
         for h, r in zip(heads, right, strict=True)
     )
-    body = "\n".join(f"<tr>{''.join(map(str, row))}</tr>" for row in rows)
-    found = ""
-    if len(rows) > 12:
+    made = [f"<tr>{''.join(map(str, row))}</tr>" for row in rows]
+    body, rest = "\n".join(made[:ROWS]), made[ROWS:]
+    found = count = packed = ""
+    if len(rows) > _FILTERED:
         found = (
-            f'<input type="search" placeholder="filter {len(rows)} rows" aria-label="filter {text(label)}">'
+            f'<input type="search" placeholder="filter {len(rows):,} rows" aria-label="filter {text(label)}">'
         )
-    rest = f'<p class="dim">{text(more)}</p>' if more else ""
+        shown = min(ROWS, len(rows))
+        count = f'<p class="dim count" role="status">{shown:,} of {len(rows):,} shown</p>'
+    if rest:
+        data = b64encode(gzip.compress("\n".join(rest).encode(), mtime=0)).decode()
+        packed = f'<template class="rest" data-rows="{len(rows)}">{data}</template>'
     return (
-        f'{found}<div class="scroll"><table class="sortable" aria-label="{text(label)}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{rest}"
+        f'<div class="table">{found}{count}<div class="scroll">'
+        f'<table class="sortable" aria-label="{text(label)}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{packed}</div>"
     )
 
 
@@ -147,12 +177,12 @@ def page(title: str, lead: str, parts: Iterable[str]) -> str:
 
 
 _STYLE = """
-:root{--bg:#f7f8fa;--card:#fff;--ink:#1b2330;--dim:#5c6675;--line:#dfe3ea;--accent:#2d5bd7;--cold:#e6ebf5;
+:root{--bg:#f7f8fa;--card:#fff;--ink:#1b2330;--dim:#5c6675;--line:#dfe3ea;--accent:#2d5bd7;--cold:#cdd8ee;
 --hot:#d1350f;
 --good:#1a7f4b;--bad:#c02a1d;--mild:#9a6700;--bar:#7c9cf0;--cell:#3563d8;--none:#eef0f4}
 @media (prefers-color-scheme:dark){:root{--bg:#12161d;--card:#1a2029;--ink:#e6eaf1;--dim:#9aa5b5;
 --line:#2d3643;
---accent:#86a8ff;--cold:#263042;--hot:#ff7a4d;--good:#5bd092;--bad:#ff8577;--mild:#e3b341;--bar:#4767b8;
+--accent:#86a8ff;--cold:#34435f;--hot:#ff7a4d;--good:#5bd092;--bad:#ff8577;--mild:#e3b341;--bar:#4767b8;
 --cell:#7fa0ff;--none:#222a35}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);
@@ -185,6 +215,7 @@ thead th{position:sticky;top:0;background:var(--card);z-index:1;white-space:nowr
 th button{all:unset;cursor:pointer;color:var(--dim);font-weight:600;font-size:13px}
 th button:focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:3px}
 th button::after{content:"";display:inline-block;width:1.1em;text-align:center}
+th.n button{position:relative}th.n button::after{position:absolute;left:100%}
 th[aria-sort=ascending] button::after{content:"\\2191"}
 th[aria-sort=descending] button::after{content:"\\2193"}
 input{font:inherit;width:100%;max-width:340px;padding:6px 10px;margin:0 0 10px;
@@ -198,16 +229,17 @@ table.map{width:auto;border-collapse:separate;border-spacing:2px}
 .map th{vertical-align:middle;color:var(--dim);padding:0 8px 0 0;white-space:nowrap;background:none;
 position:static;text-align:right}
 .map thead th{padding:0;text-align:center;min-width:22px}
+.map.ranks thead th{padding:0 8px}
 .map tbody th{position:sticky;left:0;background:var(--card);text-align:left}
 .map td{min-width:22px;height:22px;border-radius:4px;text-align:center;vertical-align:middle;
-background:var(--none)}
+background:repeating-linear-gradient(135deg,transparent 0 4px,var(--line) 4px 5px)}
 .map td.h{--h:0;background:color-mix(in oklab,var(--hot) calc(var(--h)*1%),var(--cold))}
 .map td.w{background:color-mix(in oklab,var(--cell) calc(var(--h)*1%),var(--none))}
 .map td.w{padding:4px 8px}.map td.on{color:var(--card)}
 .map tbody th code{white-space:nowrap;overflow-wrap:normal}
 .map.tiny td.w,.map.tiny tbody td{min-width:18px;height:18px;padding:0;border-radius:2px}
 .map.small tbody td{min-width:11px;height:16px;border-radius:2px;font-size:10px;line-height:1}
-.map.tiny thead th,.map.small thead th{min-width:0;max-width:11px;overflow:visible;text-align:left}
+.map.tiny thead th,.map.small thead th{padding:0;min-width:0;max-width:11px;overflow:visible;text-align:left}
 .map.tiny thead th{max-width:18px}
 .map thead th[scope=row]{text-align:left;max-width:none}
 .map.tiny,.map.small{border-spacing:1px 2px}
@@ -218,6 +250,8 @@ margin:12px 0 0}
 margin-right:6px;background:var(--none)}
 .legend .ramp{width:90px;background:linear-gradient(90deg in oklab,var(--cold),var(--hot))}
 .legend .bytes{background:linear-gradient(90deg in oklab,var(--none),var(--cell))}
+.legend .absent{background:repeating-linear-gradient(135deg,transparent 0 4px,var(--line) 4px 5px)}
+.legend .equal{background:var(--cold)}
 .legend .dash{background:none;border:1px dashed var(--bad)}
 svg{display:block;max-width:100%;height:auto}
 svg text{fill:var(--dim);font-size:12px;font-family:inherit}svg rect.l{fill:var(--bar)}
@@ -226,17 +260,52 @@ svg rect.b{fill:var(--none)}
 .note.warning,.note.guess{border-color:var(--mild)}
 @media (max-width:640px){header,main{padding:0 12px}section{padding:14px 12px}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}}
-@media print{section{break-inside:avoid}.scroll{max-height:none;overflow:visible}input{display:none}}
+.count{font-size:13px}
+@media print{:root{--bg:#fff}.sortable td:first-child,td.where{min-width:0}
+section{break-inside:avoid}.scroll{max-height:none;overflow:visible}input{display:none}
+*{-webkit-print-color-adjust:exact;print-color-adjust:exact}.map td.h::after{content:"="}
+.map td.h[style]::after{content:"\\2022"}}
 """
 
 _SCRIPT = """
-for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+const most = MOST;
+const unpacked = async template => {
+  const bytes = Uint8Array.from(atob(template.content.textContent), c => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const made = document.createElement("template");
+  made.innerHTML = await new Response(stream).text();
+  return [...made.content.children];
+};
+for (const part of document.querySelectorAll("div.table")) {
+  const body = part.querySelector("tbody"), heads = [...part.querySelectorAll("thead th")];
+  const filter = part.querySelector("input"), count = part.querySelector(".count");
+  let rest = part.querySelector("template.rest"), rows = [...body.rows];
+  const total = rest ? +rest.dataset.rows : rows.length, texts = new WeakMap();
+  const words = row => {
+    if (!texts.has(row)) texts.set(row, row.textContent.toLowerCase());
+    return texts.get(row);
+  };
   const value = (row, i) => {
     const cell = row.cells[i];
     return "v" in cell.dataset ? +cell.dataset.v : cell.textContent;
   };
-  heads.forEach((head, i) => head.firstChild.addEventListener("click", () => {
+  const show = () => {
+    const wanted = filter ? filter.value.toLowerCase() : "";
+    const found = wanted ? rows.filter(row => words(row).includes(wanted)) : rows;
+    const shown = found.slice(0, most), n = x => x.toLocaleString("en");
+    body.replaceChildren(...shown);
+    if (count) count.textContent = `${n(shown.length)} of ${n(total)} shown` +
+      (found.length > shown.length && wanted ? `, ${n(found.length)} match` : "");
+  };
+  const all = async () => {
+    if (!rest) return;
+    const packed = rest;
+    rest = null;
+    // In an old browser what is shown is searched.
+    try { rows.push(...await unpacked(packed)); } catch (e) { }
+  };
+  heads.forEach((head, i) => head.firstChild.addEventListener("click", async () => {
+    await all();
     const up = head.getAttribute("aria-sort") === "descending";
     heads.forEach(h => h.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -245,12 +314,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
       if (typeof x === "number" && typeof y === "number") return x - y;
       return String(x).localeCompare(String(y), "en", {numeric: true});
     };
-    body.append(...[...body.rows].sort((a, b) => up ? order(a, b) : order(b, a)));
+    rows.sort((a, b) => up ? order(a, b) : order(b, a));
+    show();
   }));
-  const filter = table.parentElement.previousElementSibling;
-  if (filter && filter.tagName === "INPUT") filter.addEventListener("input", () => {
-    const wanted = filter.value.toLowerCase();
-    for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
-  });
+  if (filter) filter.addEventListener("input", async () => { await all(); show(); });
 }
-"""
+""".replace("MOST", str(ROWS))

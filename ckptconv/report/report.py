@@ -12,8 +12,21 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import OutputError, without_secrets
 from ckptconv.places.regular import read_head
 from ckptconv.report.charts import heat, relative_of, shape_text, wrong
-from ckptconv.report.page import GENERATOR, Cell, code, facts, number, page, section, size, table, text, tiles
-from ckptconv.report.sections import ROWS, is_ranked, more, parts_of
+from ckptconv.report.page import (
+    GENERATOR,
+    Cell,
+    apart,
+    code,
+    facts,
+    number,
+    page,
+    section,
+    size,
+    table,
+    text,
+    tiles,
+)
+from ckptconv.report.sections import is_ranked, parts_of
 
 __all__ = ["diff_report", "inspect_report", "verify_report", "write_report"]
 
@@ -70,7 +83,7 @@ def inspect_report(data: Data) -> str:
             ("tied", ", ".join(f"{code(a)} = {code(b)}" for a, b in data["aliases"].items())),
         ]
     )
-    dtypes = ", ".join(f"{n} {d}" for d, n in data["dtypes"].items())
+    dtypes = ", ".join(f"{n:,} {d}" for d, n in data["dtypes"].items())
     lead += tiles(
         [
             ("parameters", _short(data["parameters"]), ""),
@@ -87,13 +100,13 @@ def inspect_report(data: Data) -> str:
             Cell(text(t["dtype"])),
             Cell(size(_nbytes(t)), _nbytes(t), right=True),
         )
-        for t in tensors[:ROWS]
+        for t in tensors
     ]
     parts = [
         *parts_of(data),
         section(
             "Tensors",
-            table(("name", "shape", "dtype", "size"), rows, label="tensors", more=more(len(tensors))),
+            table(("name", "shape", "dtype", "size"), rows, label="tensors"),
         ),
         _notes(data["notes"]),
     ]
@@ -133,14 +146,11 @@ def diff_report(data: Data, a: Data | None = None, b: Data | None = None) -> str
     unequal = [t for t in data["tensors"] if t["verdict"] != "equal" or t["dtype"] != t["dtype_b"]]
     alone = [(side, t) for side in ("A", "B") for t in data[f"only_{side.lower()}"]]
     heads = ("tensor", "outcome", "relative", "largest", "mean", "differing", "where", "A, B there")
-    shown = unequal[:ROWS]
     parts = [
         section("Where they differ", heat(data), note="Relative difference of each tensor, layer by layer."),
         section(
             "Tensors that differ",
-            table(heads, [_differing(t) for t in shown], label="tensors that differ", more=more(len(unequal)))
-            if unequal
-            else "",
+            table(heads, [_differing(t) for t in unequal], label="tensors that differ") if unequal else "",
             note="Relative: norm of the difference over the norm of B's values.",
         ),
         section(
@@ -149,10 +159,9 @@ def diff_report(data: Data, a: Data | None = None, b: Data | None = None) -> str
                 ("tensor", "side", "shape", "dtype"),
                 [
                     (Cell(code(t["name"])), Cell(side), Cell(shape_text(t["shape"])), Cell(text(t["dtype"])))
-                    for side, t in alone[:ROWS]
+                    for side, t in alone
                 ],
                 label="tensors of one side",
-                more=more(len(alone)),
             )
             if alone
             else "",
@@ -243,10 +252,10 @@ def _mismatches(found: Sequence[Data]) -> str:
                 kind="where",
             ),
         )
-        for m in found[:ROWS]
+        for m in found
     ]
     heads = ("tensor", "kind", "what", "first", "elements", "largest", "where")
-    return table(heads, rows, label="mismatches", more=more(len(found)))
+    return table(heads, rows, label="mismatches")
 
 
 def _differing(t: Data) -> tuple[Cell, ...]:
@@ -274,7 +283,7 @@ def _differing(t: Data) -> tuple[Cell, ...]:
         Cell(number(t["mean"]), _sortable(t["mean"]), right=True),
         Cell(f"{t['differing']:,} ({share:.3g}%)", t["differing"], right=True),
         Cell(_index(t["index"])),
-        Cell(", ".join(number(v) for v in t["values"] or ())),
+        Cell(apart(t["values"] or ())),
     )
 
 

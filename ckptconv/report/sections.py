@@ -8,10 +8,7 @@ from typing import Any
 from ckptconv.report.charts import grid, kinds, stages
 from ckptconv.report.page import Cell, code, section, size, table
 
-__all__ = ["ROWS", "is_ranked", "more", "parts_of"]
-
-ROWS = 3000
-"""A table's most rows; browsers sort that many at once."""
+__all__ = ["is_ranked", "parts_of"]
 
 Data = Mapping[str, Any]
 
@@ -42,11 +39,6 @@ def is_ranked(data: Data) -> bool:
     return bool(data["holders"]) and all("pp" in h for h in data["holders"])
 
 
-def more(count: int) -> str:
-    """Say how many rows of a table are not shown; nothing if all are."""
-    return f"... and {count - ROWS:,} more; --json lists all" if count > ROWS else ""
-
-
 def _files(holders: Sequence[Data]) -> str:
     most = max((h["bytes"] for h in holders), default=0) or 1
     rows = [
@@ -57,7 +49,7 @@ def _files(holders: Sequence[Data]) -> str:
             Cell(size(h["bytes"]), h["bytes"], right=True),
             Cell(f'<span class="bar" style="width:{100 * h["bytes"] / most:.2f}%"></span>', h["bytes"]),
         )
-        for h in sorted(holders, key=lambda h: (-h["bytes"], len(h["name"]), h["name"]))[:ROWS]
+        for h in sorted(holders, key=lambda h: (-h["bytes"], len(h["name"]), h["name"]))
     ]
     heads = ("file", "tensors", "of them copies", "size", "share")
-    return table(heads, rows, label="files", more=more(len(holders))) if rows else ""
+    return table(heads, rows, label="files") if rows else ""

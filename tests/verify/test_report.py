@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import shutil
+import subprocess
+from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,8 @@ import ckptconv
 from ckptconv.api.diff import diff
 from ckptconv.api.verify import verify_roundtrip
 from ckptconv.cli import render
-from ckptconv.report.charts import grid
+from ckptconv.report.charts import grid, heat
+from ckptconv.report.page import apart
 from ckptconv.report.report import diff_report, inspect_report, verify_report, write_report
 from megatron_cases import Case
 from running import DEMO, fails, succeeds
@@ -202,11 +207,76 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "</script><script>" not in re.sub(r"\s", "", diff_report(found))
 
 
-def test_a_table_of_very_many_tensors_says_that_it_is_cut() -> None:
+def test_a_table_of_very_many_tensors_shows_some_and_holds_all() -> None:
     data: dict[str, Any] = render.describe(ckptconv.open(DEMO), None)
-    data["tensors"] = [{"name": f"t{n}", "shape": [n], "dtype": "float32"} for n in range(5000)]
+    data["tensors"] = [
+        {"name": f"t{n}{HOSTILE if n == 1 else ''}", "shape": [n], "dtype": "float32"} for n in range(18_867)
+    ]
     content = inspect_report(data)
-    assert "2,000 more" in content and sound(content).count("tr") < 3100
+    page = sound(content)
+    assert "3,000 of 18,867 shown" in page.text and page.count("tr") < 3100 and len(content) < 1_000_000
+    (packed,) = re.findall(r'<template class="rest" data-rows="18867">([^<]*)</template>', content)
+    rest = gzip.decompress(b64decode(packed)).decode()
+    Page(f"<table>{rest}</table>")
+    named = set(re.findall(r"<code>(t\d+)", content)) | set(re.findall(r"<code>(t\d+)", rest))
+    assert named == {f"t{n}" for n in range(18_867)} and "<script>" not in rest
+
+
+def test_the_filter_and_sorting_find_every_row(tmp_path: Path) -> None:
+    """Tried in a browser where there is one: a page that a script of the test types into."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("there is no chromium")
+    data: dict[str, Any] = render.describe(ckptconv.open(DEMO), None)
+    data["tensors"] = [{"name": f"t{n}.", "shape": [1], "dtype": "float32"} for n in range(7000)]
+    content = re.sub(r"<meta http-equiv[^>]*>", "", inspect_report(data))
+    typed = """<script>
+const part = [...document.querySelectorAll("div.table")].at(-1), filter = part.querySelector("input");
+const type = words => { filter.value = words; filter.dispatchEvent(new Event("input")); };
+const text = name => part.querySelector(name).textContent;
+const said = () => `${text(".count")} ${text("tbody tr")}`;
+setTimeout(() => type("t6999."), 100);
+setTimeout(() => { document.title = said(); type(""); part.querySelector("th button").click(); }, 1500);
+setTimeout(() => { document.title += " / " + said(); }, 3000);
+</script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(content.replace("</body>", typed))
+    flags = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+    )
+    flags = (*flags, f"--user-data-dir={tmp_path}", "--virtual-time-budget=6000", "--dump-dom", page.as_uri())
+    shown = subprocess.run([browser, *flags], capture_output=True, timeout=120, check=True).stdout.decode()
+    (title,) = re.findall(r"<title>(.*)</title>", shown)
+    assert title.startswith("1 of 7,000 shown t6999.") and " / 3,000 of 7,000 shown t6999." in title
+
+
+def test_values_that_differ_look_different() -> None:
+    assert apart([1.0, 1.0]) == "1, 1" and apart([0.5, 0.75]) == "0.5, 0.75"
+    assert apart([1.2930991, 1.2931018]) == "1.293099, 1.293102"
+    one = 1 + 2**-52
+    assert len(set(apart([1.0, one]).split(", "))) == 2
+    assert apart([None, "nan"]) == ", nan" and apart(()) == ""
+
+
+def test_equal_and_absent_cells_are_told_apart_without_colour() -> None:
+    tensors = [(f"model.layers.{n}.{k}.weight", k == "b" and n == 1) for n in range(2) for k in "ab"]
+    data = {
+        "tensors": [
+            {"name": n, "verdict": "equal", "shape": [1], "relative": 0, "unbounded": 0}
+            for n, gone in tensors
+            if not gone
+        ],
+        "only_a": [],
+        "only_b": [],
+    }
+    page = Page(heat(data))
+    cells = [a for t, a in page.tags if t == "td"]
+    assert [c.get("class") for c in cells].count("h") == 3 and {} in cells
+    assert {"absent", "equal"} <= {a.get("class") for t, a in page.tags if t == "i"}
 
 
 def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
