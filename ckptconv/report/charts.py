@@ -42,7 +42,8 @@ def grid(holders: Sequence[Data]) -> str:
     together = f"; a cell is {len(groups[0]):,} ranks" if len(groups) < len(columns) else ""
     what = "expert and tensor parallel" if experts else "tensor parallel"
     return (
-        f'<div class="scroll"><table class="map{" tiny" if wide else " ranks"}" aria-label="bytes a rank holds">'
+        f'<div class="scroll"><table class="map {"tiny" if wide else "ranks"}" '
+        'aria-label="bytes a rank holds">'
         f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f'<p class="legend"><span><i class="ramp bytes"></i>bytes a rank holds, 0 to {size(most)}</span>'
         f"<span>{len(columns):,} ranks a stage ({what}){together}</span>"
