@@ -142,7 +142,7 @@ class Filler:
             self._encoder.fill(one, lo, out.view(kind))
             return 0
         if terms and isinstance(one := terms[0], Mean):
-            return fill_mean(one, lo, tensor.dtype, out, self._operand)
+            return fill_mean(one, lo, tensor.dtype, out, self._operand, _overflows)
         if not terms and self._decodes(tensor.name, chain):
             chain = chain[1:]  # what is decoded is rounded as it is
         direct = len(chain) == 1 and not terms
@@ -295,7 +295,7 @@ class Filler:
 def _as_float32(values: Array, chain: Sequence[DType]) -> Array:
     """Cast through each of ``chain`` in turn, and then to float32; always a new array."""
     out = np.empty(values.shape, np.float32)
-    cast_chain(values, (*chain, _FLOAT32), out)
+    cast_chain(values, chain if chain[-1] == _FLOAT32 and len(chain) > 1 else (*chain, _FLOAT32), out)
     return out
 
 

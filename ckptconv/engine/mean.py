@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
@@ -19,7 +21,9 @@ _FLOAT32 = BY_NAME["float32"]
 _MOST, _LEAST = 1 << 18, 1 << 12
 
 
-def fill_mean(term: Mean, lo: int, dtype: DType, out: Array, read: Read) -> int:
+def fill_mean(
+    term: Mean, lo: int, dtype: DType, out: Array, read: Read, infinite: Callable[[Array, Array, DType], int]
+) -> int:
     """Compute elements ``lo`` and up of a mean into ``out``; return how many became infinite.
 
     Tensors are read one after the other, so that memory does not grow with their number.
@@ -29,7 +33,8 @@ def fill_mean(term: Mean, lo: int, dtype: DType, out: Array, read: Read) -> int:
         lo: The first element.
         dtype: What is written; rounded once, from float32.
         out: Bytes of as many elements.
-        read: How to get at the tensors' values.
+        read: How to get at the tensors' values; each time in memory of its own.
+        infinite: Counts what became infinite between a sum and what is written.
     """
     result = out.view(numpy_dtype(dtype))
     step = max(_LEAST, min(_MOST, out.nbytes // 4))
@@ -38,9 +43,7 @@ def fill_mean(term: Mean, lo: int, dtype: DType, out: Array, read: Read) -> int:
         stop = min(result.size, at + step)
         total = _sum(term, lo + at, lo + stop, read)
         cast(total, _FLOAT32, dtype, out=result[at:stop])
-        if dtype.itemsize < _FLOAT32.itemsize:
-            with np.errstate(invalid="ignore"):
-                overflows += int(np.isinf(result[at:stop]).sum() - np.isinf(total).sum())
+        overflows += infinite(total, result[at:stop], dtype)
     return overflows
 
 
