@@ -105,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if path == "/api/repos/create":
             return self._create(json.loads(body))
+        if path == "/api/whoami-v2":
+            return self._answer({"type": "user", "name": "me", "auth": {"type": "access_token"}})
         if path == "/api/validate-yaml":
             return self._answer({"errors": [], "warnings": []})
         if parts[0] == "lfs":

@@ -47,7 +47,7 @@ def model_card(
     """
     origin = certificate.get("origin") or {}
     step = origin.get("step")
-    made_of = " ".join(_text(origin[k]) for k in ("producer", "format") if origin.get(k)) or "a checkpoint"
+    made_of = ", ".join(_text(origin[k]) for k in ("producer", "format") if origin.get(k)) or "a checkpoint"
     rows = {
         "source": made_of + ("" if step is None else f", step {step}"),
         "architecture": ", ".join(_text(a) for a in config.get("architectures") or []),

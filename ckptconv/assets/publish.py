@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Repository", "repository"]
 
+_NO_SUCH_PATH = 404
 _LOGIN = "hf auth login, or set HF_TOKEN to a token that may write"
 
 
@@ -40,6 +41,19 @@ class Repository:
         """Where people see it."""
         address = f"{self.api.endpoint}/{self.name}"
         return address if self.revision is None else f"{address}/tree/{self.revision}"
+
+    def knock(self) -> None:
+        """Ask the hub whether it knows who is asking, before much is done for nothing.
+
+        Raises:
+            CkptconvError: if it does not, or cannot be reached.
+        """
+        with _explained(self.name):
+            try:
+                self.api.whoami()
+            except Exception as e:
+                if _status(e) != _NO_SUCH_PATH:  # of a hub that is none of Hugging Face's
+                    raise
 
     def make(self) -> None:
         """Make the repository and the branch, unless they are there.

@@ -37,7 +37,7 @@ def ready(push_to_hub: str | None, *, private: bool, revision: str | None) -> No
     from ckptconv.errors import UsageError
 
     if push_to_hub is not None:
-        repository(push_to_hub, private=private, revision=revision)
+        repository(push_to_hub, private=private, revision=revision).knock()
     elif private or revision is not None:
         flag = "--private" if private else "--revision"
         raise UsageError(f"{flag} is about what is published", hint="give --push-to-hub USER/MODEL with it")

@@ -75,7 +75,7 @@ def averaged(parts: Sequence[Part], equal: Collection[str] = ()) -> Plan:
         producer=" + ".join(dict.fromkeys(p.plan.producer for p in parts)),
         origin={
             "producer": " + ".join(dict.fromkeys(p.plan.producer for p in parts)),
-            "format": f"the average of {len(parts)} checkpoints",
+            "format": f"an average of {len(parts)} checkpoints",
             "step": None,
         },
         relation=relation,

@@ -9,7 +9,7 @@ from time import perf_counter
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
 from ckptconv.numbers.casts import is_exact
-from ckptconv.relations import Relation
+from ckptconv.relations import Mean, Relation
 from ckptconv.relations.terms import Terms
 from ckptconv.verify.result import Mismatch, Proof
 
@@ -34,8 +34,10 @@ def prove(
     for relation in relations:
         wrong += _wrong(relation)
     rounded = [n for n, chain in casts.items() if not all(is_exact(a, b) for a, b in pairwise(chain))]
-    one_way = [_count(len(terms), "something is added") if terms else "", _count(len(rounded), "rounded")]
-    said = tuple(text for text in one_way if text and not text.startswith("0 "))
+    means = sum(isinstance(of[0], Mean) for of in terms.values())
+    added = len(terms) - means
+    counts = ((added, "something is added"), (means, "an average"), (len(rounded), "rounded"))
+    said = tuple([_count(count, what) for count, what in counts if count])
     return Proof(
         sum(len(r.pairs) for r in relations), not wrong, not wrong and not said, said, perf_counter() - begin
     ), wrong

@@ -62,7 +62,7 @@ def test_the_card_says_what_it_is(hub: Hub, verified: Path) -> None:
     certificate = (verified / "ckptconv-verify.json").read_bytes()
     head = card.split("---")[1]
     assert "library_name: transformers" in head and "base_model" not in head
-    assert "deepspeed ZeRO stage 3, step 2" in card and config["architectures"][0] in card
+    assert "deepspeed, ZeRO stage 3, step 2" in card and config["architectures"][0] in card
     assert hashlib.sha256(certificate).hexdigest() in card and json.loads(certificate)["plan"] in card
     assert b"library_name" not in b"".join(contents(verified).values())
 
@@ -149,7 +149,14 @@ def test_what_cannot_be_published_is_refused_first(
     found = run(hub, "deepspeed-to-hf", DEMO, tmp_path / "out", "--push-to-hub", *words, token=token)
     assert found.returncode == code and named in found.stderr, found.stderr
     assert token is None or token not in found.stderr
-    assert hub.repos == {}
+    assert hub.repos == {} and not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_is_not_there_is_found_out_first(tmp_path: Path) -> None:
+    gone = Hub("http://127.0.0.1:9", home=tmp_path)
+    found = run(gone, "deepspeed-to-hf", DEMO, tmp_path / "out", "--push-to-hub", "me/demo")
+    assert found.returncode == 1 and "HF_ENDPOINT" in found.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_flags_of_publishing_are_refused_where_nothing_is(hub: Hub, tmp_path: Path) -> None:
