@@ -330,13 +330,21 @@ class Family:
                 hint="give the config of this very model with --config",
             )
 
-    def compare(self, config: Config, tensors: Mapping[str, Shape], present: Iterable[str] = ()) -> Findings:
+    def compare(
+        self,
+        config: Config,
+        tensors: Mapping[str, Shape],
+        present: Iterable[str] = (),
+        *,
+        part: bool = False,
+    ) -> Findings:
         """Compare names and shapes with the architecture.
 
         Args:
             config: The content of config.json.
             tensors: Shapes by name.
             present: Further names that are there (aliases).
+            part: Whether only some tensors are wanted, so that fewer layers contradict nothing.
 
         Raises:
             PlanError: if a tensor has another shape than the config asks for, or a layer it has not.
@@ -360,7 +368,7 @@ class Family:
         layers = self.dims(config).get("layers", 0)
         if beyond and not any(e.slots[0].startswith("mtp.") for e in self.entries):
             numbers.append(layers + max(int(f.layer.split(".")[1]) for f in beyond))
-        if numbers and max(numbers) + 1 != layers:
+        if numbers and max(numbers) + 1 != layers and not (part and max(numbers) < layers):
             wrong.append(f"the checkpoint has {max(numbers) + 1} layers, config.json says {layers}")
         if wrong:
             more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""

@@ -26,18 +26,19 @@ from ckptconv.slots.translate import some
 __all__ = ["compare", "compared", "gather_assets"]
 
 
-def compared(family: Family, config: Mapping[str, Any], named: Named) -> Findings:
+def compared(family: Family, config: Mapping[str, Any], named: Named, *, part: bool = False) -> Findings:
     """Compare names and shapes with the architecture's.
 
     Args:
         family: The architecture.
         config: The content of config.json.
         named: The tensors that are written.
+        part: Whether only some of the model's tensors were asked for, without its config.json.
 
     Raises:
         PlanError: if a shape or the number of layers contradicts the config.
     """
-    return family.compare(config, {n: s.shape for n, s in named.written.items()}, named.aliases)
+    return family.compare(config, {n: s.shape for n, s in named.written.items()}, named.aliases, part=part)
 
 
 def compare(family: Family, config: Mapping[str, Any], named: Named, findings: Findings) -> list[Note]:

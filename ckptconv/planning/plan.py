@@ -166,7 +166,10 @@ def _in_names(
         values = as_values(checkpoint, named)
         # DeepSpeed can leave frozen parameters out of a save; what is dropped is known to be missing.
         partial = checkpoint.producer == "deepspeed" or bool(request.drop or request.keep)
-        findings = compared(family, config.values, values) if family is not None and family.entries else None
+        part = bool(request.drop or request.keep) and not request.assets
+        findings = None
+        if family is not None and family.entries:
+            findings = compared(family, config.values, values, part=part)
         how = {"partial": partial, "alone": not request.assets}
         notes += judged(checkpoint, model, values, None if findings is None else findings.missing, **how)
         if family is not None and findings is not None:

@@ -48,6 +48,13 @@ def test_a_kept_part_of_a_known_model(out: Path) -> None:
     assert set(loaded(out)) == {n for n in api.open(DEMO) if ".self_attn." in n}
 
 
+def test_some_layers_are_kept_as_tensors_alone(tmp_path: Path) -> None:
+    succeeds("deepspeed-to-hf", DEMO, tmp_path / "part", "--keep", "*.layers.0.*", "--no-assets", "--verify")
+    assert all(".layers.0." in name for name in loaded(tmp_path / "part"))
+    fails(4, "deepspeed-to-hf", DEMO, tmp_path / "no", "--keep", "*.layers.0.*", naming=("layers",))
+
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "x.bin", "a.ckpt"])
 def test_an_output_that_is_called_as_a_file_is_asked_about(source: Path, tmp_path: Path, name: str) -> None:
     fails(2, "convert", source, tmp_path / "o" / name, *FLAGS, naming=(name, str(tmp_path / "o")))
