@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from ckptconv.api.outlook import outlook
 from ckptconv.errors import CkptconvError, FormatError, UsageError
-from ckptconv.places.places import PathArg, is_remote, place
+from ckptconv.places.places import PathArg, forget, is_remote, place
 from ckptconv.places.unfinished import JOURNAL
 from ckptconv.readers.complete import files_of, lacking
 from ckptconv.readers.reader import Save
 from ckptconv.readers.registry import READERS, open_checkpoint
-from ckptconv.readers.saves import Run, find_save, list_saves
+from ckptconv.readers.saves import Run, find_save, list_saves, numbered
 
 __all__ = ["Saved", "Saves", "Watched", "choose", "ls"]
 
@@ -35,6 +35,7 @@ class Saved:
         modified: When the last of its files was written, in UTC, as ISO 8601; None where that is not known.
         complete: Whether it is whole.
         lacking: Why it is not.
+        shared: Whether its step alone names another save.
     """
 
     step: int | None
@@ -44,11 +45,12 @@ class Saved:
     modified: str | None
     complete: bool
     lacking: str | None
+    shared: bool = False
 
     @property
     def folder_name(self) -> str:
-        """What the folder of its conversion is called: ``step-100``, or the tag."""
-        return self.name if self.step is None else f"step-{self.step}"
+        """What its conversion is called: ``step-100``; its own name, where others have that step."""
+        return self.name if self.step is None or self.shared else f"step-{self.step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def ls(run: PathArg) -> Saves:
 def _look(path: Path) -> list[Saved]:
     if not path.exists():
         raise FormatError("no such file or folder", where=path, hint="check the path")
+    forget()
     listed = list_saves(path, READERS)
     if not listed.saves:
         raise FormatError("no save is here", where=path, hint="name the folder of a run")
@@ -125,16 +128,17 @@ def _look(path: Path) -> list[Saved]:
 def _saved(save: Save, run: Run) -> Saved:
     why = lacking(save, run, READERS)
     size, modified = _measured(save)
-    return Saved(save.step, save.name, str(save.path), size, modified, why is None, why)
+    shared = save.step is not None and numbered(run.saves, str(save.step)) != [save]
+    return Saved(save.step, save.name, str(save.path), size, modified, why is None, why, shared)
 
 
 def _measured(save: Save) -> tuple[int, str | None]:
     """Return the bytes of a save, and when it was last written."""
-    if is_remote(save.path):
-        return 0, None
     stats = [p.stat() for p in files_of(*(save.files or (save.path,))) if p.is_file()]
     if not stats:
         return 0, None
+    if is_remote(save.path):
+        return sum(s.st_size for s in stats), None
     newest = datetime.fromtimestamp(max(s.st_mtime for s in stats), tz=timezone.utc)
     return sum(s.st_size for s in stats), newest.isoformat(timespec="seconds").replace("+00:00", "Z")
 
@@ -145,8 +149,7 @@ def _next(path: Path, newest: Saved | None, every: Sequence[Saved]) -> tuple[str
     if newest is None:
         return f"ckptconv convert {source} OUT --to hf --watch", ("no save is whole yet",)
     single = len(every) == 1 and Path(newest.path).is_dir()
-    alone = sum(s.step == newest.step for s in every) == 1
-    word = str(newest.step) if alone and newest.step is not None else shlex.quote(newest.name)
+    word = shlex.quote(newest.name) if newest.step is None or newest.shared else str(newest.step)
     which = "" if single or newest.path == str(path) else f" --step {word}"
     try:
         checkpoint = open_checkpoint(path, {"step": newest.name} if which else {})
@@ -232,6 +235,7 @@ class Watched:
 
     def _look(self) -> list[Saved]:
         try:
+            forget()
             listed = list_saves(self._path, READERS)
             saves = [s for s in listed.saves if s.name not in self._done and s.path != self._path]
             return [_saved(s, listed) for s in saves]

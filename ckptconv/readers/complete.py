@@ -98,8 +98,11 @@ def _unmarked(save: Save, run: Run) -> str | None:
 def files_of(*paths: Path) -> Iterator[Path]:
     """Yield files, and those in folders."""
     for path in paths:
-        if is_remote(path) or not path.is_dir():
+        if not path.is_dir():
             yield path
+            continue
+        if is_remote(path):
+            yield from (p for p in path.rglob("*") if p.is_file())
             continue
         for folder, _, names in os.walk(path):
             yield from (Path(folder, n) for n in sorted(names))

@@ -21,7 +21,7 @@ from ckptconv.plans.options import near
 from ckptconv.readers.reader import Reader, Save
 from ckptconv.readers.runs import find_weights, numbers
 
-__all__ = ["Run", "find_save", "list_saves"]
+__all__ = ["Run", "find_known", "find_save", "list_saves", "numbered"]
 
 _FILES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".nemo")
 _BESIDE: Final = re.compile(r"(?:opt|optim|optimizer|rng|random|scheduler|scaler|recipe|trainer)[-_.].*")
@@ -57,8 +57,8 @@ def list_saves(path: Path, readers: Iterable[Reader]) -> Run:
     if run is not None:
         return run
     if path.exists() and find_known(path, every) is not None:
-        numbered = numbers(path.name)
-        return Run(path, (Save(None if numbered is None else numbered[1], path.name, path),))
+        said = numbers(path.name)
+        return Run(path, (Save(None if said is None else said[1], path.name, path),))
     return Run(path, ())
 
 
@@ -103,11 +103,11 @@ def _saves(path: Path, readers: Sequence[Reader]) -> tuple[Save, ...]:
     for child in children:
         if child.name in found or not child.is_dir():
             continue
-        numbered = numbers(child.name)
-        if numbered is None and child.name.isdecimal() and find_known(child, readers) is not None:
-            numbered = (0, int(child.name))
-        if numbered is not None:
-            found[child.name] = Save(numbered[1], child.name, child, epoch=numbered[0])
+        said = numbers(child.name)
+        if said is None and child.name.isdecimal() and find_known(child, readers) is not None:
+            said = (0, int(child.name))
+        if said is not None:
+            found[child.name] = Save(said[1], child.name, child, epoch=said[0])
     if not any(save.files for save in own):
         found |= {save.name: save for save in _files(children)}
     return tuple(sorted(found.values(), key=_order))
@@ -116,10 +116,10 @@ def _saves(path: Path, readers: Sequence[Reader]) -> tuple[Save, ...]:
 def _files(paths: Iterable[Path]) -> Iterator[Save]:
     """Yield the files that hold a save each."""
     for path in paths:
-        numbered = numbers(path.name)
+        said = numbers(path.name)
         whole = path.suffix in _FILES and _BESIDE.fullmatch(path.name) is None
-        if whole and numbered is not None and path.is_file():
-            yield Save(numbered[1], path.name, path, epoch=numbered[0])
+        if whole and said is not None and path.is_file():
+            yield Save(said[1], path.name, path, epoch=said[0])
 
 
 def _order(save: Save) -> tuple[int, int, int, str]:
@@ -135,7 +135,7 @@ def find_save(path: Path, step: str, readers: Iterable[Reader]) -> Save:
     every = tuple(readers)
     run = list_saves(path, every)
     named = [s for s in run.saves if s.name == step]
-    found = named or _numbered(run.saves, step)
+    found = named or numbered(run.saves, step)
     if len(found) == 1:
         return found[0]
     if found:
@@ -154,11 +154,11 @@ def _number(step: str) -> int | None:
     """Return the number a user means: of ``10``, and of a name such as ``iter_0000010``."""
     if step.isdecimal() and len(step) < 16:
         return int(step)
-    numbered = numbers(step)
-    return None if numbered is None else numbered[1]
+    said = numbers(step)
+    return None if said is None else said[1]
 
 
-def _numbered(saves: Sequence[Save], step: str) -> list[Save]:
+def numbered(saves: Sequence[Save], step: str) -> list[Save]:
     """Return the saves of a number; one whose name is only a longer one of another is that other."""
     number = _number(step)
     found = [s for s in saves if number is not None and s.step == number]

@@ -148,3 +148,32 @@ def test_what_is_ready(run: Path) -> None:
     save(run, 25)
     watched.ready()
     assert [s.step for s in watched.ready()] == [25]
+
+
+def test_two_saves_of_one_step_go_into_folders_of_their_own(tmp_path: Path) -> None:
+    """NeMo 2 saves the last step twice; epochs may count their steps anew."""
+    run = tmp_path / "run"
+    for name in ("m--loss=2.1-step=9", "m--loss=2.1-step=9-last", "epoch_1_step_5", "epoch_2_step_5"):
+        (run / name).mkdir(parents=True)
+        save_file({"a.weight": torch.full((1, 1), 1.0)}, run / name / "model.safetensors")
+    fails(2, "inspect", run, "--step", 5, naming=("epoch_1_step_5, epoch_2_step_5",))
+    succeeds("inspect", run, "--step", 9)
+    succeeds("convert", run, tmp_path / "out", *FLAGS, "--steps", "all")
+    expected = {"step-9", "m--loss=2.1-step=9-last", "epoch_1_step_5", "epoch_2_step_5"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == expected
+
+
+def test_a_run_behind_a_url(tmp_path: Path, run: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(run), "/steps-of-a-run", recursive=True)
+    try:
+        url = "memory://steps-of-a-run"
+        found = json.loads(succeeds("ls", url, "--json").out)
+        assert [s["step"] for s in found["steps"]] == [5, 10, 15, 20]
+        assert all(s["complete"] and s["bytes"] > 50 for s in found["steps"])
+        succeeds("convert", url, tmp_path / "out", *FLAGS, "--steps", "last:2")
+        assert written(tmp_path / "out") == {"step-15": 15, "step-20": 20}
+        fails(2, "inspect", url, "--step", "7", naming=("the nearest",))
+    finally:
+        memory.rm("/steps-of-a-run", recursive=True)
