@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(url)
 
     def _of(self, repo: Repo, name: str, rest: list[str], body: bytes) -> None:
-        if not rest:
+        if not rest or rest[0] == "revision":  # the second is how huggingface_hub 0 asks
             return self._answer({"id": name, "sha": SHA, "private": repo.private, "siblings": [], "tags": []})
         what, branch = rest[0], rest[1]
         if what == "branch":
