@@ -54,7 +54,6 @@ def test_some_layers_are_kept_as_tensors_alone(tmp_path: Path) -> None:
     fails(4, "deepspeed-to-hf", DEMO, tmp_path / "no", "--keep", "*.layers.0.*", naming=("layers",))
 
 
-
 @pytest.mark.parametrize("name", ["model.safetensors", "x.bin", "a.ckpt"])
 def test_an_output_that_is_called_as_a_file_is_asked_about(source: Path, tmp_path: Path, name: str) -> None:
     fails(2, "convert", source, tmp_path / "o" / name, *FLAGS, naming=(name, str(tmp_path / "o")))
