@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +29,24 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # So it would through the millions of boxes of a plan for thousands of ranks.
     gc.set_threshold(100_000, 50, 1000)
-    sys.exit(_run(sys.argv[1:]))
+    with _quiet():
+        sys.exit(_run(sys.argv[1:]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Ctrl-C end the process without a traceback as long as nobody heeds it yet."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        if usual:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except ValueError:  # not in the main thread
+        usual = False
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(arguments: list[str]) -> int:

@@ -267,8 +267,8 @@ def stale(plan: Plan, folder: Path) -> list[str]:
     # Ranks of another layout in the folder of an iteration that is written anew.
     ranks = {f"{Path(n).parts[0]}/mp_rank_*/*.pt" for n in names if len(Path(n).parts) > 2}
     parents = sorted({n.rpartition("/")[0] for n in names if n.endswith(".distcp")})
-    chunks = [f"{parent}/{n}".lstrip("/") for parent in parents for n in (".metadata", "*.distcp")]
-    patterns = [*_STALE, *sorted(ranks), *chunks]
+    known, chunks = ([f"{p}/{n}".lstrip("/") for p in parents] for n in (".metadata", "*.distcp"))
+    patterns = [*known, *_STALE, *sorted(ranks), *chunks]
     there = [p.relative_to(folder).as_posix() for pattern in patterns for p in folder.glob(pattern)]
     config = next((a.content for a in plan.assets if a.name == "config.json"), None)
     return list(dict.fromkeys([*there, *leftovers(folder, names, config)]))
