@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ckptconv.api.outlook import outlook
 from ckptconv.errors import CkptconvError, FormatError, UsageError
 from ckptconv.places.places import PathArg, forget, is_remote, place
-from ckptconv.places.unfinished import JOURNAL
 from ckptconv.readers.complete import files_of, lacking
 from ckptconv.readers.reader import Save
 from ckptconv.readers.registry import READERS, open_checkpoint
 from ckptconv.readers.saves import Run, find_save, list_saves, numbered
 
-__all__ = ["Saved", "Saves", "Watched", "choose", "ls"]
-
-_REST: Final = 60.0  # seconds
+__all__ = ["Saved", "Saves", "choose", "ls", "saved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +119,11 @@ def _look(path: Path) -> list[Saved]:
     listed = list_saves(path, READERS)
     if not listed.saves:
         raise FormatError("no save is here", where=path, hint="name the folder of a run")
-    return [_saved(save, listed) for save in listed.saves]
+    return [saved(save, listed) for save in listed.saves]
 
 
-def _saved(save: Save, run: Run) -> Saved:
+def saved(save: Save, run: Run) -> Saved:
+    """Say what is known of a save."""
     why = lacking(save, run, READERS)
     size, modified = _measured(save)
     shared = save.step is not None and numbered(run.saves, str(save.step)) != [save]
@@ -188,63 +186,3 @@ def choose(run: PathArg, steps: str) -> tuple[Saved, ...]:
         raise UsageError(f"--steps is not {steps!r}", hint="give all, newest, last:5, or steps: 100,200")
     chosen = {find_save(path, word, READERS).name for word in words}
     return tuple(s for s in found if s.name in chosen)
-
-
-class Watched:
-    """Follow a run that goes on: which of its saves have become whole, and have not been taken yet.
-
-    A save is ready when it is whole, and was the same size at the look before, or has rested for a while: not
-    every producer marks the end of a save.
-
-    Args:
-        run: The run's folder; it may be empty, or not be there yet.
-    """
-
-    def __init__(self, run: PathArg) -> None:
-        self._path = place(run)
-        self._done: set[str] = set()
-        self._failed: dict[str, Saved] = {}
-        self._before: dict[str, Saved] = {}
-
-    def ready(self) -> list[Saved]:
-        """Look at the run; return the saves that are ready, oldest first."""
-        found: list[Saved] = []
-        for save in self._look():
-            rested = self._before.get(save.name) == save or _rested(save)
-            self._before[save.name] = save
-            if save.complete and rested and self._failed.get(save.name) != save:
-                found.append(save)
-        return found
-
-    def pass_over(self) -> None:
-        """Take what is whole now for done."""
-        self._done |= {s.name for s in self._look() if s.complete}
-
-    def done(self, save: Saved) -> None:
-        """Do not return a save again."""
-        self._done.add(save.name)
-
-    def failed(self, save: Saved) -> None:
-        """Return a save again only when its files have changed."""
-        self._failed[save.name] = save
-
-    @staticmethod
-    def is_interrupted(out: Path) -> bool:
-        """Whether a folder holds what an interrupted conversion left."""
-        return (out / JOURNAL).exists()
-
-    def _look(self) -> list[Saved]:
-        try:
-            forget()
-            listed = list_saves(self._path, READERS)
-            saves = [s for s in listed.saves if s.name not in self._done and s.path != self._path]
-            return [_saved(s, listed) for s in saves]
-        except (CkptconvError, OSError):
-            return []  # it is being written
-
-
-def _rested(save: Saved) -> bool:
-    if save.modified is None:
-        return False
-    age = datetime.now(timezone.utc) - datetime.fromisoformat(save.modified.replace("Z", "+00:00"))
-    return age.total_seconds() > _REST

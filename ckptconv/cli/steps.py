@@ -117,7 +117,7 @@ class _Each:
             source: The run's folder.
             since: Whether only what is whole after the first look is meant: the rest was chosen by name.
         """
-        from ckptconv.api.ls import Watched
+        from ckptconv.api.watched import Watched
 
         watched = Watched(source)
         if since:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ckptconv.api.ls import Watched
+from ckptconv.api.watched import Watched
 from running import ckptconv, fails, start, succeeds
 
 FLAGS = ("--to", "hf", "--no-assets")
