@@ -8,7 +8,7 @@ ARG PIP_INDEX_URL=""
 COPY pyproject.toml README.md LICENSE /src/
 COPY ckptconv /src/ckptconv
 RUN python -m venv /opt/ckptconv \
-    && ${PIP_INDEX_URL:+env PIP_INDEX_URL=$PIP_INDEX_URL} /opt/ckptconv/bin/pip install --no-cache-dir "/src${EXTRAS}" \
+    && /opt/ckptconv/bin/pip install --no-cache-dir "/src${EXTRAS}" \
     && /opt/ckptconv/bin/ckptconv --version
 
 FROM python:${PYTHON}-slim

@@ -123,8 +123,14 @@ def _verified(folder: Path) -> Mapping[str, Any]:
 
 
 def _names(folder: Path, said: Mapping[str, Any]) -> list[str]:
-    """Return what is published: certified files, what else is there, the certificate and its signatures."""
-    every = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    """Return what is published: certified files, what else is there, the certificate and its signatures.
+
+    A link that nobody has certified may lead anywhere, and stays here.
+    """
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    every = [
+        q for p in found if (q := p.relative_to(folder)).as_posix() in said["files"] or not p.is_symlink()
+    ]
     shown = [p.as_posix() for p in every if not any(part.startswith(".") for part in p.parts)]
     names = [n for n in shown if not n.endswith(".part")]
     return sorted(names, key=lambda n: (n.startswith(NAME), n not in said["files"], n))

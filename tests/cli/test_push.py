@@ -81,6 +81,16 @@ def test_a_base_model_is_named_where_the_config_names_one(
     assert (f'base_model: "{path}"' in hub.files("me/demo")["README.md"].decode()) is base
 
 
+def test_what_is_hidden_or_leads_elsewhere_stays_here(hub: Hub, verified: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of the machine")
+    (verified / "notes.txt").symlink_to(tmp_path / "secret")
+    (verified / ".env").write_text("HF_TOKEN=x")
+    (verified / "LICENSE").write_text("Apache-2.0")
+    assert run(hub, "push", verified, "me/demo").returncode == 0
+    there = hub.files("me/demo")
+    assert "LICENSE" in there and not {"notes.txt", ".env"} & there.keys()
+
+
 def test_a_card_that_is_there_stays(hub: Hub, verified: Path) -> None:
     run(hub, "push", verified, "me/demo")
     hub.files("me/demo")["README.md"] = b"# mine\n"
