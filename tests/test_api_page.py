@@ -46,6 +46,7 @@ def test_what_is_shown_is_short(here: Path) -> None:
     outcomes = [report, result, ckptconv.check(here / "model"), ckptconv.diff(source, here / "model")]
     more = [
         ckptconv.inspect(source),
+        ckptconv.ls(source.parent),
         run.checkpoint,
         run.relation,
         ckptconv.explain(source, "model.norm.weight"),

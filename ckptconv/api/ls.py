@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from ckptconv.api.outlook import outlook
 from ckptconv.errors import CkptconvError, FormatError, UsageError
 from ckptconv.places.places import PathArg, forget, is_remote, place
+from ckptconv.plans.shown import Shown, count
 from ckptconv.readers.complete import files_of, lacking
 from ckptconv.readers.reader import Save
 from ckptconv.readers.registry import READERS, open_checkpoint
@@ -50,8 +51,8 @@ class Saved:
         return self.name if self.step is None or self.shared else f"step-{self.step}"
 
 
-@dataclass(frozen=True, slots=True)
-class Saves:
+@dataclass(frozen=True, slots=True, repr=False)
+class Saves(Shown):
     """Hold the saves of a run.
 
     Attributes:
@@ -65,6 +66,16 @@ class Saves:
     steps: tuple[Saved, ...]
     command: str
     notes: tuple[str, ...] = ()
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        whole = sum(s.complete for s in self.steps)
+        return {
+            "run": self.run,
+            "saves": f"{count(len(self.steps), 'save')}, {whole:,} whole",
+            "newest": None if self.newest is None else self.newest.name,
+            "command": self.command,
+        }
 
     @property
     def newest(self) -> Saved | None:
