@@ -123,7 +123,8 @@ class _Each:
         if since:
             watched.pass_over()
         if not (self._quiet or self._json):
-            remarks().print("watching for new steps; Ctrl-C ends it", style="dim")
+            there = "" if source.exists() else f", once {source} is there"
+            remarks().print(f"watching for new steps{there}; Ctrl-C ends it", markup=False, style="dim")
         while True:
             try:
                 for save in watched.ready():

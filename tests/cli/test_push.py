@@ -11,10 +11,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from hub import TOKEN, Hub, serving
-from running import DEMO, command, contents, succeeds
+from running import DEMO, ROOT, command, contents, succeeds
+
+SCHEMA = json.loads((ROOT / "docs" / "schema.json").read_text())
 
 
 @pytest.fixture
@@ -52,7 +55,9 @@ def test_a_verified_folder_is_published_whole(hub: Hub, verified: Path) -> None:
     there = hub.files("me/demo")
     assert {n: b for n, b in there.items() if n != "README.md"} == before == contents(verified)
     assert hub.commits == 1
-    assert json.loads(found.stdout)["url"] == f"{hub.url}/me/demo"
+    said = json.loads(found.stdout)
+    assert said["url"] == f"{hub.url}/me/demo"
+    jsonschema.validate(said, {**SCHEMA, "anyOf": [{"$ref": "#/$defs/pushed"}]})
 
 
 def test_the_card_says_what_it_is(hub: Hub, verified: Path) -> None:
@@ -121,6 +126,7 @@ def test_a_conversion_publishes_what_it_has_verified(hub: Hub, tmp_path: Path) -
     found = run(hub, "deepspeed-to-hf", DEMO, tmp_path / "out", *flags)
     assert found.returncode == 0, found.stderr
     said = json.loads(found.stdout)
+    jsonschema.validate(said, {**SCHEMA, "anyOf": [{"$ref": "#/$defs/converted"}]})
     assert said["verify"]["ok"] and said["push"]["url"].endswith("/me/demo/tree/step-2")
     assert hub.repos["me/demo"].private and hub.files("me/demo") == {}
     assert "model.safetensors" in hub.files("me/demo", "step-2")
