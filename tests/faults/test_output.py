@@ -202,7 +202,7 @@ class TestFullDisk:
 
         with pytest.raises(OutputError, match="No space left") as caught:
             api.convert(DEMO, out, max_shard_size="40KB", workers=1, assets=False, listen=fill)
-        assert caught.value.exit_code == 1 and "--resume" in str(caught.value)
+        assert caught.value.exit_code == 1 and "resume=True" in str(caught.value)
         assert ".part" in str(caught.value.where)
         assert final_names(out) == []
         ballast.unlink()

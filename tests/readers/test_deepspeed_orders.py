@@ -158,7 +158,7 @@ def test_masters_of_another_step_are_refused(tmp_path: Path) -> None:
     run = write(tmp_path, {"module": other}, stage2([DECAY, REST], 2), param_shapes=all_shapes())
     with pytest.raises(PlanError, match="16-bit weights do not tell") as caught:
         ckptconv.open(run)
-    assert "--weights model" in str(caught.value)
+    assert 'weights="model"' in str(caught.value)
 
 
 def stage1(groups: Sequence[Names], ranks: int, sub: int, *, elastic: bool) -> list[dict[str, Any]]:
@@ -386,7 +386,7 @@ def test_bf16_without_zero_of_0_17_6_is_said_to_have_saved_no_masters(tmp_path: 
     never = write(tmp_path / "never", head | {"ds_version": "0.17.6"}, [])
     with pytest.raises(PlanError, match=r"0\.17\.6 saved no optimizer states") as caught:
         ckptconv.open(never)
-    assert "--weights model" in str(caught.value) and "copy" not in str(caught.value)
+    assert 'weights="model"' in str(caught.value) and "copy" not in str(caught.value)
     assert set(ckptconv.open(never, weights="model")) == set(NAMES)
 
 
