@@ -25,7 +25,7 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.relations import Spec
 from ckptconv.slots.translate import some
 
-__all__ = ["Wanted", "judged", "own_names", "wanted"]
+__all__ = ["Wanted", "judged", "own_names", "refuse_computed_with", "wanted"]
 
 # Before names as libraries wrap a model, and never part of a name that is written: Lightning's strategies
 # and Fabric (2.6, ``fabric/wrappers.py``), TRL's value heads (0.24,
@@ -52,6 +52,11 @@ class Wanted:
     base: str
 
 
+_LAYER: Final = re.compile(r"\.(\d+)\.")
+# Of transformers before 4.31: computed anew, and not loaded.
+_BUFFER: Final = re.compile(
+    r".*\.(?:inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|rotary_emb\.\w+)"
+)
 _SAMPLE: Final = 500  # names that tell whether all stand behind a prefix
 _LAST: list[tuple[Family, str, list[tuple[str, bool]]]] = []
 
@@ -277,6 +282,45 @@ def _judged(
         *_lacking(checkpoint, kind, list(loading.missing), config, present, partial=partial),
         *_beyond(kind, loading.unexpected),
     ]
+
+
+def _computed_with(
+    checkpoint: Checkpoint, family: Family, config: Config, unexpected: Iterable[str]
+) -> list[str]:
+    """Return names inside the layers that the architecture has no place for.
+
+    Buffers do no harm, nor do layers beyond those the config counts, nor the scales of quantised weights.
+    """
+    if checkpoint.quantised is not None:
+        return []
+    every = (_LAYER.search(name) for name, _ in _every(family, config))
+    stacks = {m.string[: m.start()] for m in every if m is not None}
+    layers = family.dims(config).get("layers", 0)
+
+    def inside(name: str) -> bool:
+        m = _LAYER.search(name)
+        return m is not None and name[: m.start()] in stacks and int(m[1][:6]) < layers
+
+    found = [n for n in unexpected if inside(n) and n not in checkpoint.buffers]
+    return [n for n in found if not _BUFFER.fullmatch(n) and not family.is_ignored(n)]
+
+
+def refuse_computed_with(
+    checkpoint: Checkpoint, family: Family, config: Config, unexpected: Iterable[str], *, alone: bool
+) -> None:
+    """Refuse a model of another architecture than its config's, which transformers would load without them.
+
+    Raises:
+        PlanError: if there are names inside the layers that the config's architecture has no place for.
+    """
+    if alone or not (found := _computed_with(checkpoint, family, config, unexpected)):
+        return
+    raise PlanError(
+        f"{len(found)} names inside the layers have no place in {family.name}: {some(found)}",
+        where=checkpoint.data,
+        hint="the model would load without them and compute something else: give the model's own config with "
+        "--config, or write the weights alone with --no-assets",
+    )
 
 
 def _others(names: Collection[str]) -> tuple[Sign, str] | None:

@@ -24,7 +24,7 @@ from ckptconv.planning.decode import (
 )
 from ckptconv.planning.decode.encode import form_asked, in_blocks, quantization_config
 from ckptconv.planning.folder import compare, compared, gather_assets
-from ckptconv.planning.foreign import judged
+from ckptconv.planning.foreign import judged, refuse_computed_with
 from ckptconv.planning.lent import lent_adapter
 from ckptconv.planning.model import Architecture, ConfigFound, find_architecture
 from ckptconv.planning.names import Named, name_tensors
@@ -174,6 +174,8 @@ def _in_names(
         notes += judged(checkpoint, model, values, None if findings is None else findings.missing, **how)
         if family is not None and findings is not None:
             notes += compare(family, config.values, values, findings)
+            unknown = findings.unexpected
+            refuse_computed_with(checkpoint, family, config.values, unknown, alone=not request.assets)
     form = form_asked(request, alone=adapter is not None)
     named = in_blocks(named, form)
     if form is not None and model.config is not None:

@@ -126,3 +126,17 @@ def test_without_a_table_transformers_itself_is_asked(tmp_path: Path) -> None:
     assert_loads(tmp_path / "out")
     source = renamed(model, tmp_path / "in", lambda n: n.replace(".", "_"))
     fails(4, "convert", source, tmp_path / "bad", "--to", "hf", "--config", model, naming=("none of the",))
+
+
+def test_names_inside_the_layers_that_the_config_has_no_place_for(model: Path, tmp_path: Path) -> None:
+    norm = {"model.layers.1.self_attn.q_norm.weight": torch.ones(8)}
+    source = renamed(model, tmp_path / "in", str, norm)
+    flags = ("--to", "hf", "--config", model)
+    fails(4, "convert", source, tmp_path / "no", *flags, naming=("q_norm", "--config"))
+    harmless = {
+        "model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.2.eh_proj.weight": torch.ones(8),  # of a layer beyond those the config counts
+        "v_head.summary.weight": torch.ones(1, 16),
+    }
+    source = renamed(model, tmp_path / "fine", str, harmless)
+    succeeds("convert", source, tmp_path / "out", *flags)
