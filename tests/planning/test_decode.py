@@ -343,7 +343,7 @@ def test_a_lora_adapter_is_added_to_values(tmp_path):
     save_file({f"{stem}A.weight": a, f"{stem}B.weight": b}, tmp_path / "a" / "adapter_model.safetensors")
     with pytest.raises(PlanError, match="bitsandbytes, 4 bit") as found:
         ckptconv.plan(tmp_path / "q", adapter=tmp_path / "a")
-    assert "--lora adapter" in str(found.value.hint) and "--dequantize" in str(found.value.hint)
+    assert 'lora="adapter"' in str(found.value.hint) and "dequantize=True" in str(found.value.hint)
     ckptconv.convert(tmp_path / "q", tmp_path / "out", adapter=tmp_path / "a", dequantize=True)
     got = load_file(tmp_path / "out" / "model.safetensors")[f"{LAYER}self_attn.q_proj.weight"]
     wanted = values[f"{LAYER}self_attn.q_proj.weight"].float() + b @ a
