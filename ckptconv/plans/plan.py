@@ -17,7 +17,7 @@ from ckptconv.numbers.sizes import size_text
 from ckptconv.places.files import FileStamp
 from ckptconv.plans.shown import Shown, count
 from ckptconv.relations.relation import Relation
-from ckptconv.relations.terms import Terms, check_terms, term_dict
+from ckptconv.relations.terms import Terms, check_terms, operands, term_dict
 
 __all__ = ["AssetFile", "OutFile", "Plan", "Step"]
 
@@ -151,7 +151,9 @@ class Plan(Shown):
             PlanError: as `check_terms` does.
         """
         if self.terms:
-            written = {t.name for f in self.files for t in f.layout.tensors}
+            parts = operands(self.terms)
+            read = {n for n in self.relation.right if n not in parts}  # of a plan that writes nothing
+            written = {t.name for f in self.files for t in f.layout.tensors} if self.files else read
             check_terms(self.relation.right, written, self.terms)
 
     def rows(self) -> Mapping[str, object]:

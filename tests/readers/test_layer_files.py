@@ -143,6 +143,7 @@ def test_ranks_of_gpt_neox_are_joined_and_their_biases_added_up(
     config = _same(tmp_path / "out", tmp_path / "hf")
     assert (config["model_type"], config["use_parallel_residual"]) == ("gpt_neox", True)
     assert (config["rotary_pct"], config["intermediate_size"], config["vocab_size"]) == (0.25, 64, 64)
+    assert ckptconv.diff(tmp_path / "run", tmp_path / "hf").ok
 
 
 def test_biases_that_count_once_are_compared(tmp_path: Path) -> None:
