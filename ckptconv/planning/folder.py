@@ -10,6 +10,7 @@ from typing import Any
 from ckptconv.assets.code import collect_code
 from ckptconv.assets.config import config_file, generation_file
 from ckptconv.assets.find import find_assets
+from ckptconv.assets.scores import as_scoring
 from ckptconv.assets.tokenizer import collect_tokenizer
 from ckptconv.assets.tokens import token_ids
 from ckptconv.dtypes import dtype as dtype_named
@@ -102,17 +103,19 @@ def gather_assets(
         ):
             written[spec.dtype] += spec.numel
     dtype = written.most_common(1)[0][0] if written else None
-    says = family.tied(config.values) if family else config.values.get("tie_word_embeddings")
-    tied = None if named.tied == says else named.tied
+    told = family.tied(config.values) if family else config.values.get("tie_word_embeddings")
+    tied = None if named.tied == told else named.tied
     coded = checkpoint.quantised is not None and not checkpoint.quantised.decoded
     beside = tuple(p for p in (config.folder, *beside_of(checkpoint)) if p is not None)
     folder, origin = find_assets(tokenizer, beside, flag="--tokenizer")
     files = collect_tokenizer(folder, origin, config.folder) if folder is not None else []
     built = config.folder is None
     ids = token_ids(files, family.dims(config.values).get("vocab") if family else None) if built else {}
+    says, scoring = as_scoring(config.values, named.written)
     config_asset, steps = config_file(
-        config.values, config.origin, dtype=None if coded else dtype, tied=tied, built=built, ids=ids
+        says, config.origin, dtype=None if coded else dtype, tied=tied, built=built, ids=ids
     )
+    steps = [*scoring, *steps]
     assets = [config_asset]
     if coded and checkpoint.quantised is not None:
         assets += checkpoint.quantised.marks

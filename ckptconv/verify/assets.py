@@ -55,14 +55,13 @@ def check_assets(
         shapes = {n: s.shape for n, s in tensors.items()}
         try:
             findings = family.compare(config, shapes, aliases)
-            if findings.missing:
-                text = ", ".join(findings.missing[:4])
-                notes.append(
-                    ("warning", f"{len(findings.missing)} parameters of {family.name} are not there: {text}")
-                )
+            headless = {family.name_of("head")} if _scores(config) else set()
+            if missing := [n for n in findings.missing if n not in headless]:
+                text = ", ".join(missing[:4])
+                notes.append(("warning", f"{len(missing)} parameters of {family.name} are not there: {text}"))
         except PlanError as e:
             wrong.append(Mismatch("asset", _CONFIG, e.message))
-        wrong += _tied(config, family, {*tensors, *aliases})
+        wrong += [] if _scores(config) else _tied(config, family, {*tensors, *aliases})
     else:
         kind = config.get("model_type")
         notes.append(
@@ -83,6 +82,12 @@ def check_assets(
                 ("warning", f"{_TOKENIZER} adds tokens up to {sizes[1] - 1}, the embedding has {rows} rows")
             )
     return wrong, notes
+
+
+def _scores(config: Mapping[str, Any]) -> bool:
+    """Whether the model is of a class that has a score in place of a head for tokens."""
+    names = config.get("architectures")
+    return isinstance(names, list) and bool(names) and str(names[0]).endswith("Classification")
 
 
 def _json(path: Path) -> Any:

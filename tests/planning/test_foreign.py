@@ -113,6 +113,18 @@ def test_the_head_of_a_critic_stands_in_place_of_the_one_for_tokens(model: Path,
     assert_loads(tmp_path / "out")
 
 
+@pytest.mark.parametrize(("bias", "kind"), [(True, "Token"), (False, "Sequence")])
+def test_a_critic_under_the_config_it_began_with(model: Path, tmp_path: Path, bias: bool, kind: str) -> None:
+    head = {"score.weight": torch.ones(1, 16), **({"score.bias": torch.ones(1)} if bias else {})}
+    tensors = {n: t for n, t in load_file(model / "model.safetensors").items() if n != "lm_head.weight"}
+    torch.save({**tensors, **head}, tmp_path / "w.pt")
+    succeeds("convert", tmp_path / "w.pt", tmp_path / "out", "--to", "hf", "--config", model)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == [f"LlamaFor{kind}Classification"] and len(config["id2label"]) == 1
+    assert_loads(tmp_path / "out")
+    succeeds("verify-roundtrip", tmp_path / "w.pt", tmp_path / "out", "--config", model)
+
+
 def test_without_a_table_transformers_itself_is_asked(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
