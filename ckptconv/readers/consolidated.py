@@ -15,6 +15,7 @@ from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.statedict import state_dict_of
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.errors import FormatError, PlanError
+from ckptconv.facts.typed import as_whole
 from ckptconv.places.jsonfile import read_json
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ __all__ = ["READER"]
 
 _FILE: Final = re.compile(r"consolidated\.(\d\d)\.pth")
 _PARAMS: Final = "params.json"
+_MOST: Final = 16 << 20  # bytes of it
 # The axis that ranks cut, by the end of a name.
 _CUTS: Final = (
     (re.compile(r".*\.(wq|wk|wv|w1|w3)\.weight|output\.weight"), 0),
@@ -54,13 +56,15 @@ def _open(path: Path, options: NoOptions) -> Checkpoint:
             f"consolidated.{absent[0]:02d}.pth is missing", where=folder, hint="copy the file of every rank"
         )
     held = {rank: state_dict_of(open_torch(file).root, str(file))[0] for rank, file in files.items()}
-    _check_complete(folder, held)
+    params = _params(folder)
+    hidden = as_whole(params.get("dim"))
+    _check_complete(folder, held, hidden, as_whole(params.get("n_heads")))
     graph = GraphBuilder()
     for name in held[0]:
         parts = [held[rank].get(name) for rank in held]
         if any(p is None for p in parts):
             raise PlanError(f"{name} is not in the file of every rank", where=folder)
-        _add(graph, folder, name, [p for p in parts if p is not None], _hidden(folder))
+        _add(graph, folder, name, [p for p in parts if p is not None], hidden)
     for file in files.values():
         graph.touch(file)
     return Checkpoint(
@@ -77,21 +81,17 @@ def _open(path: Path, options: NoOptions) -> Checkpoint:
 
 
 def _params(folder: Path) -> Mapping[str, object]:
-    found = read_json(folder / _PARAMS) if (folder / _PARAMS).is_file() else {}
+    found = read_json(folder / _PARAMS, most=_MOST, within=folder) if (folder / _PARAMS).is_file() else {}
     return found if isinstance(found, dict) else {}
 
 
-def _hidden(folder: Path) -> int | None:
-    dim = _params(folder).get("dim")
-    return dim if isinstance(dim, int) else None
-
-
-def _check_complete(folder: Path, held: Mapping[int, Mapping[str, FileTensor]]) -> None:
+def _check_complete(
+    folder: Path, held: Mapping[int, Mapping[str, FileTensor]], dim: int | None, heads: int | None
+) -> None:
     """Refuse the files of some ranks alone: the width of a head's rows tells how many there are."""
-    dim, norm = _hidden(folder), held[0].get("norm.weight")
+    norm = held[0].get("norm.weight")
     query = next((t for n, t in held[0].items() if n.endswith(".attention.wq.weight")), None)
-    heads = _params(folder).get("n_heads")
-    if dim is None or norm is None or query is None or not isinstance(heads, int) or heads < 1:
+    if dim is None or norm is None or query is None or heads is None or heads < 1:
         return
     rows = query.shape[0] * len(held)
     if query.shape[1] == dim and rows < dim:
