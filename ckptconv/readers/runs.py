@@ -28,6 +28,7 @@ _INSIDE: Final = (
     *("model_and_optim", "model", "weights", "dist_ckpt", "actor", "final", "checkpoint", "checkpoints"),
     *("ckpt", "pytorch_model_fsdp_0", "consolidated", "latest", "critic"),
 )
+_MODELS: Final = ("huggingface", "tokenizer", "context/nemo_tokenizer")
 _DEPTH: Final = 4
 
 
@@ -135,12 +136,13 @@ def _weight_files(path: Path, known: Callable[[Path], bool]) -> Iterator[Path]:
 def with_models(folders: Sequence[Path], data: Path) -> tuple[Path, ...]:
     """Return folders, and those in or beside them where a library keeps config.json and tokenizer.
 
-    verl 0.9 has ``huggingface`` in a save's folder, up to two above the weights.
+    verl 0.9 has ``huggingface`` in a save's folder, up to two above the weights, Megatron-Bridge 0.6
+    ``tokenizer`` in the iteration's, NeMo 2.3 ``context/nemo_tokenizer`` beside the weights.
 
     Args:
         folders: The folders on the way to the weights.
         data: The folder of the weights.
     """
     above = () if is_remote(data) else (data, data.parent, data.parent.parent)
-    inside = [p for f in (*folders, *above) if (p := f / "huggingface").is_dir()]
+    inside = [p for f in (*folders, *above) for name in _MODELS if (p := f / name).is_dir()]
     return tuple(dict.fromkeys((*folders, *inside)))

@@ -168,6 +168,21 @@ def test_the_rotary_embedding_that_classes_of_nemo_scale(
         assert (scaling["factor"], scaling["original_max_position_embeddings"]) == (factor, before)
 
 
+@pytest.mark.parametrize("where", ["iter_0000000/tokenizer", "context/nemo_tokenizer"])
+def test_the_tokenizer_inside_a_save_is_taken(saved: Path, tmp_path: Path, where: str) -> None:
+    """Megatron-Bridge and NeMo 2 keep it there; the config takes its end of text."""
+    run = tmp_path / "run"
+    shutil.copytree(saved / "bridge" / "qwen3" / "ckpt_tp1", run)
+    (run / where).mkdir(parents=True)
+    added = [{"id": 7, "content": "<end>", "special": True}]
+    model = {"type": "BPE", "vocab": {"<end>": 7}, "merges": []}
+    (run / where / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": model}))
+    (run / where / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    ckptconv.convert(run, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 7
+
+
 def test_a_family_chosen_by_the_name_of_the_model_is_said(saved: Path) -> None:
     made = ckptconv.plan(saved / "bridge" / "qwen3_5_moe" / "ckpt_tp1")
     [guess] = [text for level, text in made.notes if level == "guess"]
