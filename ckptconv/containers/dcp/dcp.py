@@ -29,6 +29,7 @@ from ckptconv.places.window import Window
 __all__ = ["METADATA", "Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp", "open_dcp_inside"]
 
 METADATA: Final = ".metadata"
+_MOST: Final = 1 << 29
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,8 @@ def open_dcp_inside(archive: Path, members: Mapping[str, Member], folder: str) -
     at = members.get(folder + METADATA)
     if at is None:
         raise FormatError(f"no {folder}{METADATA} in the archive", where=archive, hint="copy it again")
+    if at.size > _MOST:
+        raise FormatError(f"{folder}{METADATA} has {at.size:,} bytes", where=archive, hint="copy it again")
     with open_binary(archive) as file:
         raw = Window(file, str(archive), at.offset, at.size).read_at(0, at.size)
     told = read_metadata(archive, raw)
