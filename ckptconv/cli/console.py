@@ -52,9 +52,9 @@ def plural(count: int, noun: str) -> str:
 
 def new_table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
     """Return a table without lines; ``right`` names the columns of numbers."""
-    from rich.table import Table
+    from ckptconv.cli.tables import NameTable
 
-    made = Table(
+    made = NameTable(
         box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", header_style="dim"
     )
     for column in columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from ckptconv.cli import progress
-from ckptconv.cli.console import forget_notes, notes
+from ckptconv.cli.console import forget_notes, new_table, notes
 from ckptconv.engine.events import Progress, Started
 from running import ckptconv, start, succeeds
 
@@ -94,3 +96,17 @@ def test_tables_in_pipes_are_a_line_a_row(tmp_path: Path) -> None:
     save_file({name: torch.ones(2, 3)}, tmp_path / "model.safetensors")
     shown = succeeds("inspect", tmp_path / "model.safetensors", "--tensors", "*").out.splitlines()
     assert any(name in line and "2x3" in line and "float32" in line for line in shown)
+
+
+def test_names_are_whole_on_a_terminal_where_they_fit() -> None:
+    shown = io.StringIO()
+    table = new_table("tensor", "relative", "why", right=("relative",))
+    name = "model.layers.1.self_attn.o_proj.weight"
+    for _ in range(3):
+        table.add_row(name, "1.56e-03", "a reason that is long enough to be folded in its own column")
+    Console(file=shown, width=80).print(table)
+    lines = shown.getvalue().splitlines()
+    assert sum(name in line for line in lines) == 3 and max(map(len, lines)) <= 80
+    shown = io.StringIO()
+    Console(file=shown, width=40).print(table)  # too narrow: nothing is lost
+    assert "1.56e-03" in shown.getvalue() and "model.layers" in shown.getvalue()
