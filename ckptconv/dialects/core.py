@@ -234,6 +234,9 @@ TELLS = {
     "mla": r".*\.(linear_kv_up_proj|linear_kvb|linear_kv_nope)\..*",
     "mla.q_a": r".*\.(linear_q_up_proj|linear_qb|linear_qk_nope)\..*",
     "mla.indexer": r".*\.(core_attention\.indexer|dsa_indexer)\..*",
+    "mla0": r".*\.self_attention_0\..*",
+    "mhc": r".*\.attn_mhc\..*",
+    "csa": r".*\.self_attention\.indexer\..*",
 }
 
 

@@ -22,6 +22,7 @@ from ckptconv.dialects.core import (
     SHARED,
     megatron,
 )
+from ckptconv.dialects.mindspeed_own import DEEPSEEK_V4, DEEPSEEK_V4_ENDS, LONGCAT
 from ckptconv.dialects.vision import IMAGE_ENCODER
 from ckptconv.slots import concat, grouped
 
@@ -80,6 +81,7 @@ def _model(layer: tuple[Line, ...], before: tuple[Line, ...] = ()) -> tuple[Line
         *column("head", "output_layer"),
     )
     return (
+        *DEEPSEEK_V4_ENDS,
         *MTP_ENDS,
         *EMBEDDING,
         *before,
@@ -99,6 +101,8 @@ _TE_NORMS = (
 )
 _KV_NORM = norm("layers.*.mla.kv_a_norm", "self_attention.kv_layernorm.", when="mla")
 _V2 = (
+    *LONGCAT,
+    *DEEPSEEK_V4,
     *_NEXT,
     *ATTENTION,
     *_FUSED,

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from ckptconv.slots.pack import Pack, leaves, over_leaves
 
-__all__ = ["Entry", "fill_in", "form", "is_apart", "linear", "numbers", "one", "predicting"]
+__all__ = ["Entry", "fill_in", "form", "holes", "is_apart", "linear", "numbers", "one", "predicting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ def _biased(pack: str | Pack) -> str | Pack:
 # Numbers stand alone between dots, or at the end of grouped experts' weights (TransformerEngine).
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|(?<=\.linear_fc[12]\.weight)\d+$|(?<=\.linear_fc[12]\.bias)\d+$")
 _HOLE = re.compile(r"\*|\{e\}")
+_ANY = 987_654_321  # stands for any number
 
 
 @lru_cache(maxsize=1 << 17)
@@ -110,6 +111,15 @@ def numbers(name: str) -> tuple[str, tuple[int, ...]]:
         return "#"
 
     return _NUMBER.sub(take, name), tuple(found)
+
+
+@lru_cache(maxsize=1 << 14)
+def holes(name: str) -> tuple[str, tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Return the form of a table's name, which of its numbers are holes, and the others by their place."""
+    count = len(_HOLE.findall(name))
+    shape, values = numbers(fill_in(name, (_ANY,) * count))
+    at = tuple(i for i, value in enumerate(values) if value == _ANY)
+    return shape, at, tuple((i, value) for i, value in enumerate(values) if value != _ANY)
 
 
 def form(name: str) -> str:

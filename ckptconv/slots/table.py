@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ckptconv.errors import PlanError
 from ckptconv.relations import Pair, Relation, Spec, packing
-from ckptconv.slots.entry import Entry, fill_in, form, is_apart, numbers
+from ckptconv.slots.entry import Entry, fill_in, form, holes, is_apart, numbers
 from ckptconv.slots.pack import Pack, every_expert, leaves, over_leaves, relate
 from ckptconv.slots.part import Part, part_of
 from ckptconv.slots.shapes import Dims, Sizes, shape_of, template
@@ -97,9 +97,8 @@ class Table:
     def named(self, names: Iterable[str]) -> tuple[list[Found], list[str]]:
         """Look up stored tensors; return what was found and the names the table does not know."""
         index: dict[str, list[Entry]] = {}
-        for entry in self.entries:  # a name without holes may have numbers in it
-            shape = form(entry.name)
-            index.setdefault(numbers(shape)[0] if shape == entry.name else shape, []).append(entry)
+        for entry in self.entries:
+            index.setdefault(holes(entry.name)[0], []).append(entry)
         found, unknown = [], []
         for name in names:
             part = None
@@ -119,8 +118,11 @@ class Table:
     def _read(self, name: str, entry: Entry, values: tuple[int, ...]) -> Found | None:
         in_layer = "*" in entry.name
         layer = ""
-        if not in_layer and "{e}" not in entry.name and entry.name != name:
-            return None
+        _, at, fixed = holes(entry.name)
+        if fixed:  # a name may have numbers of its own
+            if any(values[i] != value for i, value in fixed):
+                return None
+            values = tuple([values[i] for i in at])
         if in_layer:
             first = entry.slots[0]  # a copy of what is in no layer lies in a layer for prediction alone
             number, own = values[0], first.startswith("mtp.") or "*" not in first
