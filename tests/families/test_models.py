@@ -53,6 +53,10 @@ DELTA: Fields = dict(
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
     head_dim=16,
 )  # fmt: skip
+KDA: Fields = dict(
+    linear_num_heads=2, linear_head_dim=16, linear_conv_kernel_dim=4,
+    layer_types=["linear_attention", "full_attention"] * 2,
+)  # fmt: skip
 MAMBA: Fields = dict(
     mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=2, mamba_d_state=8, mamba_chunk_size=8, mamba_expand=2
 )
@@ -138,6 +142,22 @@ MODELS: dict[str, Fields] = {
     "lfm2": dict(layer_types=["conv", "full_attention"] * 2, block_multiple_of=8),
     "lfm2_moe": EXPERTS | dict(
         layer_types=["conv", "full_attention"] * 2, moe_intermediate_size=16, num_dense_layers=1
+    ),
+    "lfm3": dict(layer_types=["conv", "full_attention"] * 2, head_dim=8),
+    "kimi_linear": LATENT | KDA | dict(
+        q_lora_rank=None, head_dim=16, num_experts=4, num_experts_per_token=2, num_shared_experts=1,
+        moe_intermediate_size=16, num_expert_group=2, topk_group=1,
+    ),
+    "mimo_v2_flash": ROUTED | dict(head_dim=16, v_head_dim=8, layer_types=MIXED, mlp_layer_types=SPARSE),
+    "hy_v4": LATENT | ROUTED | INDEX | dict(hc_mult=2),
+    "deepseek_v4": ROUTED | dict(
+        head_dim=16, q_lora_rank=16, qk_rope_head_dim=8, o_groups=2, o_lora_rank=8, hc_mult=2,
+        index_n_heads=4, index_head_dim=8, index_topk=8, num_key_value_heads=1,
+        layer_types=["sliding_attention", "compressed_sparse_attention"] + ["heavily_compressed_attention"] * 2,
+        mlp_layer_types=["hash_moe", "moe", "moe", "moe"],
+    ),
+    "minimax_m3_vl_text": LOCAL | dict(
+        head_dim=8, dense_intermediate_size=48, shared_intermediate_size=24, mlp_layer_types=SPARSE,
     ),
     "minimax": LOCAL | dict(head_dim=8, block_size=8),
     "gpt_neox": {},
