@@ -33,7 +33,7 @@ class Known:
     config: Callable[[Fields], dict[str, Any]] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     when: Callable[[Fields], bool] | None = None
-    said: str = ""
+    said: str | Callable[[Fields], str] = ""
 
 
 def _window(model: Fields) -> int | None:
@@ -190,6 +190,15 @@ def _glm5(model: Fields) -> dict[str, Any]:
     return found
 
 
+def _glm5_said(model: Fields) -> str:
+    if model.get("dsa_indexer_rope_interleaved"):
+        return ""
+    return (
+        "its indexer was trained with rotation by halves, which config.json says to vLLM; transformers 5.23 "
+        "rotates pairs whatever it says, and looks at other positions"
+    )
+
+
 # Config's key -> the provider's field (falcon_h1/falconh1_provider.py).
 _FALCON_H1: Final = {
     "vocab_size": "vocab_size",
@@ -310,7 +319,7 @@ KNOWN: Final[tuple[tuple[re.Pattern[str], Known], ...]] = tuple(
         ),
         (
             r"MLAModelProvider|GLM5ModelProvider",
-            Known("glm_moe_dsa", _glm5, {"dsa_indexer_rope_interleaved": True}, _is_glm5),
+            Known("glm_moe_dsa", _glm5, {"dsa_indexer_rope_interleaved": True}, _is_glm5, _glm5_said),
         ),
         (r"exaone4_layer_spec", Known("exaone4", _exaone4)),
         (r"olmoe_layer_spec", Known("olmoe", arguments={"moe_router_load_balancing_type": None})),

@@ -43,6 +43,9 @@ def _converted(saved: Path, out: Path, name: str, **more: Any) -> None:
         "v2_qwen3_next_gg_ep2",  # gated delta nets as the model has them, their norm too
         "mm_qwen25vl_tp2pp2",  # two stacks of layers, numbered apart
         "fsdp2_qwen3_moe_grouped2d",  # experts in two axes
+        "v2_longcat_tp2pp2ep2",  # two attentions in a layer, names with numbers of their own
+        "v2_dsv4_mtp_gg_etp1_pp2ep2",  # hyper-connections, a compressed past, experts chosen by hash
+        "v2_plm_tp1pp1",  # latent attention, no gate
     ],
 )
 def test_the_files_say_all(saved: Path, tmp_path: Path, name: str) -> None:
@@ -71,3 +74,14 @@ def test_gated_delta_nets_are_not_cut_over_ranks(saved: Path) -> None:
     hf = saved / "v2_qwen3_next_gg_ep2" / "hf"
     with pytest.raises(PlanError, match="gated delta nets"):
         ckptconv.plan(hf, to="megatron", dialect="mindspeed", tp=2)
+
+
+@pytest.mark.parametrize("name", ["v2_longcat_tp2pp2ep2", "v2_dsv4_mtp_gg_etp1_pp2ep2"])
+def test_the_very_ranks_come_back(saved: Path, tmp_path: Path, name: str) -> None:
+    case = saved / name
+    ckptconv.convert(case / "hf", tmp_path / "run", to="megatron", like=str(case / "shards"))
+    for path in (case / "shards").rglob("*.pt"):
+        wanted = torch.load(path, weights_only=False)["model"]
+        found = torch.load(tmp_path / "run" / path.relative_to(case / "shards"), weights_only=False)["model"]
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[n], wanted[n]) for n in found if wanted[n] is not None)

@@ -93,8 +93,8 @@ def _read(model: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str]:
         arguments = completed(known, model, arguments)
         if left := _left(known.model_type, arguments):
             return _named(model), f"{path.name} is of a {known.model_type}, but {'; '.join(left)}"
-    said = f"; {known.said}" if known is not None and known.said else ""
-    return arguments, f"the model is what {path.name} says{said}"
+    more = "" if known is None else known.said(model) if callable(known.said) else known.said
+    return arguments, f"the model is what {path.name} says" + (f"; {more}" if more else "")
 
 
 def _named(model: Mapping[str, Any]) -> dict[str, Any]:
