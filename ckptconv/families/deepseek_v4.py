@@ -170,7 +170,7 @@ def _shapes(kind: str) -> dict[str, str]:
 FAMILY = Family(
     name="deepseek_v4",
     model_types=("deepseek_v4",),
-    entries=(*_RELEASED, *_SAVED, one("head", "head.weight")),
+    entries=(*_RELEASED, *_SAVED, one("head", "head.weight", when="!tie_word_embeddings")),
     flags={"tie_word_embeddings": False},
     sizes=_sizes,
     kinds=_kinds,

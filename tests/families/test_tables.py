@@ -44,6 +44,10 @@ NEMOTRON: Config = STATE | dict(
 KDA: Config = MANY | dict(
     linear_num_heads=2, linear_head_dim=3, linear_conv_kernel_dim=4, num_shared_experts=1, q_lora_rank=None
 )
+V4: Config = dict(
+    head_dim=4, q_lora_rank=6, num_key_value_heads=1, num_experts_per_tok=2, hc_mult=2, o_groups=2,
+    o_lora_rank=3,
+)  # fmt: skip
 CHATGLM: Config = dict(
     padded_vocab_size=11, hidden_size=16, ffn_hidden_size=12, num_layers=2, num_attention_heads=4,
     kv_channels=4, multi_query_attention=True, multi_query_group_num=2, add_qkv_bias=True,
@@ -104,6 +108,38 @@ CONFIGS: list[tuple[str, Config]] = [
     ("lfm2_moe", BASE | MANY | dict(layer_types=["conv", "full_attention", "conv"], num_dense_layers=1)),
     ("minimax", BASE | dict(layer_types=["full_attention", *["linear_attention"] * 2], num_local_experts=3)),
     ("bailing_hybrid", BASE | LATENT | KDA | dict(first_k_dense_replace=1, layer_group_size=2)),
+    ("lfm3", BASE | dict(layer_types=["conv", "full_attention", "conv"], conv_bias=True, head_dim=4)),
+    ("kimi_linear", BASE | LATENT | KDA | dict(
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        mlp_layer_types=["dense", "sparse", "sparse"],
+    )),
+    ("kimi_linear", BASE | LATENT | dict(
+        q_lora_rank=None, num_experts=3, num_shared_experts=1, moe_intermediate_size=5,
+        first_k_dense_replace=1,
+        linear_attn_config=dict(num_heads=2, head_dim=3, short_conv_kernel_size=4, full_attn_layers=[2]),
+    )),
+    ("mimo_v2_flash", BASE | ROUTED | dict(
+        head_dim=6, v_head_dim=4, layer_types=["full_attention", "sliding_attention", "full_attention"],
+        mlp_layer_types=["dense", "sparse", "sparse"],
+    )),
+    ("hy_v4", BASE | LATENT | ROUTED | INDEX | dict(hc_mult=2)),
+    ("deepseek_v4", BASE | ROUTED | INDEX | V4 | dict(
+        layer_types=["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+        compress_rates=dict(compressed_sparse_attention=4, heavily_compressed_attention=128),
+        mlp_layer_types=["hash_moe", "moe", "moe"],
+    )),
+    ("deepseek_v4", BASE | ROUTED | INDEX | V4 | dict(
+        compress_ratios=[0, 4, 128, 0], num_hash_layers=1, num_nextn_predict_layers=1,
+    )),
+    ("longcat_flash", LATENT | dict(
+        vocab_size=11, hidden_size=16, num_layers=2, num_attention_heads=4, ffn_hidden_size=12,
+        expert_ffn_hidden_size=5, n_routed_experts=3, zero_expert_num=2,
+    )),
+    ("minimax_m3_vl_text", BASE | dict(
+        num_local_experts=3, dense_intermediate_size=9, shared_intermediate_size=7,
+        mlp_layer_types=["dense", "sparse", "sparse"],
+    )),
+    ("plm", BASE | LATENT | dict(q_lora_rank=None)),
     ("mimo", BASE | dict(num_nextn_predict_layers=2)),
     ("axk1", BASE | LATENT | ROUTED),
     ("afmoe", BASE | MANY | dict(num_dense_layers=1, num_shared_experts=2)),
