@@ -171,6 +171,7 @@ FAMILY = Family(
     name="deepseek_v4",
     model_types=("deepseek_v4",),
     entries=(*_RELEASED, *_SAVED, one("head", "head.weight", when="!tie_word_embeddings")),
+    ignored=(r"head\.weight",),
     flags={"tie_word_embeddings": False},
     sizes=_sizes,
     kinds=_kinds,

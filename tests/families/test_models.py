@@ -153,7 +153,8 @@ MODELS: dict[str, Fields] = {
     "deepseek_v4": ROUTED | dict(
         head_dim=16, q_lora_rank=16, qk_rope_head_dim=8, o_groups=2, o_lora_rank=8, hc_mult=2,
         index_n_heads=4, index_head_dim=8, index_topk=8, num_key_value_heads=1,
-        layer_types=["sliding_attention", "compressed_sparse_attention", *["heavily_compressed_attention"] * 2],
+        layer_types=["sliding_attention", "compressed_sparse_attention",
+                     *["heavily_compressed_attention"] * 2],
         mlp_layer_types=["hash_moe", "moe", "moe", "moe"],
     ),
     "minimax_m3_vl_text": LOCAL | dict(
