@@ -84,10 +84,26 @@ class Table:
             for kind, _, rest in [slot.partition(".*.")]
             for end in ("", ".bias")
         ]
-        # One that passes through, or is of a size this family has.
-        fitting = {p.name: p for p in self.parts if p.table is None or p.name in sizes.parts}
-        parts = tuple(p if p.table is not None else fitting.get(p.name, p) for p in sizes.beside)
+        parts = tuple(
+            part
+            for own in sizes.beside
+            if (part := own if own.table is not None else self._part_for(own, sizes)) is not None
+        )
         return replace(self, entries=(*self.entries, *added), parts=parts)
+
+    def _part_for(self, own: Part, sizes: Sizes) -> Part | None:
+        """Return a framework's table for a family's part; the part as it is where there is none for it.
+
+        None if the framework's has no place for all of it, and the names it has itself are known.
+        """
+        theirs = next((p for p in self.parts if p.name == own.name), None)
+        if theirs is None or (theirs.table is not None and own.name not in sizes.parts):
+            return own
+        kept = next((p.table for p in sizes.beside if p.name == own.name and p.table is not None), None)
+        if theirs.table is None or kept is None:
+            return theirs
+        places = {s for e in theirs.table.entries for s in e.slots}
+        return theirs if places.issuperset(s for e in kept.entries for s in e.slots) else None
 
     def saying(self, word: str, layers: Iterable[str]) -> Table:
         """Return a table with a word that holds of some layers beside those it has."""
