@@ -138,7 +138,7 @@ def test_a_task_that_kills_every_worker_ends_the_run_which_resumes(
 
     with pytest.raises(ClusterError, match="2 times") as caught:
         api.convert(big, out, engine="ray", listen=listen, **FIELDS)
-    assert "--resume" in str(caught.value)
+    assert "resume=True" in str(caught.value)
     assert final_names(out) == []
     done = [p.name for p in out.glob("*.part")]
     assert 0 < len(done) < FILES

@@ -114,7 +114,7 @@ def test_a_run_that_ends_early_is_resumed(
         if isinstance(event, FileDone):
             (cluster.control / "deadly").touch()
 
-    with pytest.raises(ClusterError, match="--resume"):
+    with pytest.raises(ClusterError, match="resume=True"):
         api.convert(source / "model.pt", url, listen=listen, **more)
     assert s3.found("out") == [JOURNAL]
     entries = [json.loads(line) for line in stored(s3)[JOURNAL].splitlines()]

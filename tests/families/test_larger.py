@@ -27,6 +27,10 @@ SEEN: Fields = dict(
     depth=2, hidden_size=16, num_heads=2, intermediate_size=24, patch_size=4, out_hidden_size=32,
     num_position_embeddings=16, deepstack_visual_indexes=[0, 1],
 )  # fmt: skip
+WINDOWS: Fields = dict(
+    depth=2, hidden_size=16, num_heads=2, intermediate_size=24, patch_size=4, out_hidden_size=32,
+    fullatt_block_indexes=[1], window_size=16,
+)  # fmt: skip
 TOWER: Fields = dict(
     model_type="clip_vision_model", hidden_size=16, intermediate_size=24, num_hidden_layers=2,
     num_attention_heads=2, image_size=16, patch_size=8, projection_dim=16,
@@ -36,6 +40,7 @@ MODELS: dict[str, Fields] = {
     "qwen3_vl": dict(text_config=TEXT, vision_config=SEEN),
     "qwen3_vl_moe": dict(text_config=TEXT | EXPERTS, vision_config=SEEN),
     "qwen3_5": dict(text_config=TEXT | DELTA, vision_config=SEEN),
+    "qwen2_5_vl": dict(text_config=dict(TEXT, head_dim=8), vision_config=WINDOWS),
     "llava": dict(text_config=dict(TEXT, model_type="mistral"), vision_config=TOWER),
 }
 LAYOUTS = (["--tp", "2"], ["--pp", "2", "--vpp", "2"])
