@@ -35,3 +35,15 @@ DEEPSEEK_VL = around_any("deepseek_vl", parts=passing("model.vision_model.", "mo
 _CONNECTED = passing("model.vision_model.", "model.connector.")
 IDEFICS3 = around_any("idefics3", parts=_CONNECTED, body="model.text_model.")
 SMOLVLM = around_any("smolvlm", parts=_CONNECTED, body="model.text_model.")
+IDEFICS2 = around_any("idefics2", parts=_CONNECTED, body="model.text_model.")
+OVIS2 = around_any("ovis2", parts=passing("model.vision_tower.", "model.visual_embeddings_table."))
+MINICPMV4_6 = around_any("minicpmv4_6", parts=passing("model.vision_tower.", "model.merger."))
+GEMMA4 = around_any(
+    "gemma4",
+    parts=passing("model.vision_tower.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio."),
+)
+
+# Models that hear.
+_HEARING = passing("audio_tower.", "multi_modal_projector.")
+QWEN2_AUDIO = _whole("qwen2_audio", *_HEARING)
+VOXTRAL = _whole("voxtral", *_HEARING)

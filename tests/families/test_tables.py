@@ -122,6 +122,7 @@ CONFIGS: list[tuple[str, Config]] = [
         head_dim=6, v_head_dim=4, layer_types=["full_attention", "sliding_attention", "full_attention"],
         mlp_layer_types=["dense", "sparse", "sparse"],
     )),
+    ("mistral4", BASE | LATENT | ROUTED),
     ("hy_v4", BASE | LATENT | ROUTED | INDEX | dict(hc_mult=2)),
     ("deepseek_v4", BASE | ROUTED | INDEX | V4 | dict(
         layer_types=["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
