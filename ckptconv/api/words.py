@@ -21,6 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _FLAG = re.compile(r"--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?: ([\w.:'*/,-]*[\w'*/]))?")
+_QUOTED = re.compile(r"('(?!ckptconv)[a-z]+ [^']*')")
 _CALLS = re.compile(r"\bckptconv (verify-roundtrip|convert|inspect|check|diff|explain|ls|average|push)\b")
 _VALUE = re.compile(r"[\w.:*,/-]*[\d:*/][\w.:*,/-]*|'[^']*'")
 
@@ -45,9 +46,12 @@ def pythonic(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def in_python(text: str) -> str:
-    """Return a text with keywords for flags, ``tp=4`` for ``--tp 4``, and functions for commands."""
-    text = _CALLS.sub(lambda m: f"ckptconv.{m[1].replace('-', '_')}", text)
-    return _FLAG.sub(_keyword, text)
+    """Return a text with keywords for flags, ``tp=4`` for ``--tp 4``, and functions for commands.
+
+    What stands in quotes and is a command of another program stays.
+    """
+    parts = _QUOTED.split(_CALLS.sub(lambda m: f"ckptconv.{m[1].replace('-', '_')}", text))
+    return "".join(part if i % 2 else _FLAG.sub(_keyword, part) for i, part in enumerate(parts))
 
 
 def _keyword(match: re.Match[str]) -> str:

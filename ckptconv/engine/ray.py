@@ -122,7 +122,7 @@ def _unreachable(address: str, error: Exception) -> ClusterError:
     return ClusterError(
         f"cannot connect to a Ray cluster: {reason}",
         where=address,
-        hint="start one with 'ray start --head', give its --address, or try --address local",
+        hint="start one with 'ray start --head', give its --address, or try --address 'local'",
     )
 
 

@@ -77,7 +77,7 @@ class TestFindRun:
         with pytest.raises(UsageError, match="accelerate saved 2 models") as caught:
             find_run(tmp_path)
         assert caught.value.hint is not None
-        assert "--step pytorch_model or --step pytorch_model_1" in caught.value.hint
+        assert "--tag pytorch_model or --tag pytorch_model_1" in caught.value.hint
         for tag in ("pytorch_model", "pytorch_model_1"):
             assert find_run(tmp_path / tag).tag == tmp_path / tag == find_save(tmp_path, tag, READERS).path
 

@@ -83,8 +83,14 @@ def noted(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _as_is(checkpoint: Checkpoint, found: Quantised) -> Checkpoint:
-    note = Note("info", f"{found.text}; written as it is, --dequantize writes values")
-    return replace(checkpoint, quantised=found, notes=(*checkpoint.notes, note))
+    notes = [Note("info", f"{found.text}; written as it is, --dequantize writes values")]
+    if found.method.startswith("modelopt"):
+        text = (
+            "transformers (5.23) does not know ModelOpt's codes, and loads them without their scales: the "
+            "model is for vLLM, SGLang or TensorRT-LLM; --dequantize writes one for transformers"
+        )
+        notes.append(Note("warning", text))
+    return replace(checkpoint, quantised=found, notes=(*checkpoint.notes, *notes))
 
 
 def _says(checkpoint: Checkpoint, config: str | None) -> Says:

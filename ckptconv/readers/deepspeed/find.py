@@ -166,7 +166,7 @@ def find_run(path: Path) -> Run:
         raise UsageError(
             f"accelerate saved {len(models)} models here, each in a tag of its own: {', '.join(models)}",
             where=path,
-            hint="give one of them: " + " or ".join(f"--step {name}" for name in models),
+            hint="give one of them: " + " or ".join(f"--tag {name}" for name in models),
         )
     for pointer in _POINTERS:
         if (path / pointer).is_file():
@@ -179,7 +179,7 @@ def find_run(path: Path) -> Run:
         raise UsageError(
             f"no file 'latest' says which of {len(there)} tags to read",
             where=path,
-            hint="give --step, one of " + ", ".join(t.name for t in there),
+            hint="give --tag, one of " + ", ".join(t.name for t in there),
         )
     raise FormatError("no DeepSpeed checkpoint found", where=path)
 
@@ -192,13 +192,13 @@ def _tag_folder(root: Path, tag: str, source: str) -> Path:
         raise FormatError(
             f"{source} names {tag!r}, which is no folder inside the run",
             where=root,
-            hint=f"give --step; tags here: {there}",
+            hint=f"give --tag; tags here: {there}",
         )
     if not folder.is_dir():
         raise FormatError(
             f"{source} names tag {tag!r}, but there is no such folder",
             where=root,
-            hint=f"the save is not finished, or its folder was deleted; give --step; tags here: {there}",
+            hint=f"the save is not finished, or its folder was deleted; give --tag; tags here: {there}",
         )
     if not is_tag(folder):
         raise PlanError(
