@@ -165,7 +165,7 @@ _FLAGS = """
     attention_output_gate scale_attn_by_inverse_layer_idx apply_residual_connection_post_layernorm
     do_layer_norm_before enable_bias moe_router_enable_expert_bias parallel_attn qk_layernorm use_post_norm
     use_qkv_bias multi_query new_decoder_architecture mamba_conv_bias use_conv_bias use_expert_bias
-    gating
+    gating use_attention_gate use_sandwich_norm
 """
 _TEXTS = """
     model_type hidden_act hidden_activation activation_function topk_method scoring_func rope_type activation

@@ -213,13 +213,17 @@ def _first_names(now: _Under, model: Architecture) -> _Under:
 
 
 def _untied(now: _Under, model: Architecture) -> _Under:
-    """Make tensors of their own of names that a model needs, and that nothing ties to what they share."""
+    """Make tensors of their own of names that a model needs, and that nothing ties to what they share.
+
+    A head that shares the embedding's data is tied, whatever the config says: it will say so.
+    """
     family, config = model.family, model.config
     if not now.aliases or family is None or not family.entries or config is None:
         return now
     tensors = now.relation.right
     needed = wanted(family, config.values, {*tensors, *now.aliases}).required
-    twice = {a: b for a, b in now.aliases.items() if a in needed and b in tensors}
+    tie = family.name_of("head"), family.name_of("embed")
+    twice = {a: b for a, b in now.aliases.items() if a in needed and b in tensors and (a, b) != tie}
     if not twice:
         return now
     steps = [
