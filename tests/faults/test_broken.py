@@ -161,7 +161,7 @@ def test_an_optimizer_file_of_another_run(run: Path, out: Path) -> None:
 def test_latest_names_a_tag_that_is_not_there(run: Path, out: Path) -> None:
     (run / "latest").write_text("global_step900")
     fails(
-        1, "deepspeed-to-hf", run, out, naming=("latest", "global_step900", "--step", "global_step2"), out=out
+        1, "deepspeed-to-hf", run, out, naming=("latest", "global_step900", "--tag", "global_step2"), out=out
     )
 
 
@@ -186,7 +186,7 @@ def test_without_latest_several_tags_need_a_choice(run: Path, out: Path) -> None
     (run / "latest").unlink()
     shutil.copytree(run / "global_step2", run / "global_step10")
     message = fails(
-        2, "deepspeed-to-hf", run, out, naming=("--step", "global_step2", "global_step10"), out=out
+        2, "deepspeed-to-hf", run, out, naming=("--tag", "global_step2", "global_step10"), out=out
     )
     assert "latest" in message
     succeeds("deepspeed-to-hf", run, out, "--tag", "global_step10")

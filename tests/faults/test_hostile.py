@@ -137,7 +137,7 @@ def test_an_index_cannot_reach_outside_its_folder(tmp_path: Path) -> None:
 def test_latest_cannot_reach_outside_the_run(tmp_path: Path, content: str) -> None:
     run = case_run(STAGE_2, tmp_path / "run")
     (run / "latest").write_text(content)
-    fails(1, "deepspeed-to-hf", run, tmp_path / "out", naming=("latest", "--step"), out=tmp_path / "out")
+    fails(1, "deepspeed-to-hf", run, tmp_path / "out", naming=("latest", "--tag"), out=tmp_path / "out")
 
 
 def test_a_tag_cannot_reach_outside_the_run(tmp_path: Path) -> None:
