@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ckptconv.api.ls import Saved, saved
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, UsageError
 from ckptconv.places.places import PathArg, forget, place
 from ckptconv.places.unfinished import JOURNAL
 from ckptconv.readers.registry import READERS
@@ -35,7 +35,12 @@ class Watched:
         self._before: dict[str, Saved] = {}
 
     def ready(self) -> list[Saved]:
-        """Look at the run; return the saves that are ready, oldest first."""
+        """Look at the run; return the saves that are ready, oldest first.
+
+        Raises:
+            UsageError: if several runs could be meant.
+            OSError: if the folder cannot be read.
+        """
         found: list[Saved] = []
         for save in self._look():
             rested = self._before.get(save.name) == save or _rested(save)
@@ -67,8 +72,10 @@ class Watched:
             listed = list_saves(self._path, READERS)
             saves = [s for s in listed.saves if s.name not in self._done and s.path != self._path]
             return [saved(s, listed) for s in saves]
-        except (CkptconvError, OSError):
-            return []  # it is being written
+        except UsageError:  # several runs could be meant
+            raise
+        except (CkptconvError, FileNotFoundError):
+            return []  # it is being written, or not there yet
 
 
 def _rested(save: Saved) -> bool:

@@ -82,11 +82,13 @@ def read_turned(
     """
     down = max(range(len(size)), key=lambda a: (size[a] > 1, stride[a]))
     columns, item = stride[down], out.itemsize
+    if columns < 1 or len(stored.extents) != 1:
+        return False
     rows, row, column = stored.numel // columns, *divmod(offset, columns)
     beside = [a for a, n in enumerate(size) if a != down and n > 1]
     last = column + sum((size[a] - 1) * stride[a] for a in beside)
     band = min(columns, files.memory // 2 // (rows * item))
-    if len(stored.extents) != 1 or stored.numel % columns or last >= columns or band * item < _LINE:
+    if stored.numel % columns or last >= columns or band * item < _LINE:
         return False
     if column // band != last // band:
         axis = max(beside, key=lambda a: stride[a])

@@ -172,7 +172,7 @@ def _distributed(files: _Files, arguments: Mapping[str, Any], options: MegatronO
     common = files.torch(_FOLDER + COMMON) if _FOLDER + COMMON in files.names() else {}
     located = Located(files.path, files.path, backend)
     how = TorchDistOptions(**{n: getattr(options, n) for n in ("tp", "pp", "vpp", "ep", "etp", "weights")})
-    run = (dict(arguments), "the parallel sizes were those of the run")
+    run = (dict(arguments), (Note("info", "the parallel sizes were those of the run"),))
     return opened(located, dcp, common if isinstance(common, dict) else {}, run, how)
 
 

@@ -54,6 +54,8 @@ def _offsets(path: Path, metadata: dict[str, str]) -> dict[str, tuple[int, ...]]
 
 def _open(path: Path, options: NoOptions) -> Checkpoint:
     shards: dict[str, list[tuple[tuple[int, ...], FileTensor]]] = defaultdict(list)
+    copies: dict[str, list[tuple[tuple[int, ...], FileTensor]]] = defaultdict(list)
+    held: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
     graph = GraphBuilder()
     files = _files(path)
     for file in files:
@@ -64,14 +66,18 @@ def _open(path: Path, options: NoOptions) -> Checkpoint:
             begin = offsets.get(name, (0,) * len(tensor.shape))
             if len(begin) != len(tensor.shape):
                 raise FormatError(f"{name} has {len(tensor.shape)} axes, but begins at {begin}", where=file)
-            if (begin, tensor.shape) not in [(b, t.shape) for b, t in shards[name]]:
-                shards[name].append((begin, tensor))
+            again = (name, begin, tensor.shape) in held
+            held.add((name, begin, tensor.shape))
+            (copies if again else shards)[name].append((begin, tensor))
     for name, parts in shards.items():
         first = parts[0][1]
-        if any(t.dtype != first.dtype or len(t.shape) != len(first.shape) for _, t in parts):
+        every = (*parts, *copies[name])
+        if any(t.dtype != first.dtype or len(t.shape) != len(first.shape) for _, t in every):
             raise FormatError(f"the shards of {name} are of several types", where=path)
         shape = tuple(max(b[i] + t.shape[i] for b, t in parts) for i in range(len(first.shape)))
         place(graph, name, shape, first.dtype, parts)
+        for i, copy in enumerate(copies[name], 1):
+            place(graph, name, shape, first.dtype, [copy], replica=f"copy {i}")
     return Checkpoint(
         root=path,
         data=path,

@@ -142,7 +142,7 @@ def opened(
     found: Located,
     dcp: DcpFolder,
     common: Mapping[str, Any],
-    run: tuple[dict[str, Any], str] | None,
+    run: tuple[dict[str, Any], tuple[Note, ...]] | None,
     options: TorchDistOptions,
 ) -> Checkpoint:
     """Return the checkpoint that a distributed save is.
@@ -162,8 +162,8 @@ def opened(
     arguments = arguments if isinstance(arguments, dict) else {}
     notes: list[Note] = []
     if not arguments and run is not None:
-        arguments, text = run
-        notes.append(Note("info", text))
+        arguments, said = run
+        notes += said
     near = _model_of(arguments, notes)
     if set(arguments) == {"hf_path"}:
         arguments = {}

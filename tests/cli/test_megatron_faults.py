@@ -133,7 +133,7 @@ def test_a_tensor_one_rank_lacks(run: Path, out: Path) -> None:
 def test_a_tensor_all_ranks_lack(run: Path, out: Path) -> None:
     for name in (NAMES[1], NAMES[3]):
         change(run, name, lambda r: r["model"].pop("decoder.layers.1.mlp.linear_fc2.weight"))
-    fails(4, "megatron-merge", run, out, out=out, naming=("layers.3.mlp",))
+    fails(4, "megatron-merge", run, out, out=out, naming=("layers.3.mlp.down",))
 
 
 def test_a_number_of_layers_that_is_not_that_of_the_arguments(run: Path, out: Path) -> None:

@@ -8,10 +8,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ckptconv
-from ckptconv.errors import CkptconvError
+from ckptconv.errors import CkptconvError, MismatchError
 from ckptconv.facts.facts import read_facts
 from ckptconv.readers.megatron.run_config import run_arguments
 
@@ -130,7 +130,17 @@ def test_what_a_class_computes_beyond_what_is_known_needs_a_config(
         ckptconv.convert(run, tmp_path / "out")
     assert "config" in (caught.value.hint or "")
     found = run_arguments(file.parent)
-    assert found is not None and said in found[1]
+    assert found is not None and any(said in note.text for note in found[1])
+
+
+def test_a_shard_that_is_there_twice_is_compared(tmp_path: Path) -> None:
+    info = {"DCP_SHARDING_INFO": json.dumps({"w": {"saved_offsets": [0, 0]}})}
+    for name, value in (("a", 1.0), ("b", 1.0)):
+        save_file({"w": torch.full((2, 3), value)}, tmp_path / f"{name}.safetensors", info)
+    assert ckptconv.open(tmp_path).read("w").tolist() == [[1.0] * 3] * 2
+    save_file({"w": torch.full((2, 3), 2.0)}, tmp_path / "b.safetensors", info)
+    with pytest.raises(MismatchError):
+        ckptconv.open(tmp_path).read("w")
 
 
 def test_one_of_two_ranks_is_refused(saved: Path, tmp_path: Path) -> None:

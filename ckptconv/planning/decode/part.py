@@ -11,7 +11,7 @@ from ckptconv.errors import PlanError
 from ckptconv.planning.decode.says import Says
 from ckptconv.relations import Spec
 
-__all__ = ["COPY", "Given", "Part", "matrix", "refuse", "scale_matrix"]
+__all__ = ["COPY", "Given", "Part", "matrix", "refuse"]
 
 COPY = "copy every file of the quantised model; codes without their scales are no weights"
 
@@ -87,8 +87,3 @@ def refuse(name: str, spec: Spec, wanted: object) -> PlanError:
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     """See a tensor as the rows of its last axis."""
     return prod(shape[:-1]), shape[-1] if shape else 1
-
-
-def scale_matrix(spec: Spec) -> tuple[int, int]:
-    """See a tensor of scales as a matrix: one scale is 1 x 1, one axis is a column."""
-    return (spec.numel, 1) if len(spec.shape) < 2 else matrix(spec.shape)

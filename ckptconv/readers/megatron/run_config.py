@@ -19,6 +19,7 @@ from ckptconv.families import find_family
 from ckptconv.families.config import against
 from ckptconv.families.template import Template
 from ckptconv.places.yamlfile import read_yaml
+from ckptconv.plans.checkpoint import Note
 
 __all__ = ["run_arguments"]
 
@@ -53,7 +54,7 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
+def run_arguments(folder: Path) -> tuple[dict[str, Any], tuple[Note, ...]] | None:
     """Return a run's settings under the names of Megatron's arguments, and what to say of them.
 
     None without such a file. Where a class computes what neither its fields nor `ckptconv.facts.providers`
@@ -80,21 +81,24 @@ def run_arguments(folder: Path) -> tuple[dict[str, Any], str] | None:
     return None
 
 
-def _read(model: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+def _read(model: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], tuple[Note, ...]]:
     """Return what a model's node says, if it and what is known of its class say all that is computed."""
     whose, layer = _name(model), _name(model.get("transformer_layer_spec"))
     known = known_class((whose, layer), model)
     if known is None and _SAYS_ALL.fullmatch(whose) is None:
         of = whose or "class without a name"
-        return _named(model), f"{path.name} is of a {of}, whose fields do not say all that it computes"
+        text = f"{path.name} is of a {of}, whose fields do not say all that it computes"
+        return _named(model), (Note("info", text),)
     model = {**_DEFAULTS.get(whose, {}), **_scaled_rotary(whose), **model}
     arguments = _arguments(model)
     if known is not None:
         arguments = completed(known, model, arguments)
         if left := _left(known.model_type, arguments):
-            return _named(model), f"{path.name} is of a {known.model_type}, but {'; '.join(left)}"
+            text = f"{path.name} is of a {known.model_type}, but {'; '.join(left)}"
+            return _named(model), (Note("info", text),)
     more = "" if known is None else known.said(model) if callable(known.said) else known.said
-    return arguments, f"the model is what {path.name} says" + (f"; {more}" if more else "")
+    notes = (Note("info", f"the model is what {path.name} says"),)
+    return arguments, (*notes, Note("warning", more)) if more else notes
 
 
 def _named(model: Mapping[str, Any]) -> dict[str, Any]:
