@@ -86,7 +86,8 @@ def finished(plan: Plan, folder: Path, options: Options, tell: Listener) -> Repo
     for file in plan.files:
         if not is_whole(folder / file.name, file.layout, entries.done[file.name]):
             raise _other(folder, f"{file.name} holds other values")
-    return Report(str(folder), entries.done, plan.bytes_out, plan.bytes_out, ledger.overflows)
+    files = {f.name: entries.done[f.name] for f in plan.files}  # in the plan's order, not as threads ended
+    return Report(str(folder), files, plan.bytes_out, plan.bytes_out, ledger.overflows)
 
 
 def _other(folder: Path, why: str) -> OutputError:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import ckptconv as api
+from ckptconv.engine import finished
+from ckptconv.engine.local import run_locally
 from ckptconv.errors import UsageError
+from ckptconv.plans.plan import Plan
 from running import DEMO, ckptconv, contents, fails, loaded, succeeds
 
 NET = {"a.weight": torch.ones(2, 3), "a.bias": torch.ones(3), "b.weight": torch.ones(3, 3)}
@@ -82,6 +87,21 @@ def test_a_finished_run_is_resumed_by_doing_nothing(source: Path, out: Path, fla
     report = json.loads(succeeds("convert", source, out, *FLAGS, *flags, "--resume", "--json").out)
     assert report["files"] == first["files"] and report["resumed_bytes"] == report["bytes"]
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
+
+
+def test_files_are_reported_in_the_order_of_the_plan_whichever_ends_first(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*FLAGS, "--max-shard-size", "20B", "--workers", "1")
+    first = json.loads(succeeds("convert", source, out, *flags, "--json").out)
+    assert len(first["files"]) > 1
+
+    def backwards(plan: Plan, numbers: Iterable[int], *rest: Any) -> None:
+        run_locally(plan, [*numbers][::-1], *rest)
+
+    monkeypatch.setattr(finished, "run_locally", backwards)
+    again = json.loads(succeeds("convert", source, out, *flags, "--resume", "--json").out)
+    assert again["files"] == first["files"]
 
 
 def test_a_finished_run_with_assets_and_a_certificate(out: Path) -> None:
