@@ -53,7 +53,7 @@ def carry_out(
         emit: Takes what is to be printed as JSON.
     """
     from ckptconv.cli import render
-    from ckptconv.cli.console import notes
+    from ckptconv.cli.console import keep_notes
     from ckptconv.cli.progress import follow
     from ckptconv.engine import run as engine
 
@@ -63,11 +63,11 @@ def carry_out(
         emit(made.to_dict()) if json else render.plan(made, how)
         return
     if not (quiet or json):
-        notes(made.notes)
+        keep_notes(made.notes)
     with follow(f"{label}writing", quiet=quiet or json) as watch:
         report = engine.run(made, out, how, watch.listen, keep_journal=verify)
     if not json and not quiet:
-        render.done(made, report, watch.seconds)
+        render.done(made, report, watch.seconds, last=not verify)
     more = {}
     if verify:
         here = how if how.engine == "local" else Options(workers=0, max_memory=how.max_memory)

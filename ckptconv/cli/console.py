@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ckptconv.cli.clean import escape
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["forget_notes", "new_table", "notes", "plural", "remarks", "results", "size"]
+__all__ = ["forget_notes", "keep_notes", "new_table", "notes", "plural", "remarks", "results", "size"]
 
 _UNFOLDED: Final = 100_000  # columns
 _said: set[tuple[str, str]] = set()
+_kept: list[tuple[str, str]] = []
 _LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
 
 
@@ -43,6 +44,7 @@ def _console(stream: TextIO) -> Console:
 def forget_notes() -> None:
     """Begin a run of the command line: no note has been printed yet."""
     _said.clear()
+    _kept.clear()
 
 
 def plural(count: int, noun: str) -> str:
@@ -62,9 +64,21 @@ def new_table(*columns: str, right: tuple[str, ...] = (), title: str | None = No
     return made
 
 
-def notes(found: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
-    """Print notes to stderr, each once in a run of the command line."""
-    fresh = [note for note in dict.fromkeys(found) if note not in _said]
+def keep_notes(found: Iterable[tuple[str, str]]) -> None:
+    """Keep notes for the end: beside the outcome, or after the error, they do not scroll away."""
+    _kept.extend(found)
+
+
+def notes(found: Iterable[tuple[str, str]] = (), *, failed: bool = False) -> None:
+    """Print notes to stderr, those that were kept first, each once in a run of the command line.
+
+    Args:
+        found: Level and text of each.
+        failed: Whether this follows an error, which asks for no news of what went well.
+    """
+    every = dict.fromkeys((*_kept, *found))
+    _kept.clear()
+    fresh = [note for note in every if note not in _said and not (failed and note[0] == "info")]
     if not fresh:
         return
     _said.update(fresh)

@@ -29,7 +29,15 @@ def described(error: BaseException, code: int) -> dict[str, Any]:
 
 
 def tell(error: BaseException, *, as_json: bool) -> int:
-    """Print an error, whatever kind it is of; return the exit code."""
+    """Print an error, whatever kind it is of, and the warnings that belong to it; return the exit code."""
+    from ckptconv.cli.console import notes
+
+    code = _told(error, as_json=as_json)
+    notes(failed=True)
+    return code
+
+
+def _told(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, ModuleNotFoundError) and (known := lacking(error)) is not None:
         error = known
     if isinstance(error, CkptconvError):

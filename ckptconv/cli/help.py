@@ -28,6 +28,11 @@ class HelpCommand(TyperCommand):
         """Whether help shows only what people use."""
         return any(getattr(param, "hidden", False) for param in self.params)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return what follows the command's name: releases of typer mark arguments each in another way."""
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return [self.options_metavar or "", *(_called(p, usage=True) for p in arguments)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then each group of options."""
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -41,10 +46,17 @@ class HelpCommand(TyperCommand):
             panel = kind or getattr(param, "rich_help_panel", None) or _OTHERS
             if self.is_short and not kind:
                 panel = _OTHERS
-            groups.setdefault(panel, []).append((record[0], record[1].replace("  [required]", "")))
+            name = _called(param) if kind else record[0]
+            groups.setdefault(panel, []).append((name, record[1].replace("  [required]", "")))
         others = groups.pop(_OTHERS, [])
         if hidden:
             others.append(("--help-all", f"Show {hidden} more options as well."))
         for title, rows in (*groups.items(), (_OTHERS, others)):
             with formatter.section(title):
                 formatter.write_dl(rows, col_max=26)
+
+
+def _called(argument: Any, *, usage: bool = False) -> str:
+    """Return what help calls an argument; how it is used if it may be left out is in brackets."""
+    name = str(argument.metavar or argument.name)
+    return f"[{name}]" if usage and not argument.required else name

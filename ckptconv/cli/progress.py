@@ -12,11 +12,10 @@ from typing import Any, Final
 from ckptconv.cli.console import notes, remarks, size
 from ckptconv.engine.events import Discarded, Event, Progress, Started
 
-__all__ = ["Follower", "follow", "speed"]
+__all__ = ["Follower", "follow", "speed", "took"]
 
 _EVERY: Final = 10.0  # seconds between two lines of a log, at most
-_OFTEN: Final = 2.0  # seconds between two lines at least, where a tenth is done meanwhile
-_TENTH: Final = 0.1
+_OFTEN: Final = 1.0  # and at least, however soon the next per cent is done
 _NO_TIME: Final = 0.1  # seconds that say nothing about speed
 _SOON: Final = 60  # seconds up to which they are told apart
 
@@ -24,6 +23,11 @@ _SOON: Final = 60  # seconds up to which they are told apart
 def speed(count: float, seconds: float) -> str:
     """Return bytes a second; nothing for what took no time."""
     return "" if seconds < _NO_TIME else f"{size(count / seconds)}/s"
+
+
+def took(seconds: float) -> str:
+    """Return a time in parentheses; nothing for what took none."""
+    return "" if seconds < _NO_TIME else f" ({seconds:.1f} s)"
 
 
 def _left(seconds: float) -> str:
@@ -73,20 +77,20 @@ class _Bar(Follower):
 
 
 class _Log(Follower):
-    """Print a line every ten seconds, or for every tenth that takes longer than two."""
+    """Print a line for every per cent, at most one a second, and at least one every ten seconds."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
         self._what = what
         self._lock = threading.Lock()
         self._total = self._done = self._resumed = 0
-        self._said = (self._start, 0.0)
+        self._said = (self._start, 0)
 
     def listen(self, event: Event) -> None:
         if isinstance(event, Started):
             self._total, self._done, self._resumed = event.total, event.resumed, event.resumed
             self._start = time.perf_counter()
-            self._said = (self._start, self._share)
+            self._said = (self._start, self._percent)
         elif isinstance(event, Progress):
             with self._lock:
                 self._done += event.count
@@ -95,21 +99,21 @@ class _Log(Follower):
             super().listen(event)
 
     @property
-    def _share(self) -> float:
-        return self._done / self._total if self._total else 1.0
+    def _percent(self) -> int:
+        return 100 * self._done // self._total if self._total else 100
 
     def _say(self) -> None:
         now = time.perf_counter()
-        when, share = self._said
-        tenth = self._share - share >= _TENTH and now - when >= _OFTEN
-        if self._done >= self._total or not (tenth or now - when >= _EVERY):
+        when, percent = self._said
+        more = self._percent > percent and now - when >= _OFTEN
+        if self._done >= self._total or not (more or now - when >= _EVERY):
             return
-        self._said = (now, self._share)
+        self._said = (now, self._percent)
         fresh = self._done - self._resumed
         seconds = now - self._start
         left = (self._total - self._done) * seconds / max(fresh, 1)
         remarks().print(
-            f"{self._what}: {self._share:.0%}, {size(self._done)} of {size(self._total)}, "
+            f"{self._what}: {self._percent}%, {size(self._done)} of {size(self._total)}, "
             f"{speed(fresh, seconds)}, {_left(left)}"
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 from ckptconv.api.architectures import Architectures
 from ckptconv.api.model import Model
 from ckptconv.cli.clean import escape
-from ckptconv.cli.console import new_table, notes, plural, results, size
+from ckptconv.cli.console import keep_notes, new_table, notes, plural, results, size
 from ckptconv.cli.progress import speed
 from ckptconv.dtypes import dtype
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
@@ -209,8 +209,8 @@ def result(made: Plan, report: Report, seconds: float) -> dict[str, Any]:
     }
 
 
-def done(made: Plan, report: Report, seconds: float) -> None:
-    """Print what was written."""
+def done(made: Plan, report: Report, seconds: float, *, last: bool) -> None:
+    """Print what was written; with the notes if nothing follows that prints them."""
     console = results()
     tensors = sum(len(f.layout.tensors) for f in made.files)
     kinds = Counter(s.kind for s in made.steps)
@@ -223,10 +223,13 @@ def done(made: Plan, report: Report, seconds: float) -> None:
     if report.overflows:
         into = sorted({chain[-1].name for chain in made.casts.values()})
         which = " or ".join(into) or "the dtype written"
-        notes((("warning", f"{report.overflows:,} values are too large for {which} and became infinite"),))
+        text = f"{report.overflows:,} values are too large for {which} and became infinite"
+        keep_notes((("warning", text),))
     if report.removed:
         text = f"removed what loaders would have read of the old model: {', '.join(report.removed)}"
-        notes((("info", text),))
+        keep_notes((("info", text),))
+    if last:
+        notes()
     rate = speed(report.bytes_out - report.resumed, seconds)
     how = f"{seconds:.1f} s" + (f" ({rate})" if rate and report.resumed < report.bytes_out else "")
     if report.bytes_out and report.resumed == report.bytes_out:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptconv.cli import render
 from ckptconv.cli.clean import escape
 from ckptconv.cli.console import new_table, notes, plural, results, size
-from ckptconv.cli.progress import speed
+from ckptconv.cli.progress import speed, took
 from ckptconv.errors import CkptconvError
 from ckptconv.verify.certificate import NAME, Checked
 from ckptconv.verify.result import Mismatch, Result
@@ -59,12 +59,12 @@ def _rows(found: Result, certified: bool) -> dict[str, str]:
     proof = found.proof
     inverse = "there and back is the identity" if proof.complete else "refuted"
     if proof.one_way:
-        inverse += f"; no inverse, computed again: {', '.join(proof.one_way)}"
+        inverse += f"; without an inverse, so computed again: {', '.join(proof.one_way)}"
     rate = speed(found.bytes, found.seconds)
     rows = {
         "source": found.source,
         "output": found.out or "",
-        "proof": f"{proof.pairs:,} boxes, {inverse} ({proof.seconds:.2f} s)",
+        "proof": f"{proof.pairs:,} boxes, {inverse}{took(proof.seconds)}",
         "compared" if found.out else "read": f"{plural(found.tensors, 'tensor')}, {size(found.bytes)}",
         "replicas": f"{found.replicas}, {size(found.replica_bytes)}" if found.replicas else "",
         "casts": "; ".join(found.casts),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from typing import Any, TextIO
 from ckptconv.cli.clean import clean_lines
 
 __all__ = ["Stream", "own", "standard_streams"]
+
+_PADDING = re.compile(r" +(?=\n)")  # of tables: for eyes alone
 
 
 class Stream(io.TextIOBase):
@@ -62,6 +65,8 @@ class Stream(io.TextIOBase):
     def write(self, text: str) -> int:
         if self._parent is None or not self.isatty():
             shown = clean_lines(text, colours=self.isatty())
+            if " \n" in shown:
+                shown = _PADDING.sub("", shown)
         else:
             shown = text
         self._do(lambda file: file.write(_encodable(shown, self.encoding)), needed=bool(text))

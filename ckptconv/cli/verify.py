@@ -54,7 +54,7 @@ def _verify_roundtrip(
         Optional[Path],  # noqa: UP045  (typer reads these annotations on Python 3.10 too)
         typer.Argument(
             readable=False,
-            metavar="[HF]",
+            metavar="HF",
             help="What SRC was converted to, in any format.",
             show_default=False,
         ),

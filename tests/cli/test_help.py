@@ -56,3 +56,15 @@ def test_examples_can_be_pasted(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert words[0] == "ckptconv" and words[1] in NAMES, example
         command = get_command(build(words[1])).commands[words[1]]  # type: ignore[attr-defined]
         command.make_context(words[1], words[2:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_are_called_as_in_the_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = lines(monkeypatch, 80, name, "--help")
+    usage = shown[0].removeprefix(f"Usage: ckptconv {name} [OPTIONS]").split()
+    assert all(re.fullmatch(r"[A-Z/_]+|\.\.\.|\[[A-Z]+\]", word) for word in usage), shown[0]
+    if usage:
+        listed = shown[shown.index("Arguments:") + 1 : shown.index("Options:") - 1]
+        called = [line.strip() for line in listed if re.match(r"  \S", line)]
+        assert all(any(line.startswith(word.strip("[]")) for line in called) for word in usage[:1])
+        assert not any("<" in line for line in listed), listed

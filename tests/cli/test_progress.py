@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
 import select
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from safetensors.torch import save_file
 from ckptconv.cli import progress
 from ckptconv.cli.console import forget_notes, new_table, notes
 from ckptconv.engine.events import Progress, Started
-from running import ckptconv, start, succeeds
+from running import DEMO, ROOT, ckptconv, command, start, succeeds
 
 FLAGS = ("--to", "hf", "--no-assets", "--max-memory", "1MiB", "--workers", "1")
 
@@ -36,7 +39,7 @@ def test_a_log_gets_lines(source: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(progress, "_OFTEN", 0)
     shown = succeeds("convert", source, tmp_path / "out", *FLAGS, "--verify").err
     lines = [line for line in shown.splitlines() if "%" in line]
-    assert 5 <= len(lines) <= 25
+    assert 5 <= len(lines) <= 200
     assert all(re.match(r"(writing|comparing): \d+%, .* of 33.6 MB, .*left$", line) for line in lines), lines
     assert ckptconv("convert", source, tmp_path / "q", *FLAGS, "--quiet").err == ""
 
@@ -54,6 +57,65 @@ def test_a_line_every_ten_seconds(
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == 10
     assert shown[0] == "step-5: writing: 1%, 10 B of 1 KB, 1 B/s, 16 min left"
+
+
+def test_a_line_for_each_per_cent_but_not_every_moment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ckptconv.cli.progress.time.perf_counter", lambda: now[0])
+    for pause, lines in ((2.0, 99), (0.1, 9), (0.01, 0)):  # seconds a per cent
+        with progress.follow("writing", quiet=False) as follower:
+            follower.listen(Started(10**9, 0))
+            for _ in range(1000):
+                now[0] += pause / 10
+                follower.listen(Progress(10**6))
+        shown = capsys.readouterr().err.splitlines()
+        assert abs(len(shown) - lines) <= 1, (pause, len(shown))
+        percents = [int(line.split()[1].rstrip("%,")) for line in shown]
+        assert percents == sorted(set(percents))
+
+
+@pytest.fixture
+def untied(tmp_path: Path) -> Path:
+    """Return a run whose config ties a head that was trained apart: a conversion warns of it."""
+    run = tmp_path / "run"
+    shutil.copytree(DEMO, run)
+    for path in (run, *run.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    return run
+
+
+def _lines(*arguments: object) -> list[str]:
+    """Return what stdout and stderr get together, as a terminal or a job's log shows it."""
+    shown = subprocess.run(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    return shown.stdout.decode().splitlines()
+
+
+def test_warnings_stand_beside_the_outcome_once(untied: Path, tmp_path: Path) -> None:
+    plain = _lines("deepspeed-to-hf", untied, tmp_path / "out")
+    assert plain[-1].startswith("done ") and plain[-2].startswith("warning: ")
+    assert sum("warning: " in line for line in plain) == 1
+    verified = _lines("convert", untied, tmp_path / "out2", "--to", "hf", "--verify")
+    assert verified[-1].startswith("verified:") and verified[-2] == plain[-2]
+    assert sum("warning: " in line for line in verified) == 1
+    assert _lines("deepspeed-to-hf", untied, tmp_path / "out3", "--quiet", "--verify") == []
+    assert all(
+        line[0] == " " or line in "{}"
+        for line in _lines("deepspeed-to-hf", untied, tmp_path / "out4", "--json")
+    )
+    each = _lines("convert", untied.parent, tmp_path / "out5", "--to", "hf", "--steps", "all")
+    assert [line.split(":")[0].split()[0] for line in each][-2:] == ["warning", "done"]
+
+
+def test_warnings_follow_the_error_they_belong_to(untied: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.safetensors").write_bytes(b"x")
+    shown = _lines("deepspeed-to-hf", untied, tmp_path / "out")
+    assert shown[0].startswith("error: ") and shown[-1].startswith("warning: "), shown
+    assert not any(line.startswith("info") for line in shown)
 
 
 def test_a_terminal_gets_a_bar(source: Path, tmp_path: Path) -> None:
