@@ -25,13 +25,14 @@ from ckptconv.plans.options import made
 from ckptconv.plans.plan import Plan
 from ckptconv.plans.request import Request
 from ckptconv.readers.reader import options_of
-from ckptconv.readers.registry import find_reader, open_checkpoint
+from ckptconv.readers.registry import READERS, find_reader, open_checkpoint
+from ckptconv.readers.saves import has_steps
 from ckptconv.relations.terms import operands
 from ckptconv.slots import Entry
 from ckptconv.verify.diff import compare
 from ckptconv.verify.outcome import Diff, Same
 
-__all__ = ["View", "as_opened", "diff", "under_hf_names"]
+__all__ = ["View", "as_opened", "diff", "steps_of", "under_hf_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,8 @@ def diff(
     config: str | None = None,
     family: str | None = None,
     weights: Weights | None = None,
+    step: str | int | None = None,
+    step_b: str | int | None = None,
     vocab_size: int | None = None,
     tensors: Sequence[str] = (),
     drop: Sequence[str] = (),
@@ -122,6 +125,8 @@ def diff(
         config: Folder or hub id of config.json, for both. By default that of each, else the other's.
         family: The architecture's table, for both.
         weights: fp32 masters or the 16-bit weights, where a checkpoint has both.
+        step: The save to read of each side that is a run, not its newest.
+        step_b: The save of B, where it is another.
         vocab_size: True rows of the vocabulary, where config and arguments do not say them.
         tensors: Glob patterns of the tensors to compare; all by default.
         drop: Glob patterns of tensors to leave out, by the names of either side.
@@ -133,7 +138,7 @@ def diff(
         progress: Show a bar.
 
     Raises:
-        UsageError: if a tolerance is negative, or no tensor matches.
+        UsageError: if a tolerance is negative, no tensor matches, or there is no such step.
         PlanError: if a checkpoint cannot be brought to Hugging Face's names.
         CkptconvError: if one cannot be read.
     """
@@ -142,7 +147,8 @@ def diff(
         raise UsageError("a tolerance is a number from 0 on", hint="give --atol and --rtol such as 1e-6")
     asked = {"config": config, "family": family, "vocab_size": vocab_size, "drop": drop}
     options = request_of({n: v for n, v in asked.items() if v})
-    one, two, said = _values(*_open((place(a), place(b)), about_source({"weights": weights})))
+    steps = steps_of(a, b, step, step_b)
+    one, two, said = _values(*_open((place(a), place(b)), steps, about_source({"weights": weights})))
     left, right, notes = _together(one, two, options)
     notes = [*said, *notes]
     same, only_a, only_b = _match(left, right)
@@ -163,8 +169,8 @@ def diff(
     ]
     return replace(
         found,
-        a=str(place(a)),
-        b=str(place(b)),
+        a=str(place(a) if steps[0] is None else one.data),
+        b=str(place(b) if steps[1] is None else two.data),
         only_a={n: left.plan.relation.right[n] for n in only_a},
         only_b={n: right.plan.relation.right[n] for n in only_b},
         seconds=perf_counter() - begin,
@@ -172,14 +178,30 @@ def diff(
     )
 
 
-def _open(paths: tuple[Path, Path], given: Mapping[str, object]) -> list[Checkpoint]:
+def steps_of(
+    a: PathArg, b: PathArg, step: str | int | None, step_b: str | int | None
+) -> tuple[str | None, str | None]:
+    """Return which save of each side is meant: ``step`` is about those that are runs, one at least."""
+    here = None if step is None else str(step)
+    theirs = here if step_b is None else str(step_b)
+    if here is None or step_b is not None:
+        return here, theirs
+    runs = [has_steps(place(p), READERS) for p in (a, b)]
+    one, two = runs if any(runs) else (True, True)
+    return (here if one else None), (here if two else None)
+
+
+def _open(
+    paths: tuple[Path, Path], steps: tuple[str | None, str | None], given: Mapping[str, object]
+) -> list[Checkpoint]:
     """Open two checkpoints; what is said is about those that have a choice, one of them at least."""
-    owned = [options_of(find_reader(p)) for p in paths]
+    owned = [options_of(find_reader(p)) if given else {} for p in paths]
     if given and not any(n in o for n in given for o in owned):
         owned = [dict.fromkeys(given)] * 2  # type: ignore[list-item]  # refused by its reader
+    chosen = [{} if s is None else {"step": s} for s in steps]
     return [
-        open_checkpoint(p, {n: v for n, v in given.items() if n in o})
-        for p, o in zip(paths, owned, strict=True)
+        open_checkpoint(p, {**{n: v for n, v in given.items() if n in o}, **step})
+        for p, o, step in zip(paths, owned, chosen, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -10,7 +11,7 @@ import typer
 from ckptconv.cli.flags import Command, Flags, of_readers, owned, pick
 from ckptconv.cli.printing import print_json
 from ckptconv.engine.options import Options
-from ckptconv.plans.options import Option
+from ckptconv.plans.options import Option, Text
 from ckptconv.plans.request import Request
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["COMPARING", "write_page"]
 
 # Optional[...] rather than "| None": typer reads these annotations on Python 3.10 too.
-Text = Optional[str]  # noqa: UP045
 Texts = Optional[list[str]]  # noqa: UP045
 _Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -60,7 +60,7 @@ def _diff(
     Under Hugging Face's names where those of the two differ; an element type alone does not count.
     Exit code 3 if anything differs beyond the tolerances.
     """
-    from ckptconv.api.diff import diff
+    from ckptconv.api.diff import diff, steps_of
     from ckptconv.cli import render_compare
     from ckptconv.cli.progress import follow
     from ckptconv.cli.render_verify import describe
@@ -78,7 +78,8 @@ def _diff(
             **fields,
         )
     if report is not None:
-        sides = (describe(p) for p in (a, b))
+        steps = steps_of(a, b, fields.get("step"), fields.get("step_b"))
+        sides = (describe(p, step=s) for p, s in zip((a, b), steps, strict=True))
         write_report(report, diff_report(found.to_dict(), *sides))
     if json:
         print_json(found.to_dict(everything=every))
@@ -128,7 +129,18 @@ def _said() -> dict[str, Option]:
 
 
 def _of_diff() -> dict[str, Flags]:
-    fields = {**_said(), **pick(of_readers(), ("weights",)), **pick(owned(Request), ("drop",))}
+    own = of_readers()
+    steps = {
+        "step": replace(own["step"], help="Compare this save of a run, not the newest."),
+        "step_b": Option(
+            Text("STEP"),
+            "This one of B, where it is another.",
+            ("--step-b", "--iteration-b", "--tag-b"),
+            panel=own["step"].panel,
+            common=True,
+        ),
+    }
+    fields = {**steps, **_said(), **pick(own, ("weights",)), **pick(owned(Request), ("drop",))}
     return {"fields": fields, "run": pick(owned(Options), ("workers", "max_memory"))}
 
 
@@ -145,7 +157,8 @@ COMPARING = (
         _diff,
         (
             "ckptconv diff megatron-run/ model/",
-            "ckptconv diff run/checkpoint-100 run/checkpoint-200 --report diff.html",
+            "ckptconv diff run/ run/ --step 100 --step-b 200 --report diff.html",
+            "ckptconv diff run/ model/ --step 100",
             "ckptconv diff a/ b/ --tensors '*norm*' --atol 1e-6 --json",
         ),
         _of_diff,

@@ -21,7 +21,7 @@ from ckptconv.plans.options import near
 from ckptconv.readers.reader import Reader, Save
 from ckptconv.readers.runs import find_weights, numbers
 
-__all__ = ["Run", "find_known", "find_save", "list_saves", "numbered"]
+__all__ = ["Run", "find_known", "find_save", "has_steps", "list_saves", "numbered"]
 
 _FILES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".nemo")
 _BESIDE: Final = re.compile(r"(?:opt|optim|optimizer|rng|random|scheduler|scaler|recipe|trainer)[-_.].*")
@@ -60,6 +60,12 @@ def list_saves(path: Path, readers: Iterable[Reader]) -> Run:
         said = numbers(path.name)
         return Run(path, (Save(None if said is None else said[1], path.name, path),))
     return Run(path, ())
+
+
+def has_steps(path: Path, readers: Iterable[Reader]) -> bool:
+    """Whether a path is a run, in which a step is chosen: not one of its saves, nor a model by itself."""
+    inside = (s for s in list_saves(path, readers).saves if s.path != path or s.key is not None)
+    return numbers(path.name) is None and any(True for _ in inside)
 
 
 def find_known(path: Path, readers: Sequence[Reader]) -> Path | None:
