@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from ckptconv.engine.options import Options
 from ckptconv.errors import CkptconvError, lacking
@@ -20,10 +21,18 @@ __all__ = ["in_python", "pythonic"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_FLAG = re.compile(r"--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?: ([\w.:'*/,-]*[\w'*/]))?")
-_QUOTED = re.compile(r"('(?!ckptconv)[a-z]+ [^']*')")
-_CALLS = re.compile(r"\bckptconv (verify-roundtrip|convert|inspect|check|diff|explain|ls|average|push)\b")
-_VALUE = re.compile(r"[\w.:*,/-]*[\d:*/][\w.:*,/-]*|'[^']*'")
+# What follows a flag in our messages, and is no value of it.
+_PROSE: Final = re.compile(
+    r"(?:adds|afterwards|and|are|as|by|computes|for|goes|has|holds|if|in|is|leaves|makes|may|merges|names|need|of"
+    r"|on|one|or|out|say|says|such|takes|that|the|them|to|was|were|which|with|writes)"
+)
+
+_VALUE = r"'[^']*'|(?!--)[^\s'();]*[^\s'(),;:.]"
+_FLAG = re.compile(rf"--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?:( )({_VALUE})(?=[\s(),;:.]|$))?")
+_QUOTED = re.compile(r"('(?!ckptconv)[a-z]+ [^']*--[^']*')")
+_COMMANDS = "verify-roundtrip|convert|inspect|check|diff|explain|ls|average|push"
+_CALL = re.compile(rf"\bckptconv ({_COMMANDS})((?: (?:[A-Z]+\b|--[a-z0-9-]+(?: (?:{_VALUE}))?))*)")
+_DEBUG = "run again with --debug and "  # Python shows a traceback anyway
 
 
 def pythonic(function: Callable[P, R]) -> Callable[P, R]:
@@ -46,42 +55,94 @@ def pythonic(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def in_python(text: str) -> str:
-    """Return a text with keywords for flags, ``tp=4`` for ``--tp 4``, and functions for commands.
+    """Return a text with keywords for flags, ``tp=4`` for ``--tp 4``, and calls for commands.
 
-    What stands in quotes and is a command of another program stays.
+    What stands in quotes and is a command of another program stays, and so do flags that are not ours.
     """
-    parts = _QUOTED.split(_CALLS.sub(lambda m: f"ckptconv.{m[1].replace('-', '_')}", text))
+    parts = _QUOTED.split(_CALL.sub(_call, text.replace(_DEBUG, "")))
     return "".join(part if i % 2 else _FLAG.sub(_keyword, part) for i, part in enumerate(parts))
 
 
+def _call(match: re.Match[str]) -> str:
+    """Return a command as a function; with its arguments where it has any."""
+    name, words = match[1].replace("-", "_"), match[2]
+    if not words:
+        return f"ckptconv.{name}"
+    flags = [_FLAG.sub(_keyword, found[0]) for found in _FLAG.finditer(words)]
+    if any(flag.startswith("--") for flag in flags):
+        return match[0]  # Python has no word for it
+    given = _FLAG.sub("", words).split()
+    return f"ckptconv.{name}({', '.join((*given, *flags))})"
+
+
+class _Keyword(NamedTuple):
+    """A keyword: its name, the option it is, and what kind of value it takes."""
+
+    name: str
+    option: Option | None = None
+    is_switch: bool = False
+    is_number: bool = False
+
+
 def _keyword(match: re.Match[str]) -> str:
-    flag: str = match[1]
-    word: str | None = match[2]
-    name, option = _options().get(flag, (flag.replace("-", "_"), None))
+    flag, word = match[1], match[3]
+    known = _keywords().get(flag)
+    if known is None:
+        return match[0]
     rest = "" if word is None else f" {word}"
-    if option is not None and isinstance(option.kind, Switch):
-        off = option.off or any(f"/--{flag}" in both for both in option.flags)
-        return f"{name}={not off}{rest}"
-    if word is None:
-        return name
-    if option is not None and isinstance(option.kind, Choice):
-        known = (*option.kind.words, *option.kind.others, *option.kind.more())
-        return f'{name}="{word}"' if word in known else f"{name}{rest}"
-    if option is not None and isinstance(option.kind, (Count, Number)) and re.fullmatch(r"[\d.]+", word):
-        return f"{name}={word}"
-    if name == "to":
-        return f'to="{word}"'
-    return f'{name}="{word.strip(chr(39))}"' if _VALUE.fullmatch(word) else f"{name}{rest}"
+    if known.is_switch:
+        option = known.option
+        off = option is not None and (option.off or any(f"/--{flag}" in both for both in option.flags))
+        return f"{known.name}={not off}{rest}"
+    if word is None or _PROSE.fullmatch(word):
+        return known.name + rest
+    bare = word.strip("'")
+    if known.is_number and re.fullmatch(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", bare):
+        return f"{known.name}={bare}"
+    if known.option is not None and isinstance(known.option.kind, Choice) and not _is_choice(known, bare):
+        return known.name + rest
+    return f'{known.name}="{bare}"'
+
+
+def _is_choice(known: _Keyword, word: str) -> bool:
+    assert known.option is not None and isinstance(known.option.kind, Choice)
+    try:
+        known.option.kind.read(word)
+    except ValueError:
+        return word.isupper()  # it stands for one
+    return True
 
 
 @cache
-def _options() -> dict[str, tuple[str, Option | None]]:
-    """Return name and option of every flag there is, without its dashes."""
-    found: dict[str, tuple[str, Option | None]] = {}
+def _keywords() -> dict[str, _Keyword]:
+    """Return the keyword for every flag that Python has one for, without its dashes."""
+    found = {name.replace("_", "-"): _Keyword(name, is_switch=s, is_number=n) for name, s, n in _parameters()}
+    found |= {"to": _Keyword("to"), "no-certificate": _Keyword("certify", _OFF, is_switch=True)}
     owners = [declared(Request), declared(Options), *(declared(w.options) for w in WRITERS)]
+    mine: dict[str, _Keyword] = {}
     for options in (*owners, *(options_of(r) for r in READERS)):
         for name, option in options.items():
+            kind = option.kind
+            made = _Keyword(name, option, isinstance(kind, Switch), isinstance(kind, (Count, Number)))
             for flag in option.flags or (f"--{name.replace('_', '-')}",):
                 for one in flag.split("/"):
-                    found.setdefault(one.removeprefix("--"), (name, option))
-    return found
+                    mine.setdefault(one.removeprefix("--"), made)
+    return found | mine
+
+
+_OFF: Final = Option(Switch(), "", off=True)
+
+
+def _parameters() -> list[tuple[str, bool, bool]]:
+    """Return the keywords of the functions themselves: name, whether it is a switch, and a number."""
+    import ckptconv
+
+    functions: tuple[Any, ...] = tuple(
+        getattr(ckptconv, name.replace("-", "_")) for name in _COMMANDS.split("|")
+    )
+    every = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    return [
+        (p.name, p.annotation in ("bool", bool), p.annotation in ("float", "int", float, int))
+        for p in every
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
