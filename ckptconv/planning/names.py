@@ -14,7 +14,7 @@ from ckptconv.dtypes import DType
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import CkptconvError, PlanError
 from ckptconv.families import Family
-from ckptconv.families.saved import has_prefixes, saved
+from ckptconv.families.saved import correction, has_prefixes, saved
 from ckptconv.places.places import place
 from ckptconv.places.regular import read_text
 from ckptconv.planning.adapters.carry import carried, ones
@@ -123,13 +123,14 @@ def name_tensors(
     now = _Under(checkpoint.relation, checkpoint.aliases, unresolved, checkpoint.via, terms)
     if options.drop or options.keep or options.rename is not None:
         now = _as_asked(now, checkpoint, options)
+    said: list[Note] = []
     if checkpoint.table is not None:
         now = _by_slots(now, checkpoint.table, model, alone_asked=options.lora == "adapter")
     else:
         now = _first_names(_bare(now, model), model)
         # TensorFlow's rule gives the names of files.
         if options.lora != "adapter" and checkpoint.producer != "tensorflow":
-            now = _as_saved(now, model)
+            now, said = _as_saved(now, model)
         now = _untied(now, model)
     now, tied, notes = _tied(now, checkpoint, model)
     if options.dtype != "keep":
@@ -144,7 +145,7 @@ def name_tensors(
         *(Step("compare", name, f"{n} other copies must agree") for name, n in copies.items()),
     )
     return Named(
-        now.relation, casts, now.aliases, tied, now.steps, now.terms, now.adapter, now.via, tuple(notes)
+        now.relation, casts, now.aliases, tied, now.steps, now.terms, now.adapter, now.via, (*said, *notes)
     )
 
 
@@ -278,15 +279,17 @@ def _by_slots(now: _Under, table: Table, model: Architecture, *, alone_asked: bo
     return replace(now, relation=relation, terms=terms)
 
 
-def _as_saved(now: _Under, model: Architecture) -> _Under:
-    """Give tensors the names and the packing of ``save_pretrained``."""
+def _as_saved(now: _Under, model: Architecture) -> tuple[_Under, list[Note]]:
+    """Give tensors the names and packing of ``save_pretrained``; say where it errs and is not followed."""
     packing = _saved(model, now.relation.right, now.aliases, now.unresolved)
     if packing is None:
-        return now
+        return now, []
     packed, aliases, unresolved = packing
     via = {p.right.tensor: now.via[p.left.tensor] for p in packed.pairs if p.left.tensor in now.via}
     now = now.through(packed).doing(*_saved_steps(packed))
-    return replace(now, aliases=aliases, unresolved=frozenset(unresolved), via=via)
+    why = correction(_config_of(model) or {})
+    notes = [Note("info", why)] if why is not None else []
+    return replace(now, aliases=aliases, unresolved=frozenset(unresolved), via=via), notes
 
 
 def _tied(now: _Under, checkpoint: Checkpoint, model: Architecture) -> tuple[_Under, bool | None, list[Note]]:
@@ -331,9 +334,7 @@ def _saved(
     model: Architecture, tensors: Mapping[str, Spec], aliases: Mapping[str, str], unresolved: Collection[str]
 ) -> tuple[Relation, dict[str, str], set[str]] | None:
     """Return what ``save_pretrained`` makes of tensors and of names without data; None if it leaves them."""
-    config = model.config.values if model.config is not None else None
-    if config is None and model.family is not None and model.family.model_types:
-        config = {"model_type": model.family.model_types[0]}
+    config = _config_of(model)
     if config is None:
         return None
     folder = model.config.folder if model.config is not None else None
@@ -343,6 +344,15 @@ def _saved(
         return None
     relation, new = found
     return relation, {new[a]: new[b] for a, b in aliases.items()}, {new[n] for n in unresolved}
+
+
+def _config_of(model: Architecture) -> Config | None:
+    """Return config.json, or what a family says of it without one."""
+    if model.config is not None:
+        return model.config.values
+    if model.family is not None and model.family.model_types:
+        return {"model_type": model.family.model_types[0]}
+    return None
 
 
 def _names_in(folder: Path) -> Collection[str]:

@@ -46,9 +46,9 @@ MODELS: dict[str, Fields] = {
 LAYOUTS = (["--tp", "2"], ["--pp", "2", "--vpp", "2"])
 
 
-def saved(kind: str, folder: Path) -> Path:
+def saved(kind: str, folder: Path, fields: Fields | None = None) -> Path:
     """Save a tiny model whose tensors all differ."""
-    config = transformers.CONFIG_MAPPING[kind](**MODELS[kind], tie_word_embeddings=False)
+    config = transformers.CONFIG_MAPPING[kind](**(fields or MODELS[kind]), tie_word_embeddings=False)
     torch.manual_seed(len(kind))
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -83,6 +83,39 @@ def test_the_vision_model_has_megatrons_names_and_cuts(tmp_path: Path) -> None:
     name = "vision_model.decoder.layers.1.self_attention.linear_qkv.weight"
     assert torch.equal(model[name], qkv[:, 1].flatten(0, 1))
     assert "language_model.decoder.layers.3.self_attention.linear_qkv.weight" in model
+
+
+KIMI: Fields = dict(
+    text_config=dict(
+        model_type="deepseek_v3", vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8,
+        qk_rope_head_dim=8, v_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1,
+        moe_intermediate_size=16, n_group=1, topk_group=1, first_k_dense_replace=1,
+    ),
+    vision_config=dict(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=4,
+        pos_emb_height=4, pos_emb_width=4, pos_emb_time=2,
+    ),
+    projection_hidden_size=64,
+)  # fmt: skip
+
+
+def test_kimi_k25_has_the_names_that_are_published_and_not_those_of_transformers(tmp_path: Path) -> None:
+    hf = saved("kimi_k25", tmp_path / "hf", KIMI)
+    assert any(n.startswith("language_model.model.blocks.") for n in loaded(hf)), "right in this release?"
+    model = AutoModelForImageTextToText.from_pretrained(hf, dtype=torch.bfloat16)
+    held = {n: t.to(torch.bfloat16) for n, t in model.state_dict().items()}
+    torch.save(held, tmp_path / "model.pt")
+    for i, source in enumerate((tmp_path / "model.pt", hf)):
+        # What is written is loaded by transformers, which reads both.
+        said = succeeds("convert", source, tmp_path / f"out{i}", "--to", "hf", "--config", hf)
+        assert "saves Kimi K2.5's language layers as 'blocks'" in said.err
+    assert_equal(loaded(tmp_path / "out0"), loaded(tmp_path / "out1"))
+    names = {n.partition(".0.")[0] for n in loaded(tmp_path / "out0") if ".0." in n and ".1." not in n}
+    assert names == {"language_model.model.layers", "vision_tower.encoder.blocks", "mm_projector.proj"}
+    succeeds("megatron-split", hf, tmp_path / "ranks", "--tp", "2", "--ep", "2")
+    succeeds("megatron-merge", tmp_path / "ranks", tmp_path / "back", "--config", hf)
+    assert_equal(loaded(tmp_path / "back"), loaded(tmp_path / "out0"))
 
 
 def test_a_language_model_without_a_table_is_refused(tmp_path: Path) -> None:

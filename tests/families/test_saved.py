@@ -14,12 +14,13 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ckptconv.errors import PlanError
-from ckptconv.families.saved import RELEASE, UNDO, has_prefixes, rules_for, saved
+from ckptconv.families.saved import RELEASE, UNDO, correction, has_prefixes, rules_for, saved
 from ckptconv.families.saved.rules import Rule, rule_of
 from ckptconv.relations import Spec
 
 FILE = Path(__file__).parents[2] / "ckptconv" / "families" / "saved" / "transformers.json"
 LIST = json.loads(FILE.read_text(encoding="utf-8"))
+CORRECTIONS = json.loads(FILE.with_name("corrections.json").read_text(encoding="utf-8"))
 Array = NDArray[np.int64]
 installed = pytest.mark.skipif(
     version("transformers") != RELEASE, reason=f"the list is of transformers {RELEASE}"
@@ -93,6 +94,16 @@ def test_every_rule_of_the_list_is_understood() -> None:
 def test_what_is_like_another_is_listed() -> None:
     assert set(LIST["like"].values()) <= LIST["rules"].keys()
     assert not LIST["like"].keys() & LIST["rules"].keys()
+
+
+@pytest.mark.parametrize("kind", CORRECTIONS)
+def test_a_correction_is_of_rules_that_are_listed_in_its_release(kind: str) -> None:
+    said, rules = CORRECTIONS[kind], LIST["rules"][kind]
+    at = rules.index(said["listed"][0])
+    assert rules[at : at + len(said["listed"])] == said["listed"]
+    assert said["release"] == RELEASE, "is it still wrong in this release?"
+    assert said["reason"] and said["source"]
+    assert correction({"model_type": kind}) == said["reason"]
 
 
 # What is written
@@ -201,6 +212,34 @@ def test_rows_of_each_head_are_turned_as_they_were_published() -> None:
     turned = [0, 2, 1, 3, 4, 6, 5, 7]
     parts = [tensors[f"{at}.{part}_proj.weight"] for part in "qkv"]
     assert np.array_equal(fused, np.concatenate([parts[0][turned], parts[1][turned], parts[2]]))
+
+
+_KIMI = {  # in memory; as published; as transformers 5.23 saves them
+    "model.language_model.layers.1.mlp.up_proj.weight": (
+        "language_model.model.layers.1.mlp.up_proj.weight",
+        "language_model.model.blocks.1.mlp.up_proj.weight",
+    ),
+    "model.vision_tower.layers.0.norm1.weight": ("vision_tower.encoder.blocks.0.norm0.weight",) * 2,
+    "model.vision_tower.final_layernorm.bias": ("vision_tower.encoder.final_layernorm.bias",) * 2,
+    "model.vision_tower.patch_embed.proj.weight": (
+        "vision_tower.patch_embed.proj.weight",
+        "vision_tower.encoder.patch_embed.proj.weight",
+    ),
+    "model.mm_projector.pre_norm.weight": (
+        "mm_projector.pre_norm.weight",
+        "model.mm_projector.pre_norm.weight",
+    ),
+    "model.mm_projector.in_proj.bias": ("mm_projector.proj.0.bias",) * 2,
+    "lm_head.weight": ("language_model.lm_head.weight",) * 2,
+}  # fmt: skip
+
+
+def test_what_a_release_has_wrong_is_written_as_published() -> None:
+    published = {name for name, _ in _KIMI.values()}
+    for names in (_KIMI, [erring for _, erring in _KIMI.values()]):
+        made = saved({"model_type": "kimi_k25"}, {n: Spec((2, 2), "F32") for n in names})
+        assert made is not None and made[0].right.keys() == published
+    assert saved({"model_type": "kimi_k25"}, {n: Spec((2, 2), "F32") for n in published}) is None
 
 
 def test_shapes_that_do_not_fit_are_refused_by_name() -> None:

@@ -1,7 +1,8 @@
 """Know what ``save_pretrained`` calls the tensors of a model, and how it packs them, without transformers.
 
 The list is transformers' own (``conversion_mapping.py``), carried word by word in ``transformers.json`` with
-its release; ``tests/saved_names.py`` takes it down.
+its release; ``tests/saved_names.py`` takes it down. What that release has wrong, against the files that are
+published, stands in ``corrections.json``: the rule as it is listed, what holds instead, and why.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptconv.errors import PlanError
-from ckptconv.families.saved.classes import RELEASE, has_prefixes, rules_for
+from ckptconv.families.saved.classes import RELEASE, correction, has_prefixes, rules_for
 from ckptconv.families.saved.ops import UNDO, written
 from ckptconv.families.saved.rules import Rule, after, natural
 from ckptconv.relations import Relation, Spec, renamed
 
-__all__ = ["RELEASE", "UNDO", "has_prefixes", "rules_for", "saved"]
+__all__ = ["RELEASE", "UNDO", "correction", "has_prefixes", "rules_for", "saved"]
 
 
 def saved(
@@ -28,7 +29,8 @@ def saved(
 ) -> tuple[Relation, Mapping[str, str]] | None:
     """Relate the tensors a model holds in memory to those ``save_pretrained`` writes.
 
-    Names that are as written already are left, as those of older releases and of files are.
+    Names that are as written already are left, as those of older releases and of files are; but names that
+    this release of transformers writes wrongly (`correction`) become those of the published files.
 
     Args:
         config: The content of config.json: its ``model_type`` and ``architectures`` say which rules hold.
@@ -47,24 +49,47 @@ def saved(
     writing = [rule.reversed() for rule in reversed(reading)]
     names = [rule for rule in writing if not rule.ops]
     ordered = sorted(tensors, key=natural)
-    if not writing or _as_written(ordered, [rule for rule in reading if not rule.ops], names):
-        return None
     others = list(others)
+    if not writing:
+        return None
+    if _as_written(ordered, [rule for rule in reading if not rule.ops], names):
+        return _corrected(ordered, tensors, others, config, names) if correction(config) else None
     parts, plain = _converted(ordered, tensors, [rule for rule in writing if rule.ops], config)
     new = dict(after([*plain, *others, *(n for part in parts for n in part.right)], names))
     if not parts and all(new[n] == n for n in plain):
         return None
-    made = [*plain, *(n for part in parts for n in part.right)]
-    if twice := [n for n, count in Counter(new[n] for n in made).items() if count > 1]:
-        raise PlanError(
-            f"two tensors would be saved as {twice[0]}",
-            hint="the names of a model in memory and names of files are mixed; give --rename, or --drop",
-        )
+    _refuse_twice(new[n] for n in (*plain, *(n for part in parts for n in part.right)))
     finals = [renamed(n, new[n], tensors[n]) for n in plain]
     for part in parts:
         final = Relation.union(renamed(n, new[n], spec) for n, spec in part.right.items())
         finals.append(part.compose(final))
     return Relation.union(finals), {n: new.get(n, n) for n in (*tensors, *others)}
+
+
+def _refuse_twice(names: Iterable[str]) -> None:
+    if twice := [n for n, count in Counter(names).items() if count > 1]:
+        raise PlanError(
+            f"two tensors would be saved as {twice[0]}",
+            hint="the names of a model in memory and names of files are mixed; give --rename, or --drop",
+        )
+
+
+def _corrected(
+    ordered: Sequence[str],
+    tensors: Mapping[str, Spec],
+    others: Sequence[str],
+    config: Mapping[str, Any],
+    writing: Sequence[Rule],
+) -> tuple[Relation, Mapping[str, str]] | None:
+    """Relate tensors of files, which the erring release may have written, to those of published files."""
+    erring = [rule for rule in rules_for(config, corrected=False) if not rule.ops]
+    held = list(after([*ordered, *others], erring, active={id(rule) for rule in erring}))
+    back = dict(after([name for _, name in held], writing, active={id(rule) for rule in writing}))
+    new = {n: back[name] for n, name in held}
+    if all(n == name for n, name in new.items()):
+        return None
+    _refuse_twice(new[n] for n in ordered)
+    return Relation.union(renamed(n, new[n], tensors[n]) for n in ordered), new
 
 
 def _as_written(ordered: Sequence[str], reading: Sequence[Rule], writing: Sequence[Rule]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckptconv.families.saved.rules import Rule, natural, rule_of, used
 
-__all__ = ["RELEASE", "has_prefixes", "rules_for"]
+__all__ = ["RELEASE", "correction", "has_prefixes", "rules_for"]
 
 Config = Mapping[str, Any]
 RELEASE = "5.23.0"
@@ -25,23 +25,42 @@ def _list() -> dict[str, Any]:
     return found
 
 
+@cache
+def _corrections() -> dict[str, Any]:
+    """Return what the list has wrong, by model type: the rules, what holds in their place, and why."""
+    text = files(__package__).joinpath("corrections.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def correction(config: Config) -> str | None:
+    """Return why a model's names are not those that this release of transformers writes; None if they are."""
+    found = _corrections().get(str(config.get("model_type") or ""))
+    return None if found is None else str(found["reason"])
+
+
 def has_prefixes(config: Config) -> bool:
     """Whether files of such a model may have a prefix or not, so that it takes names of files to tell."""
     return any(rule.prefix is not None for rule in _all_rules(config))
 
 
-def rules_for(config: Config, like: Collection[str] = ()) -> list[Rule]:
+def rules_for(config: Config, like: Collection[str] = (), *, corrected: bool = True) -> list[Rule]:
     """Return the rules by which a model of this config is read, in their order.
 
     Of those that add or remove a prefix, only those count that files of the names in ``like`` make use of
     (transformers 5.23, ``core_model_loading.py``, ``revert_weight_conversion``).
+
+    Args:
+        config: The content of config.json.
+        like: Names in files of such a model.
+        corrected: Whether what the release has wrong is put right; else the rules are as it has them.
     """
-    rules = _all_rules(config)
+    rules = _all_rules(config, corrected)
     at_work = used(sorted(like, key=natural), [rule for rule in rules if not rule.ops]) if like else set()
     return [rule for rule in rules if rule.prefix is None or id(rule) in at_work]
 
 
-def _all_rules(config: Config) -> list[Rule]:
+def _all_rules(config: Config, corrected: bool = True) -> list[Rule]:
     """Return all rules that may hold.
 
     A class is looked up before its ``model_type``, and what holds for a model is not looked up again for one
@@ -56,9 +75,9 @@ def _all_rules(config: Config) -> list[Rule]:
     for path, name, its in _models(config, "", root, kind):
         if _inside(path, claimed[name]):
             continue
-        said = _rules(name)
+        said = _rules(name, corrected)
         if by_type := said is None:
-            said = None if _inside(path, claimed[its]) else _rules(its)
+            said = None if _inside(path, claimed[its]) else _rules(its, corrected)
         if said is None:
             continue
         scope = _scope(path, prefix) if path else ("",)
@@ -69,10 +88,14 @@ def _all_rules(config: Config) -> list[Rule]:
     return rules
 
 
-def _rules(name: str) -> list[dict[str, Any]] | None:
+def _rules(name: str, corrected: bool = True) -> list[dict[str, Any]] | None:
     """Return the rules of a class or type; none at all is another thing than an empty list."""
     found: list[dict[str, Any]] | None = _list()["rules"].get(_list()["like"].get(name, name))
-    return found
+    wrong = _corrections().get(name) if corrected else None
+    if found is None or wrong is None:
+        return found
+    at = found.index(wrong["listed"][0])
+    return [*found[:at], *wrong["instead"], *found[at + len(wrong["listed"]) :]]
 
 
 def _class_of(config: Config) -> str:
