@@ -101,7 +101,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, label: str) -
     """Return a table that can be sorted by each column, and filtered if it is long.
 
     Of very many rows the first are shown; the page holds all, compressed: the filter and sorting find them.
+    A column that no row fills is left out.
     """
+    filled = [i for i in range(len(heads)) if not rows or any(row[i].html for row in rows)]
+    heads, rows = [heads[i] for i in filled], [[row[i] for i in filled] for row in rows]
     right = [bool(rows) and cell.right for cell in (rows[-1] if rows else [Cell("")] * len(heads))]
     head = "".join(
         f'<th scope="col"{" class=n" if r else ""}><button type="button">{text(h)}</button></th>'
@@ -180,7 +183,7 @@ _STYLE = """
 :root{--bg:#f7f8fa;--card:#fff;--ink:#1b2330;--dim:#5c6675;--line:#dfe3ea;--accent:#2d5bd7;--cold:#cdd8ee;
 --hot:#d1350f;
 --good:#1a7f4b;--bad:#c02a1d;--mild:#9a6700;--bar:#7c9cf0;--cell:#3563d8;--none:#eef0f4}
-@media (prefers-color-scheme:dark){:root{--bg:#12161d;--card:#1a2029;--ink:#e6eaf1;--dim:#9aa5b5;
+@media screen and (prefers-color-scheme:dark){:root{--bg:#12161d;--card:#1a2029;--ink:#e6eaf1;--dim:#9aa5b5;
 --line:#2d3643;
 --accent:#86a8ff;--cold:#34435f;--hot:#ff7a4d;--good:#5bd092;--bad:#ff8577;--mild:#e3b341;--bar:#4767b8;
 --cell:#7fa0ff;--none:#222a35}}
@@ -208,7 +211,7 @@ color:var(--dim);min-width:110px}
 .scroll{overflow:auto;max-height:640px;scrollbar-gutter:stable}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
-.n,th.n{text-align:right;white-space:nowrap}
+.n,th.n{text-align:right;white-space:nowrap}.s{white-space:nowrap}
 .sortable td:first-child{min-width:19em}.sortable td:has(.bar){width:34%;vertical-align:middle}
 td.where{min-width:24em}
 thead th{position:sticky;top:0;background:var(--card);z-index:1;white-space:nowrap}
@@ -258,11 +261,17 @@ svg text{fill:var(--dim);font-size:12px;font-family:inherit}svg rect.l{fill:var(
 svg rect.b{fill:var(--none)}
 .note{border-left:3px solid var(--line);padding:2px 0 2px 12px;margin:6px 0;overflow-wrap:anywhere}
 .note.warning,.note.guess{border-color:var(--mild)}
-@media (max-width:640px){header,main{padding:0 12px}section{padding:14px 12px}
+@media (max-width:640px){header{padding:16px 12px 0}main{padding:0 12px}section{padding:14px 12px}
+.sortable td:first-child{min-width:13em}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:6px}}
 .count{font-size:13px}
-@media print{:root{--bg:#fff}.sortable td:first-child,td.where{min-width:0}
-section{break-inside:avoid}.scroll{max-height:none;overflow:visible}input{display:none}
+@media print{:root{--bg:#fff}body{font-size:12px}code{font-size:10px}header,main{padding:0}
+.sortable td:first-child{min-width:17em}td.where{min-width:14em}th,td{padding-right:8px}
+section{break-inside:avoid}section:has(.sortable){break-inside:auto}h2,h3{break-after:avoid}
+tr{break-inside:avoid}thead th{position:static}
+.map.small,.map.tiny{width:100%;table-layout:fixed}.map thead th:first-child{width:16em}
+.map td{overflow:hidden}
+.scroll{max-height:none;overflow:visible}input{display:none}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}.map td.h::after{content:"="}
 .map td.h[style]::after{content:"\\2022"}}
 """

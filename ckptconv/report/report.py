@@ -96,7 +96,7 @@ def inspect_report(data: Data) -> str:
     rows = [
         (
             Cell(code(t["name"])),
-            Cell(shape_text(t["shape"])),
+            Cell(shape_text(t["shape"]), kind="s"),
             Cell(text(t["dtype"])),
             Cell(size(_nbytes(t)), _nbytes(t), right=True),
         )
@@ -158,7 +158,12 @@ def diff_report(data: Data, a: Data | None = None, b: Data | None = None) -> str
             table(
                 ("tensor", "side", "shape", "dtype"),
                 [
-                    (Cell(code(t["name"])), Cell(side), Cell(shape_text(t["shape"])), Cell(text(t["dtype"])))
+                    (
+                        Cell(code(t["name"])),
+                        Cell(side),
+                        Cell(shape_text(t["shape"]), kind="s"),
+                        Cell(text(t["dtype"])),
+                    )
                     for side, t in alone
                 ],
                 label="tensors of one side",
@@ -240,7 +245,7 @@ def _mismatches(found: Sequence[Data]) -> str:
             Cell(code(m["tensor"]) + (f'<br><span class="dim">{code(m["of"])}</span>' if m["of"] else "")),
             Cell(text(m["kind"]), kind="bad"),
             Cell(text(m["text"])),
-            Cell(_index(m["index"])),
+            Cell(_index(m["index"]), kind="s"),
             Cell(f"{m['count']:,}" if m["count"] else "", m["count"], right=True),
             Cell(number(m["largest"]), _sortable(m["largest"]), right=True),
             Cell(
@@ -264,7 +269,7 @@ def _differing(t: Data) -> tuple[Cell, ...]:
     name = Cell(f'{code(t["name"])}<br><span class="dim">{shape_text(t["shape"])} {types}</span>')
     if t["verdict"] == "shape":
         shapes = f"shape {shape_text(t['shape'])}, {shape_text(t['shape_b'])}"
-        return (name, Cell(shapes, kind=kind), *[Cell("", -1.0, right=True)] * 4, Cell(""), Cell(""))
+        return (name, Cell(shapes, kind=f"{kind} s"), *[Cell("", -1.0, right=True)] * 4, Cell(""), Cell(""))
     outcome: str = "within tolerance" if t["verdict"] == "within" else t["verdict"]
     if t["conflicts"]:
         outcome += ", copies disagree"
@@ -273,7 +278,7 @@ def _differing(t: Data) -> tuple[Cell, ...]:
     share = 100 * t["differing"] / max(t["elements"], 1)
     return (
         name,
-        Cell(text(outcome), kind=kind),
+        Cell(text(outcome), kind=f"{kind} s".strip()),
         Cell(
             "unbounded" if t["unbounded"] and not t["relative"] else number(t["relative"]),
             relative_of(t),
@@ -282,7 +287,7 @@ def _differing(t: Data) -> tuple[Cell, ...]:
         Cell(number(t["largest"]), _sortable(t["largest"]), right=True),
         Cell(number(t["mean"]), _sortable(t["mean"]), right=True),
         Cell(f"{t['differing']:,} ({share:.3g}%)", t["differing"], right=True),
-        Cell(_index(t["index"])),
+        Cell(_index(t["index"]), kind="s"),
         Cell(apart(t["values"] or ())),
     )
 

@@ -20,7 +20,7 @@ from ckptconv.api.diff import diff
 from ckptconv.api.verify import verify_roundtrip
 from ckptconv.cli import render
 from ckptconv.report.charts import grid, heat
-from ckptconv.report.page import apart
+from ckptconv.report.page import Cell, apart, table
 from ckptconv.report.report import diff_report, inspect_report, verify_report, write_report
 from megatron_cases import Case
 from running import DEMO, fails, succeeds
@@ -277,6 +277,21 @@ def test_equal_and_absent_cells_are_told_apart_without_colour() -> None:
     cells = [a for t, a in page.tags if t == "td"]
     assert [c.get("class") for c in cells].count("h") == 3 and {} in cells
     assert {"absent", "equal"} <= {a.get("class") for t, a in page.tags if t == "i"}
+
+
+def test_a_column_that_says_nothing_is_left_out() -> None:
+    rows = [(Cell("a"), Cell(""), Cell("1", 1, right=True)), (Cell("b"), Cell(""), Cell("", 0, right=True))]
+    shown = Page(table(("name", "nothing", "count"), rows, label="all"))
+    assert shown.count("th") == 2 and shown.count("td") == 4 and "nothing" not in "".join(shown.text)
+    assert Page(table(("name", "nothing"), (), label="none")).count("th") == 2
+
+
+def test_paper_is_white_whatever_the_screen_is() -> None:
+    content = inspect_report(render.describe(ckptconv.open(DEMO), None))
+    dark = re.findall(r"@media ([^{]*)\(prefers-color-scheme:dark\)", content)
+    assert dark == ["screen and "]
+    paper = content[content.index("@media print") :]
+    assert "max-height:none" in paper and "input{display:none}" in paper  # nothing is hidden in a box
 
 
 def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
