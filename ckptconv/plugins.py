@@ -9,6 +9,8 @@ name of ckptconv's own takes its place only if the environment variable ``CKPTCO
 from __future__ import annotations
 
 import os
+import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -146,15 +148,48 @@ def installed(kind: str) -> list[str]:
 
 
 def _entry_points(group: str) -> Iterator[EntryPoint]:
-    yield from _all_entry_points().select(group=group)
+    if _announced():
+        yield from _all_entry_points().select(group=group)
 
 
 @cache
 def _all_entry_points() -> Any:
-    """Return the entry points of all packages: looked up once, since that takes 15 ms."""
     from importlib.metadata import entry_points
 
     return entry_points()
+
+
+@cache
+def _announced() -> bool:
+    """Whether an installed package may announce a plug-in of any kind.
+
+    To look through their files takes a fifth of what importlib.metadata takes, which is 15 ms in an
+    environment of 150 packages.
+    """
+    return any(_may_announce(folder or ".") for folder in sys.path)
+
+
+def _may_announce(folder: str) -> bool:
+    """Whether a package in a folder of ``sys.path`` may announce one: what cannot be looked through may."""
+    if not os.path.isdir(folder):
+        return os.path.exists(folder)  # an archive, which importlib.metadata can read
+    try:
+        for package in os.scandir(folder):
+            if package.name.endswith((".egg", ".egg-link")):
+                return True
+            if package.name.endswith((".dist-info", ".egg-info")) and _has_group(package):
+                return True
+    except OSError:
+        return True
+    return False
+
+
+def _has_group(package: os.DirEntry[str]) -> bool:
+    try:
+        with open(os.path.join(package.path, "entry_points.txt"), "rb") as file:
+            return re.search(rb"\[\s*ckptconv\.", file.read()) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _warn(text: str) -> None:

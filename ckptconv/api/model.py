@@ -18,9 +18,7 @@ from ckptconv.places.files import SourceFiles
 from ckptconv.places.places import PathArg, place
 from ckptconv.planning.decode import noted
 from ckptconv.planning.model import find_architecture
-from ckptconv.planning.plan import open_like, plan_checkpoint
 from ckptconv.planning.request import about_source, request_of
-from ckptconv.plans.assemble import plan_of
 from ckptconv.plans.casting import cast_chains
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import OutFile
@@ -161,6 +159,8 @@ class Model(Mapping[str, TensorInfo], Shown):
                 for `open`.
             PlanError: as `ckptconv.plan` does.
         """
+        from ckptconv.planning.plan import open_like, plan_checkpoint
+
         request = request_of({"assets": False, **fields, "to": target})
         if request.reading:
             named = ", ".join(request.reading)
@@ -193,6 +193,7 @@ class Model(Mapping[str, TensorInfo], Shown):
             raise UsageError(f"there is no framework {framework!r}", hint='give framework="np" or "pt"')
         from ckptconv.engine.buffers import Buffers
         from ckptconv.engine.fill import Filler, pairs_by_tensor
+        from ckptconv.plans.assemble import plan_of
 
         info = self[name]
         layout = FileLayout(info.nbytes, (), (Placed(name, info.dtype, info.shape, 0),))

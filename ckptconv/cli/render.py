@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptconv.api.architectures import Architectures
 from ckptconv.api.model import Model
@@ -16,7 +16,11 @@ from ckptconv.cli.console import keep_notes, new_table, notes, plural, results, 
 from ckptconv.cli.progress import speed
 from ckptconv.dtypes import dtype
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
+from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import Plan
+
+if TYPE_CHECKING:
+    from ckptconv.verify.explain import Explained
 
 __all__ = ["describe", "done", "families", "inspect", "plan", "result"]
 
@@ -27,7 +31,6 @@ _BASE_MEMORY = 60_000_000  # the interpreter and its libraries, measured
 
 def describe(model: Model, pattern: str | None, path: Path | None = None) -> dict[str, Any]:
     """Return what ``inspect --json`` prints; with what is known beside the weights for a path."""
-    from ckptconv.api.explain import explain_in
     from ckptconv.api.outlook import outlook
     from ckptconv.verify.overview import overview
 
@@ -55,10 +58,16 @@ def describe(model: Model, pattern: str | None, path: Path | None = None) -> dic
         "left_out": dict(c.left_out),
         "quantised": [] if c.quantised is None else list(c.quantised.kinds),
         **overview(c),
-        **({} if pattern is None else {"held": [e.to_dict() for e in explain_in(c, list(named))]}),
+        **({} if pattern is None else {"held": [e.to_dict() for e in _held(c, list(named))]}),
         "notes": [{"level": n.level, "text": n.text} for n in c.notes],
         **({} if path is None else {"outlook": asdict(outlook(path, c))}),
     }
+
+
+def _held(checkpoint: Checkpoint, names: Sequence[str]) -> list[Explained]:
+    from ckptconv.api.explain import explain_in
+
+    return explain_in(checkpoint, names)
 
 
 def _nbytes(shape: tuple[int, ...], name: str) -> int:
@@ -78,7 +87,6 @@ def _by_dtype(model: Model) -> dict[str, tuple[int, int]]:
 
 def inspect(model: Model, pattern: str | None, path: Path) -> None:
     """Print a checkpoint's summary and its biggest tensors, or the tensors asked for and who holds them."""
-    from ckptconv.api.explain import explain_in
     from ckptconv.cli import render_grid
 
     c, console = model.checkpoint, results()
@@ -127,7 +135,7 @@ def inspect(model: Model, pattern: str | None, path: Path) -> None:
     console.print()
     console.print(table)
     if pattern is not None:
-        render_grid.slices(explain_in(c, [n for n, _ in chosen[:_EXPLAINED]]))
+        render_grid.slices(_held(c, [n for n, _ in chosen[:_EXPLAINED]]))
         if len(chosen) > _EXPLAINED:
             console.print(f"[dim]who holds the other {len(chosen) - _EXPLAINED}: --json says[/]")
     console.print(f"\n[dim]next[/]  {escape(beside['command'])}", soft_wrap=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptconv.cli.clean import escape
 from ckptconv.cli.console import new_table, results, size
-from ckptconv.verify.explain import Explained
 from ckptconv.verify.overview import layers_text, pipeline
+
+if TYPE_CHECKING:
+    from ckptconv.verify.explain import Explained
 
 __all__ = ["slices", "stages"]
 

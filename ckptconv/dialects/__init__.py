@@ -49,7 +49,17 @@ def find_dialect(
         forms |= {form(f"{prefix}{entry.name}") for prefix, entries in beside for entry in entries}
         return len(wanted & forms), dialect.arguments == arguments
 
-    return max(with_ranks() if among is None else among, key=known)
+    best = (len(wanted), arguments is not None)
+    found: tuple[tuple[int, bool], Dialect] | None = None
+    for dialect in (d for d in DIALECTS if d.ranks) if among is None else among:
+        score = known(dialect)
+        if found is None or score > found[0]:
+            found = score, dialect
+        if score == best:  # the rest need not be asked, nor loaded
+            break
+    if found is None:
+        raise ValueError("no dialect is asked")
+    return found[1]
 
 
 def find_dialect_named(name: str) -> Dialect:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ckptconv.containers.dcp.dcp import DcpFolder
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.dialects.factors import own_name
 from ckptconv.errors import FormatError
+
+if TYPE_CHECKING:
+    from ckptconv.containers.dcp.dcp import DcpFolder
 
 __all__ = ["COMMON", "COMMON_OBJECT", "FORMAT", "OPTIMIZER", "beneath", "common_state", "weights_of"]
 

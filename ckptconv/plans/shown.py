@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 
 from ckptconv.errors import printable
 
@@ -27,6 +26,8 @@ class Shown:
         return f"<{type(self).__name__} {said}>"
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         lines = "".join(
             f'<tr><th style="{_STYLE}">{escape(k)}</th><td style="{_STYLE}">{escape(printable(v))}</td></tr>'
             for k, v in _said(self).items()

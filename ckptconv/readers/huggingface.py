@@ -16,7 +16,7 @@ from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import NoOptions
 from ckptconv.readers.reader import Reader
-from ckptconv.readers.tensorflow.read import open_tensorflow
+from ckptconv.readers.tensorflow import READER as TENSORFLOW
 from ckptconv.readers.torch_file import named_tensors
 from ckptconv.readers.weight_map import read_weight_map
 
@@ -101,7 +101,7 @@ def _open(path: Path, options: NoOptions) -> Checkpoint:
     if entry.name.endswith(".json"):
         mapped = read_weight_map(entry)
         if _is_tensorflow(mapped):
-            return open_tensorflow(path, NoOptions())
+            return TENSORFLOW.open(path, NoOptions())
         files = sorted(set(mapped.values()))
         for name in files:
             if not (root / name).is_file():
@@ -122,7 +122,7 @@ def _open(path: Path, options: NoOptions) -> Checkpoint:
         files = [entry.name]
         tensors = _tensors(entry)
         if _is_tensorflow(tensors):
-            return open_tensorflow(path, NoOptions())
+            return TENSORFLOW.open(path, NoOptions())
     graph = GraphBuilder()
     graph.touch(entry)
     aliases = named_tensors(graph, tensors)

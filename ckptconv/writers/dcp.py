@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ckptconv.containers.base import FileLayout
-from ckptconv.containers.dcp.dcp import METADATA
+from ckptconv.containers.dcp import METADATA
 from ckptconv.containers.dcp.dcp_out import DcpLayout, OutChunk, layout
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.plans.checkpoint import Checkpoint

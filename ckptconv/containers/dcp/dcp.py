@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ckptconv.containers.base import FileTensor
+from ckptconv.containers.dcp import METADATA
 from ckptconv.containers.dcp.dcprecord import RecordReader
 from ckptconv.containers.dcp.metadata import Chunk, DcpTensor, Entry, read_metadata
 from ckptconv.containers.tarindex import Member
@@ -26,9 +27,8 @@ from ckptconv.places.places import place
 from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
 
-__all__ = ["METADATA", "Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp", "open_dcp_inside"]
+__all__ = ["Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp", "open_dcp_inside"]
 
-METADATA: Final = ".metadata"
 _MOST: Final = 1 << 29
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ckptconv.assets.find import CONFIG, find_assets
 from ckptconv.containers.decoded import Decoded
@@ -17,11 +18,13 @@ from ckptconv.planning.decode.find import IDLE, find_parts, is_quantised, refuse
 from ckptconv.planning.decode.part import Given, Part
 from ckptconv.planning.decode.rewrite import pairs_of, rewritten, stored_of
 from ckptconv.planning.decode.says import Says, read_says
-from ckptconv.planning.names import Named
 from ckptconv.plans.checkpoint import Checkpoint, Note, Quantised, beside_of
 from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.plans.request import Request
 from ckptconv.relations import Pair, Relation, Spec
+
+if TYPE_CHECKING:
+    from ckptconv.planning.names import Named
 
 __all__ = [
     "as_values",

@@ -13,7 +13,7 @@ from ckptconv.parallel import Grid
 from ckptconv.places.regular import read_head
 from ckptconv.readers.reader import Save
 
-__all__ = ["Run", "find_run", "iteration_folder", "lacking", "rank_folders", "saves"]
+__all__ = ["Run", "find_run", "iteration_folder", "lacking", "rank_folders", "recognise", "saves"]
 
 TRACKER = "latest_checkpointed_iteration.txt"
 # model_optim_rng.pt since Megatron-LM 2.0; model_rng.pt beside a distributed optimizer in old releases.
@@ -84,6 +84,21 @@ def iteration_folder(path: Path) -> Path | None:
     if (path / "release").is_dir() and not found:
         return path / "release"
     return max(found, key=lambda p: int(p.name[5:]), default=None)
+
+
+def recognise(path: Path) -> bool:
+    """Whether a path is a save of ranks, or a run of them."""
+    if path.is_file():
+        return path.name in ("model_optim_rng.pt", "model_rng.pt")
+    if not path.is_dir():
+        return False
+    if has_ranks(path) or (path / "model_optim_rng.pt").is_file():
+        return True
+    try:
+        folder = iteration_folder(path)
+    except FormatError:
+        return True
+    return folder is not None and has_ranks(folder)
 
 
 def find_run(path: Path) -> Run:

@@ -18,33 +18,19 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.parallel import Grid, Rank
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
-from ckptconv.readers.megatron.find import Run, find_run, has_ranks, iteration_folder, lacking, saves
+from ckptconv.readers.megatron.find import Run, find_run
 from ckptconv.readers.megatron.layout import grid_of
 from ckptconv.readers.megatron.options import MegatronOptions
-from ckptconv.readers.reader import Reader
 from ckptconv.relations import Box, Pair, Relation, Spec
 
-__all__ = ["READER", "joined"]
+__all__ = ["joined", "open_checkpoint"]
 
 _ALONE = "save the adapter together with the frozen weights: its layers cannot be numbered alone"
 _COPY = "copy the whole iteration again, from one save"
 
 
-def _recognise(path: Path) -> bool:
-    if path.is_file():
-        return path.name in ("model_optim_rng.pt", "model_rng.pt")
-    if not path.is_dir():
-        return False
-    if has_ranks(path) or (path / "model_optim_rng.pt").is_file():
-        return True
-    try:
-        folder = iteration_folder(path)
-    except FormatError:
-        return True
-    return folder is not None and has_ranks(folder)
-
-
-def _open(path: Path, options: MegatronOptions) -> Checkpoint:
+def open_checkpoint(path: Path, options: MegatronOptions) -> Checkpoint:
+    """Open a save of ranks; see `ckptconv.readers.reader.Reader`."""
     if options.weights == "master":
         raise PlanError(
             "the fp32 masters of this format have no names, so they cannot be converted",
@@ -283,6 +269,3 @@ def _left_out(run: Run, files: Mapping[str, RankFile]) -> dict[str, int]:
         p.stat().st_size for f in files.values() for p in f.path.parent.glob("*.pt") if p.name != f.path.name
     )
     return {k: v for k, v in {"optimizer states": count, "optimizer files": beside}.items() if v}
-
-
-READER = Reader("megatron", _recognise, _open, MegatronOptions, saves, lacking)

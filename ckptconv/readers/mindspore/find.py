@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 from ckptconv.containers.mindspore.mindspore import is_mindspore
-from ckptconv.dialects.mindformers.strategy import find_strategies
 from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
+from ckptconv.plugins import later
 from ckptconv.readers.reader import Save
 
 __all__ = ["NAME_MAP", "Found", "Step", "find", "looks_like_mindspore", "saves"]
+
+# Beside a folder of ranks alone: every path is asked whether it is MindSpore's.
+find_strategies = later("ckptconv.dialects.mindformers.strategy:find_strategies")
 
 Kind = Literal["file", "ranks", "named", "iteration"]
 Step = tuple[int, int]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp, open_dcp_inside
+from ckptconv.containers.dcp.dcp import DcpFolder, open_dcp, open_dcp_inside
 from ckptconv.containers.tarindex import Member, tar_members
 from ckptconv.containers.torch.rankfile import RankFile, tensors_of
 from ckptconv.containers.torch.torchfile import open_torch
@@ -28,16 +28,15 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.megatron.find import Run
 from ckptconv.readers.megatron.options import MegatronOptions
 from ckptconv.readers.megatron.read import joined
-from ckptconv.readers.reader import Reader
-from ckptconv.readers.torch_dist import Located, TorchDistOptions, opened
+from ckptconv.readers.nemo.find import CONFIG, FOLDER, WEIGHTS
+from ckptconv.readers.torch_dist.find import Located
+from ckptconv.readers.torch_dist.options import TorchDistOptions
+from ckptconv.readers.torch_dist.read import opened
 
-__all__ = ["READER"]
+__all__ = ["open_checkpoint"]
 
-CONFIG: Final = "model_config.yaml"
-_WEIGHTS: Final = "model_weights.ckpt"
-_FOLDER: Final = "model_weights/"
 _RANK: Final = re.compile(
-    rf"(?:(?:mp_rank_(?P<alone>\d+)|tp_rank_(?P<tp>\d+)_pp_rank_(?P<pp>\d+))/)?{re.escape(_WEIGHTS)}"
+    rf"(?:(?:mp_rank_(?P<alone>\d+)|tp_rank_(?P<tp>\d+)_pp_rank_(?P<pp>\d+))/)?{re.escape(WEIGHTS)}"
 )
 _MODEL: Final = "model."
 _MOST: Final = 64 << 20
@@ -54,7 +53,7 @@ class _Files:
         """List the files that may be the model's, relative to where it lies."""
         if self.members is not None:
             return [*self.members]
-        found = [*self.path.glob("*"), *self.path.glob("*_rank_*/*"), *self.path.glob(f"{_FOLDER}*")]
+        found = [*self.path.glob("*"), *self.path.glob("*_rank_*/*"), *self.path.glob(f"{FOLDER}*")]
         return sorted(p.relative_to(self.path).as_posix() for p in found if p.is_file())
 
     def read(self, name: str) -> bytes:
@@ -77,26 +76,12 @@ class _Files:
     def dcp(self) -> DcpFolder:
         """Open the distributed checkpoint in ``model_weights``."""
         if self.members is None:
-            return open_dcp(self.path / _FOLDER)
-        return open_dcp_inside(self.path, self.members, _FOLDER)
+            return open_dcp(self.path / FOLDER)
+        return open_dcp_inside(self.path, self.members, FOLDER)
 
 
-def _recognise(path: Path) -> bool:
-    if path.is_file():
-        return path.suffix == ".nemo"
-    if path.name == _FOLDER.rstrip("/") and (path.parent / CONFIG).is_file():
-        return _recognise(path.parent)
-    if not path.is_dir() or not (path / CONFIG).is_file():
-        return False
-    return (
-        (path / _WEIGHTS).is_file()
-        or any(path.glob(f"*_rank_*/{_WEIGHTS}"))
-        or (path / _FOLDER / METADATA).is_file()
-        or (path / _FOLDER / "metadata.json").is_file()
-    )
-
-
-def _open(path: Path, options: MegatronOptions) -> Checkpoint:
+def open_checkpoint(path: Path, options: MegatronOptions) -> Checkpoint:
+    """Open an archive or its folder; see `ckptconv.readers.reader.Reader`."""
     if path.is_dir() and not (path / CONFIG).is_file():
         path = path.parent
     files = _Files(path, tar_members(path) if path.is_file() else None)
@@ -110,11 +95,11 @@ def _open(path: Path, options: MegatronOptions) -> Checkpoint:
     ranks = {name: match for name in names if (match := _RANK.fullmatch(name)) is not None}
     if ranks:
         made = _of_ranks(files, ranks, arguments, options)
-    elif any(name.startswith(_FOLDER) for name in names):
+    elif any(name.startswith(FOLDER) for name in names):
         made = _distributed(files, arguments, options)
     else:
         raise FormatError(
-            f"there is neither {_WEIGHTS} nor {_FOLDER} in it",
+            f"there is neither {WEIGHTS} nor {FOLDER} in it",
             where=path,
             hint="archives without weights cannot be converted",
         )
@@ -159,7 +144,7 @@ def _distributed(files: _Files, arguments: Mapping[str, Any], options: MegatronO
     Raises:
         FormatError: if it was saved with another backend than torch's.
     """
-    marker = f"{_FOLDER}metadata.json"
+    marker = f"{FOLDER}metadata.json"
     said = parse_json(files.read(marker), where=files.path) if marker in files.names() else {}
     backend = said.get("sharded_backend", "torch_dist") if isinstance(said, dict) else ""
     if backend != "torch_dist":
@@ -169,7 +154,7 @@ def _distributed(files: _Files, arguments: Mapping[str, Any], options: MegatronO
             hint="load it with NeMo, and save it with dist_ckpt_format: torch_dist",
         )
     dcp = files.dcp()
-    common = files.torch(_FOLDER + COMMON) if _FOLDER + COMMON in files.names() else {}
+    common = files.torch(FOLDER + COMMON) if FOLDER + COMMON in files.names() else {}
     located = Located(files.path, files.path, backend)
     how = TorchDistOptions(**{n: getattr(options, n) for n in ("tp", "pp", "vpp", "ep", "etp", "weights")})
     run = (dict(arguments), (Note("info", "the parallel sizes were those of the run"),))
@@ -183,6 +168,3 @@ def _tokenizer(files: _Files, names: list[str]) -> list[Note]:
         return []
     text = f"the archive holds the tokenizer's files ({', '.join(found[:4])}): unpack them for --tokenizer"
     return [Note("info", text)]
-
-
-READER = Reader("nemo", _recognise, _open, MegatronOptions)

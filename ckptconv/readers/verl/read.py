@@ -14,21 +14,20 @@ from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.torchfile import open_torch
-from ckptconv.errors import FormatError, PlanError, UsageError
+from ckptconv.errors import FormatError, PlanError
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.chunks import place
-from ckptconv.readers.dcp import check_masters, numbered, tracked
+from ckptconv.readers.dcp.read import check_masters
 from ckptconv.readers.dtensor import Part, Sizes, read_part
-from ckptconv.readers.reader import Reader, Weighed
+from ckptconv.readers.reader import Weighed
+from ckptconv.readers.verl.find import STEP, files_of, find
 from ckptconv.relations import chunk_sizes
 
-__all__ = ["READER"]
+__all__ = ["open_checkpoint"]
 
-_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 _BESIDE = re.compile(r"(optim|extra_state)_world_size_\d+_rank_\d+\.pt")
 _KINDS = {"optim": "optimizer states", "extra_state": "scheduler and random states"}
-_STEP = re.compile(r"global_step_(\d+)")
 
 
 def _assemble(graph: GraphBuilder, name: str, parts: Mapping[int, Part], folder: Path) -> None:
@@ -110,66 +109,6 @@ def _mesh_offsets(name: str, parts: Mapping[int, Part], folder: Path) -> list[tu
     return found
 
 
-# Files
-
-
-def _ranks(folder: Path) -> dict[int, dict[int, Path]]:
-    """Return the files of a folder by world size and rank."""
-    found: dict[int, dict[int, Path]] = defaultdict(dict)
-    for p in sorted(folder.iterdir()):
-        if m := _FILE.fullmatch(p.name):
-            found[int(m[1])][int(m[2])] = p
-    return found
-
-
-def _find(path: Path) -> tuple[Path, list[Note]] | None:
-    """Find the folder of the ranks' files: itself, ``actor`` in it, or the step a run's tracker names."""
-    if path.is_file():
-        return (path.parent, []) if _FILE.fullmatch(path.name) else None
-    if not path.is_dir():
-        return None
-    for folder in (path, path / "actor"):
-        if folder.is_dir() and _ranks(folder):
-            return folder, []
-    steps = [(n, p) for n, p in numbered(path) if _STEP.fullmatch(p.name)]
-    inside = [(n, f) for n, p in steps for f in (p, p / "actor") if f.is_dir() and _ranks(f)]
-    if not inside:
-        return None
-    named = tracked(path)
-    number, folder = next((s for s in inside if s[0] == named), inside[-1])
-    how = "named by the tracker file" if number == named else f"the newest of {len(inside)}"
-    return folder, [Note("info", f"{folder.relative_to(path)} is {how} in {path}")]
-
-
-def _files(path: Path, folder: Path) -> dict[int, Path]:
-    """Return the files of all ranks.
-
-    Raises:
-        UsageError: if files of several world sizes are there, and none is named.
-        PlanError: if a rank is missing.
-    """
-    worlds = _ranks(folder)
-    named = _FILE.fullmatch(path.name) if path.is_file() else None
-    if named is None and len(worlds) > 1:
-        raise UsageError(
-            f"files of {len(worlds)} world sizes are here: {', '.join(map(str, sorted(worlds)))}",
-            where=folder,
-            hint="name a file of the one that is meant, or move the others away",
-        )
-    world = int(named[1]) if named else next(iter(worlds))
-    files = worlds[world]
-    missing = next((r for r in range(world) if r not in files), None)
-    if missing is not None or len(files) != world:
-        more = world - sum(r < world for r in files) - 1
-        what = f"rank {missing}" + (f" and {more} more are" if more else " is")
-        raise PlanError(
-            f"ranks beyond {world} are here" if missing is None else f"{what} missing of {world} ranks",
-            where=folder,
-            hint=f"copy all model_world_size_{world}_rank_*.pt files",
-        )
-    return dict(sorted(files.items()))
-
-
 def _states(files: Mapping[int, Path], notes: list[Note]) -> Iterator[tuple[int, dict[str, Part]]]:
     """Yield each rank's parts by name."""
     for rank, path in files.items():
@@ -188,12 +127,13 @@ def _states(files: Mapping[int, Path], notes: list[Note]) -> Iterator[tuple[int,
         yield rank, parts
 
 
-def _open(path: Path, options: Weighed) -> Checkpoint:
-    found = _find(path)
+def open_checkpoint(path: Path, options: Weighed) -> Checkpoint:
+    """Open the FSDP ranks of verl; see `ckptconv.readers.reader.Reader`."""
+    found = find(path)
     if found is None:
         raise FormatError("no files of ranks found", where=path)
     folder, notes = found
-    files = _files(path, folder)
+    files = files_of(path, folder)
     graph = GraphBuilder()
     by_name: dict[str, dict[int, Part]] = defaultdict(dict)
     for rank, parts in _states(files, notes):
@@ -213,7 +153,7 @@ def _open(path: Path, options: Weighed) -> Checkpoint:
     for p in folder.iterdir():
         if m := _BESIDE.fullmatch(p.name):
             left_out[_KINDS[m[1]]] += p.stat().st_size
-    step = next((m for p in (folder, folder.parent) if (m := _STEP.fullmatch(p.name))), None)
+    step = next((m for p in (folder, folder.parent) if (m := STEP.fullmatch(p.name))), None)
     kinds = {p.kind for held in by_name.values() for p in held.values()}
     return Checkpoint(
         # verl keeps config and tokenizer in a folder of their own beside the weights
@@ -230,16 +170,3 @@ def _open(path: Path, options: Weighed) -> Checkpoint:
         left_out=left_out,
         notes=tuple(notes),
     )
-
-
-def _lacking(path: Path) -> str | None:
-    try:
-        found = _find(path)
-        if found is not None:
-            _files(path, found[0])
-    except PlanError as e:
-        return e.message
-    return None
-
-
-READER = Reader("verl", lambda path: _find(path) is not None, _open, Weighed, lacking=_lacking)

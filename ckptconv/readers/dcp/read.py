@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.containers.dcp import METADATA
+from ckptconv.containers.dcp.dcp import DcpFolder, open_dcp
 from ckptconv.containers.torch.namespaces import plain
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.places.regular import read_bytes, read_head
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.chunks import place
-from ckptconv.readers.reader import Reader, Weighed
+from ckptconv.readers.dcp.find import NUMBERED, OPTIMIZER, find
+from ckptconv.readers.reader import Weighed
 
-__all__ = ["READER", "check_masters", "lacking_files", "numbered", "tracked"]
+__all__ = ["check_masters", "open_checkpoint"]
 
 # Keys under which trainers put a model's state dict, outermost first: torch's own tutorial ("app"),
 # accelerate (00b1b181, utils/fsdp_utils.py) and Lightning Fabric ("model"), and others.
 _WRAPPERS = ("app", "state_dict", "model", "module", "model_state_dict")
-_OPTIMIZER = re.compile(r"opt|optim|optim(?:izer)?s?(?:_?(?:states?|state_dict|\d+))*")
 _TRAINING = frozenset({
     "callbacks", "dataloader", "loops", "lr_scheduler", "lr_schedulers", "rng", "rng_state", "scheduler",
     "schedulers", "train_state", "trainer",
@@ -31,12 +30,7 @@ _TRAINING = frozenset({
 # Lightning modules and the like hold the model as an attribute: these names are of one inside another.
 _INNER = ("model.model.", "model.module.", "model.lm_head.")
 
-_NUMBERED = re.compile(r"(?P<kind>.*?)[-_=]?(?P<number>\d+)(?:\.ckpt)?")  # Lightning: epoch=1-step=9.ckpt
 _STEPS = ("step", "global_step", "checkpoint", "iter")
-_ACCELERATE = re.compile(r"pytorch_model_fsdp_(\d+)")
-_TRACKERS = ("latest_checkpointed_iteration.txt", "latest")
-_MAX_DEPTH = 2
-_DISTCP = re.compile(rb"__\d{1,9}_\d{1,9}\.distcp")
 
 
 @dataclass(slots=True)
@@ -57,7 +51,7 @@ def _sort(dcp: DcpFolder) -> _Sorted:
     beside: Counter[str] = Counter()
 
     def leave(name: str, key: str) -> None:
-        kind = "optimizer states" if _OPTIMIZER.fullmatch(key) else f"{key!r}, beside the model"
+        kind = "optimizer states" if OPTIMIZER.fullmatch(key) else f"{key!r}, beside the model"
         out.left_out[kind] += dcp.tensors[name].nbytes
         if kind != "optimizer states" and key not in _TRAINING:
             beside[key] += 1
@@ -97,7 +91,7 @@ def _key(path: tuple[str | int, ...]) -> str:
 
 
 def _is_training(key: str) -> bool:
-    return key in _TRAINING or _OPTIMIZER.fullmatch(key) is not None
+    return key in _TRAINING or OPTIMIZER.fullmatch(key) is not None
 
 
 def _take_prefixes(out: _Sorted, taken: list[str]) -> None:
@@ -116,86 +110,6 @@ def _take_prefixes(out: _Sorted, taken: list[str]) -> None:
         out.notes.append(Note("guess", text))
 
 
-# Finding the folder
-
-
-def _is_dcp(folder: Path) -> bool:
-    """Whether a folder holds a distributed checkpoint that is not Megatron's."""
-    if not (folder / METADATA).is_file():
-        return False
-    marker = folder / "metadata.json"
-    return not (marker.is_file() and b"sharded_backend" in read_head(marker, 4096))
-
-
-def lacking_files(folder: Path) -> str | None:
-    """Say which of the files that ``.metadata`` names are not there; it is written last."""
-    if not (folder / METADATA).is_file():
-        return f"there is no {METADATA}, which is written last"
-    names = {m[0].decode() for m in _DISTCP.finditer(read_bytes(folder / METADATA))}
-    absent = sorted(n for n in names if not (folder / n).is_file())
-    return f"{len(absent)} of {len(names)} files are not there: {absent[0]}" if absent else None
-
-
-def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints of a run by step or epoch."""
-    return sorted(
-        (int(m["number"]), p)
-        for p in folder.iterdir()
-        if (m := _NUMBERED.fullmatch(p.name)) and p.is_dir() and not _OPTIMIZER.fullmatch(p.name)
-    )
-
-
-def _find(path: Path, depth: int = _MAX_DEPTH) -> tuple[Path, list[Note]] | None:
-    """Find the folder with ``.metadata`` meant by a path, and say what was chosen.
-
-    Raises:
-        UsageError: if it holds several models and none is chosen.
-    """
-    if path.is_file():
-        wanted = path.name == METADATA or path.suffix == ".distcp"
-        return _find(path.parent, 0) if wanted else None
-    if not path.is_dir():
-        return None
-    if _is_dcp(path):
-        return path, []
-    if depth == 0:
-        return None
-    models = sorted(p for p in path.iterdir() if _ACCELERATE.fullmatch(p.name) and _is_dcp(p))
-    if len(models) > 1:
-        names = ", ".join(p.name for p in models)
-        raise UsageError(f"{len(models)} models are saved here", where=path, hint=f"name one of {names}")
-    if models:
-        return models[0], []
-    if (single := path / "model").is_dir() and _is_dcp(single):
-        return single, []
-    if any(path.glob("*.safetensors")):
-        return None  # a finished model, beside the checkpoints of its training
-    steps = [(n, found) for n, p in numbered(path) if (found := _find(p, depth - 1)) is not None]
-    if not steps:
-        return None
-    named = tracked(path)
-    number, (folder, notes) = next((s for s in steps if s[0] == named), steps[-1])
-    how = "named by the tracker file" if number == named else f"the newest of {len(steps)}"
-    return folder, [Note("info", f"{folder.relative_to(path)} is {how} in {path}"), *notes]
-
-
-def tracked(path: Path) -> int | None:
-    """Return the step a run's tracker file names."""
-    for name in _TRACKERS:
-        if (path / name).is_file():
-            found = re.search(r"\d+", read_head(path / name, 256).decode(errors="replace"))
-            if found:
-                return int(found[0])
-    return None
-
-
-def _recognise(path: Path) -> bool:
-    try:
-        return _find(path) is not None
-    except UsageError:
-        return True
-
-
 def _root(folder: Path, path: Path) -> Path:
     """Return the folder to look for assets in: the nearest that has a config, else the one named."""
     named = path if path.is_dir() else folder
@@ -205,7 +119,7 @@ def _root(folder: Path, path: Path) -> Path:
 
 def _iteration(folder: Path) -> int | None:
     for name in (folder.name, folder.parent.name):
-        m = _NUMBERED.fullmatch(name)
+        m = NUMBERED.fullmatch(name)
         if m and m["kind"].endswith(_STEPS):
             return int(m["number"])
     return None
@@ -227,8 +141,9 @@ def check_masters(graph: GraphBuilder, folder: Path) -> Note:
     return Note("info", "FSDP keeps no masters beside the weights; the fp32 weights are what it trained")
 
 
-def _open(path: Path, options: Weighed) -> Checkpoint:
-    found = _find(path)
+def open_checkpoint(path: Path, options: Weighed) -> Checkpoint:
+    """Open a distributed checkpoint; see `ckptconv.readers.reader.Reader`."""
+    found = find(path)
     if found is None:
         raise FormatError("no distributed checkpoint found", where=path)
     folder, notes = found
@@ -301,11 +216,3 @@ def _check_names(weights: Mapping[str, str], folder: Path) -> None:
     double = [n for n, count in Counter(weights.values()).items() if count > 1]
     if double:
         raise PlanError(f"two tensors would be named {double[0]}", where=folder)
-
-
-def _lacking(path: Path) -> str | None:
-    found = _find(path)
-    return None if found is None else lacking_files(found[0])
-
-
-READER = Reader("dcp", _recognise, _open, Weighed, lacking=_lacking)

@@ -6,15 +6,14 @@ core 0.19, ``dist_checkpointing/serialization.py``. Tensors are whole: what rank
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ckptconv.containers.dcp.dcp import METADATA, DcpFolder, open_dcp
+from ckptconv.containers.dcp import METADATA
+from ckptconv.containers.dcp.dcp import DcpFolder, open_dcp
 from ckptconv.containers.torch.namespaces import plain
 from ckptconv.dialects.core import CORE_LOCAL, CORE_TE
 from ckptconv.dialects.factors import factor_of, with_implied, without_weights
@@ -22,83 +21,20 @@ from ckptconv.dialects.hybrid import hybrid_names, without_pattern, wrapped_name
 from ckptconv.dialects.saved import COMMON, COMMON_OBJECT, FORMAT, OPTIMIZER, common_state, weights_of
 from ckptconv.dialects.stacked import unstacked
 from ckptconv.errors import FormatError, PlanError, UsageError
-from ckptconv.places.regular import read_bytes, read_head
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.chunks import place
-from ckptconv.readers.dcp import lacking_files
-from ckptconv.readers.megatron.find import TRACKER, iteration_folder
 from ckptconv.readers.megatron.run_config import run_arguments
-from ckptconv.readers.reader import Parallel, Reader, Weighed
+from ckptconv.readers.torch_dist.find import DAMAGED, MARKER, Located, find
+from ckptconv.readers.torch_dist.options import TorchDistOptions
 from ckptconv.relations import Spec
 from ckptconv.relations.rename import under_names
 from ckptconv.slots import Table, Words
 
-__all__ = ["READER", "Located", "TorchDistOptions", "opened"]
+__all__ = ["open_checkpoint", "opened"]
 
-MARKER: Final = "metadata.json"
 _MASTER: Final = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.fp32_param\.(.+)")
 _COPY: Final = "copy the whole iteration again, from one save"
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """Locate one saved iteration; ``backend`` is empty where no ``metadata.json`` names one."""
-
-    root: Path
-    data: Path
-    backend: str
-
-
-_DAMAGED: Final = "a damaged marker"
-
-
-def _backend(folder: Path) -> str | None:
-    """Return the backend a folder's marker names, ``""`` for Megatron's plain DCP, None if it is neither."""
-    marker = folder / MARKER
-    if marker.is_file():
-        try:
-            found = json.loads(read_head(marker, 65536))
-        except (ValueError, RecursionError):
-            return _DAMAGED if (folder / METADATA).is_file() else None
-        name = found.get("sharded_backend") if isinstance(found, dict) else None
-        return name if isinstance(name, str) and name else None
-    path = folder / METADATA
-    return "" if path.is_file() and _is_megatron(read_bytes(path)) else None
-
-
-_CORE: Final = re.compile(rb"model\.(?:module\.)*(?:language_model\.)?(?:decoder\.layers|embedding)\.")
-
-
-def _is_megatron(metadata: bytes) -> bool:
-    """Whether a pickle holds the keys of Megatron-LM's save, or of Megatron-Bridge's, which has no ``args``.
-
-    Megatron-LM core_v0.16.1, ``training/checkpointing.py``; Megatron-Bridge 0.6.2,
-    ``training/checkpointing.py`` (``fsdp_dtensor``).
-    """
-    args = b"\x04args" in metadata or b"\x04\0\0\0args" in metadata
-    return b"checkpoint_version" in metadata and (args or _CORE.search(metadata) is not None)
-
-
-def _find(path: Path) -> Located | None:
-    folder = path.parent if path.is_file() else path
-    if path.is_file() and path.name not in (METADATA, MARKER, COMMON) and path.suffix != ".distcp":
-        return None
-    data: Path | None = folder
-    backend = _backend(folder)
-    if backend is None and not path.is_file():
-        data = iteration_folder(path)
-        backend = _backend(data) if data is not None else None
-    if data is None or backend is None:
-        return None
-    return Located(data.parent if (data.parent / TRACKER).is_file() else folder, data, backend)
-
-
-def _recognise(path: Path) -> bool:
-    try:
-        return _find(path) is not None
-    except FormatError:
-        return False
 
 
 def _plain_state(dcp: DcpFolder) -> Mapping[str, Any]:
@@ -106,25 +42,15 @@ def _plain_state(dcp: DcpFolder) -> Mapping[str, Any]:
     return {k: dcp.read_object(k) for k in ("args", "iteration", "checkpoint_version") if k in dcp.objects}
 
 
-@dataclass(frozen=True)
-class TorchDistOptions(Parallel, Weighed):
-    """Own the parallel sizes of the run that saved, to be checked, and ``--weights``.
-
-    Attributes:
-        words: What the model is like, where the names of an adapter alone do not tell; known to the program.
-    """
-
-    words: Words | None = None
-
-
 # Opening
 
 
-def _open(path: Path, options: TorchDistOptions) -> Checkpoint:
-    found = _find(path)
+def open_checkpoint(path: Path, options: TorchDistOptions) -> Checkpoint:
+    """Open a distributed checkpoint of Megatron; see `ckptconv.readers.reader.Reader`."""
+    found = find(path)
     if found is None:
         raise FormatError("no checkpoint of Megatron's torch_dist format found", where=path)
-    if found.backend == _DAMAGED:
+    if found.backend == DAMAGED:
         raise FormatError(f"{MARKER} is not JSON", where=found.data / MARKER, hint=_COPY)
     if found.backend not in ("torch_dist", ""):
         raise FormatError(
@@ -379,11 +305,3 @@ def _left_out(dcp: DcpFolder, weights: Mapping[str, str]) -> dict[str, int]:
         elif key not in (COMMON_OBJECT, "args", "iteration", "checkpoint_version"):
             count["other objects"] += entry.length
     return dict(count)
-
-
-def _lacking(path: Path) -> str | None:
-    found = _find(path)
-    return None if found is None else lacking_files(found.data)
-
-
-READER = Reader("torch_dist", _recognise, _open, TorchDistOptions, lacking=_lacking)
