@@ -39,8 +39,9 @@ RECORD = "ckptconv-average.json"
 
 _VERSION = 1
 _CLOSE = 1e-6  # to 1, of a sum of ratios as people write them
-# Of config.json: what a model generates from, which does not change what it computes.
-_SAID = (*IDLE, "bos_token_id", "eos_token_id", "pad_token_id", "architectures")
+# Of config.json: what a model generates from, and how many ranks trained it, which does not change what it
+# computes.
+_SAID = (*IDLE, "bos_token_id", "eos_token_id", "pad_token_id", "architectures", "pretraining_tp")
 
 
 @dataclass(frozen=True, slots=True)

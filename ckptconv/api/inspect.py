@@ -34,6 +34,7 @@ class Inspection(Shown):
         family: The architecture; None if none is known.
         config: Where config.json is, or what it is built from; None if it has to be given.
         tokenizer: The tokenizer's folder; None if none was found.
+        adapters: How many weights have a LoRA adapter beside them.
         steps: The steps of the saves in the run's folder.
         lacking: What a conversion to Hugging Face would say, if it cannot be done as it stands.
         command: What to type next.
@@ -52,6 +53,7 @@ class Inspection(Shown):
     family: str | None
     config: str | None
     tokenizer: str | None
+    adapters: int
     steps: tuple[int, ...]
     lacking: str | None
     command: str
@@ -70,6 +72,7 @@ class Inspection(Shown):
             "family": self.family,
             "config": self.config or self.lacking,
             "tokenizer": self.tokenizer,
+            "LoRA": f"adapters of {self.adapters:,} weights" if self.adapters else None,
         }
 
 
@@ -99,6 +102,7 @@ def inspect(path: PathArg, **fields: Any) -> Inspection:
         family=beside.family,
         config=beside.config,
         tokenizer=beside.tokenizer,
+        adapters=beside.adapters,
         steps=tuple(beside.steps),
         lacking=beside.lacking,
         command=beside.command,

@@ -114,6 +114,7 @@ def inspect(model: Model, pattern: str | None, path: Path) -> None:
         "family": beside["family"],
         "config.json": beside["config"] or f"none: {beside['lacking']}",
         "tokenizer": beside["tokenizer"] or "none found",
+        "LoRA": f"adapters of {plural(beside['adapters'], 'weight')}" if beside["adapters"] else "",
         "steps": ", ".join(map(str, steps[-_STEPS:])) + (f" and {more} before" if more else ""),
     }
     for key, value in rows.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ckptconv
 from megatron_layouts import tensors_of, write_model
-from running import succeeds
+from running import case_run, succeeds
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 12,
@@ -49,6 +49,26 @@ def test_without_a_config_it_says_what_to_give(demo_run: Path, tmp_path: Path) -
     shown = succeeds("inspect", run).out
     assert "no config.json" in shown
     assert "--config DIR_OR_HUB_ID" in shown
+
+
+def test_adapters_are_seen_and_the_command_says_what_becomes_of_them(tmp_path: Path) -> None:
+    run = case_run("llama_z3_bf16_ws2_lora", tmp_path / "run")
+    assert "adapters of 4 weights" in succeeds("inspect", run).out
+    _, *words = _next(run)
+    assert words[-4:] == ["--lora", "merge", "--lora-alpha", "ALPHA"]  # nothing here says it
+    succeeds(*[{"OUT": str(tmp_path / "out"), "ALPHA": "16"}.get(word, word) for word in words])
+    assert json.loads(succeeds("inspect", tmp_path / "out", "--json").out)["outlook"]["adapters"] == 0
+    succeeds("convert", run, tmp_path / "peft", "--to", "hf", "--lora", "adapter", "--lora-alpha", 16)
+    said = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    base = tmp_path / "the base"
+    (tmp_path / "peft" / "adapter_config.json").write_text(
+        json.dumps({**said, "base_model_name_or_path": str(base)})
+    )
+    assert _next(tmp_path / "peft") == [
+        *("ckptconv", "convert", str(base), "OUT", "--to", "hf", "--adapter", str(tmp_path / "peft"))
+    ]
+    found = ckptconv.inspect(run)
+    assert found.adapters == 4 and found.rows()["LoRA"] == "adapters of 4 weights"
 
 
 def test_the_steps_of_a_run(demo_run: Path, tmp_path: Path) -> None:
