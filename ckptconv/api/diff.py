@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from time import perf_counter
 
+from ckptconv.api.padding import true_rows, without_padding
 from ckptconv.api.progress import following
 from ckptconv.engine.events import Listener
 from ckptconv.engine.options import DEFAULT_MEMORY, Options
@@ -223,7 +224,7 @@ def _together(a: Checkpoint, b: Checkpoint, options: Request) -> tuple[View, Vie
     """See two checkpoints under one set of names."""
     left, right = as_opened(a), as_opened(b)
     if _entries(a) == _entries(b) and _shapes(left) == _shapes(right) and not options.drop:
-        return left, right, []
+        return _true_rows(a, b, left, right, options)
     views: list[View | None] = []
     errors: list[PlanError] = []
     for checkpoint in (a, b):
@@ -242,6 +243,20 @@ def _together(a: Checkpoint, b: Checkpoint, options: Request) -> tuple[View, Vie
         text = f"compared under the names of {a.producer}: {errors[0].message}"
         return left, right, [("warning", text)]
     raise errors[0]
+
+
+def _true_rows(
+    a: Checkpoint, b: Checkpoint, left: View, right: View, options: Request
+) -> tuple[View, View, list[tuple[str, str]]]:
+    """Leave out the padding of the vocabulary, of which each framework makes something else."""
+    rows = {true_rows(c, options) for c in (a, b)}
+    if len(rows) != 1 or (count := rows.pop()) is None:
+        return left, right, []
+    one, two = (without_padding(c, count) for c in (a, b))
+    if one is a or two is b:
+        return left, right, []
+    text = f"rows of the vocabulary from {count:,} on are padding, and not compared"
+    return as_opened(one), as_opened(two), [("info", text)]
 
 
 def _entries(checkpoint: Checkpoint) -> tuple[Entry, ...] | None:

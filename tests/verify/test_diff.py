@@ -187,6 +187,21 @@ def test_small_tiles_give_the_same_figures(tmp_path: Path) -> None:
     assert small.relative == pytest.approx(float(truth), rel=1e-12)
 
 
+def test_padding_of_the_vocabulary_is_nobodys_weights(tmp_path: Path) -> None:
+    """Training leaves what it drew in those rows, a split repeats the last true one."""
+    convert(LLAMA.hf, tmp_path / "split", to="megatron", tp=2)
+    found = diff(LLAMA.run, tmp_path / "split")
+    assert (
+        found.ok
+        and ("info", "rows of the vocabulary from 300 on are padding, and not compared") in found.notes
+    )
+    assert found.tensors and all(t.shape[0] != 512 for t in found.tensors)
+    named = diff(LLAMA.run, tmp_path / "split", vocab_size=512)
+    wrong = [t for t in named.tensors if t.verdict == "differs"]
+    assert {t.name for t in wrong} == {"embedding.word_embeddings.weight", "output_layer.weight"}
+    assert all(t.index is not None and t.index[0] >= 300 for t in wrong)
+
+
 @pytest.mark.parametrize("case", [LLAMA, VIRTUAL, OLD], ids=str)
 def test_ranks_equal_the_model_they_hold(case: Case) -> None:
     found = diff(case.run, case.hf)
