@@ -7,7 +7,7 @@ Query, key and value are one tensor: one after the other since 0.5 (``attn.qkv``
 from __future__ import annotations
 
 from ckptconv.dialects.base import Dialect, Line, module, norm, plain, prefixed
-from ckptconv.facts.own import litgpt_facts
+from ckptconv.facts.litgpt import litgpt_facts
 from ckptconv.slots import concat, grouped
 
 __all__ = ["LITGPT"]
@@ -29,7 +29,9 @@ LITGPT = Dialect(
                 *norm("layers.*.attn.q_norm", "attn.norm_q."),
                 *norm("layers.*.attn.k_norm", "attn.norm_k."),
                 *module("layers.*.attn.o", "attn.proj"),
+                *norm("layers.*.attn_post_norm", "post_attention_norm."),
                 *norm("layers.*.mlp_norm", "norm_2."),
+                *norm("layers.*.mlp_post_norm", "post_mlp_norm."),
                 *module("layers.*.mlp.gate", "mlp.fc_1"),
                 *module("layers.*.mlp.up", "mlp.fc_2"),
                 *module("layers.*.mlp.up", "mlp.fc"),

@@ -7,7 +7,7 @@ torchtitan's Qwen3 and DeepSeek-V3 have Hugging Face's order.
 
 from __future__ import annotations
 
-from ckptconv.dialects.base import Dialect, Line, module, norm, plain, prefixed
+from ckptconv.dialects.base import Dialect, Line, for_mtp, module, norm, plain, prefixed
 from ckptconv.facts.own import meta_facts
 from ckptconv.slots import grouped, paired, stacked
 
@@ -69,12 +69,21 @@ _LAYER = (
     *module("layers.*.moe.shared.down", "moe.shared_experts.w2"),
     *module("layers.*.moe.shared.up", "moe.shared_experts.w3"),
 )
+# torchtitan 0.3, models/deepseek_v3/model.py (MTPTransformerBlock): a layer with what goes before and after.
+_AHEAD = (
+    *for_mtp(_LAYER, "mtp_layers.*."),
+    plain("mtp.*.enorm", "mtp_layers.*.enorm.weight"),
+    plain("mtp.*.hnorm", "mtp_layers.*.hnorm.weight"),
+    plain("mtp.*.eh_proj", "mtp_layers.*.eh_proj.weight"),
+    plain("mtp.*.norm", "mtp_layers.*.mtp_norm.weight"),
+)
 META = Dialect(
     name="meta",
     library="Meta's Llama or torchtitan",
     lines=(
         plain("embed", "tok_embeddings.weight"),
         *prefixed(_LAYER, "layers.*."),
+        *_AHEAD,
         *norm("final_norm", "norm."),
         plain("head", "output.weight"),
         plain("head", "lm_head.weight"),

@@ -20,6 +20,7 @@ from ckptconv.places.regular import read_text
 from ckptconv.planning.adapters.carry import carried, ones
 from ckptconv.planning.adapters.lora import alone, follow, refuse_tied, term_steps
 from ckptconv.planning.foreign import own_names, wanted
+from ckptconv.planning.idle import IDLE, idle_biases
 from ckptconv.planning.model import Architecture
 from ckptconv.planning.shared import doubled, first_names
 from ckptconv.planning.tied import ends, has_drifted
@@ -32,7 +33,7 @@ from ckptconv.relations import LowRank, Relation, Spec
 from ckptconv.relations.rename import names_relation, parse_renames, under_names
 from ckptconv.relations.terms import Terms, operands
 from ckptconv.slots import Table, template
-from ckptconv.slots.translate import as_copy, from_slots, some, to_slots
+from ckptconv.slots.translate import as_copy, from_slots, some, to_slots, without
 
 __all__ = ["Named", "name_tensors"]
 
@@ -125,7 +126,7 @@ def name_tensors(
         now = _as_asked(now, checkpoint, options)
     said: list[Note] = []
     if checkpoint.table is not None:
-        now = _by_slots(now, checkpoint.table, model, alone_asked=options.lora == "adapter")
+        now = _by_slots(now, checkpoint, checkpoint.table, model, alone_asked=options.lora == "adapter")
     else:
         now = _first_names(_bare(now, model), model)
         # TensorFlow's rule gives the names of files.
@@ -237,11 +238,14 @@ def _untied(now: _Under, model: Architecture) -> _Under:
     )
 
 
-def _by_slots(now: _Under, table: Table, model: Architecture, *, alone_asked: bool) -> _Under:
+def _by_slots(
+    now: _Under, checkpoint: Checkpoint, table: Table, model: Architecture, *, alone_asked: bool
+) -> _Under:
     """Bring a framework's names to Hugging Face's by way of the slots of the architecture.
 
     Args:
         now: The tensors under the framework's names.
+        checkpoint: The source.
         table: Its table.
         model: The architecture.
         alone_asked: Whether the adapter alone is to be written.
@@ -254,6 +258,9 @@ def _by_slots(now: _Under, table: Table, model: Architecture, *, alone_asked: bo
         raise PlanError("the architecture is not known", hint="give --config, or --family")
     dims, terms = family.dims(config), now.terms
     passing = now.passing | operands(terms).keys()
+    if idle := idle_biases(checkpoint, now.relation, now.via, table, family.table(config)):
+        now = replace(now, relation=without(now.relation, idle, IDLE))
+        now = now.doing(*(Step("drop", name, IDLE) for name in idle))
     inner = to_slots(now.relation.right, table, dims, what="config.json", passing=passing)
     relation = now.relation.compose(inner)
     if family.tied(config) and {"head", "embed"} <= relation.right.keys():

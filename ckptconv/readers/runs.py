@@ -17,7 +17,7 @@ from typing import Final
 from ckptconv.errors import UsageError
 from ckptconv.places.places import is_remote
 
-__all__ = ["Found", "find_weights", "numbers", "with_models"]
+__all__ = ["FINAL", "Found", "find_weights", "numbers", "with_models"]
 
 _NUMBER: Final = re.compile(
     r"(?:^|(?<=[-_. ]))(?:(?P<epoch>epoch|ep)|(?P<step>global_?step|steps?|iter(?:ation)?|ba|batch)"
@@ -25,9 +25,12 @@ _NUMBER: Final = re.compile(
 )
 # Where weights lie in a save, the likeliest first; a policy before its critic.
 _INSIDE: Final = (
-    *("model_and_optim", "model", "weights", "dist_ckpt", "actor", "final", "checkpoint", "checkpoints"),
+    *("model_and_optim", "model", "weights", "dist_ckpt", "actor", "checkpoint", "checkpoints"),
     *("ckpt", "pytorch_model_fsdp_0", "consolidated", "latest", "critic"),
 )
+FINAL: Final = "final"
+"""The folder of the save a run ends with: litgpt 0.5, ``pretrain.py`` and ``finetune/full.py``."""
+
 _MODELS: Final = ("huggingface", "tokenizer", "context/nemo_tokenizer")
 _DEPTH: Final = 4
 
@@ -83,6 +86,9 @@ def _find(path: Path, known: Callable[[Path], bool], depth: int) -> Found | None
     if depth == 0 or not path.is_dir():
         return None
     saves = _saves_in(path)
+    last = (f"{FINAL} is what the run ended with, after {len(saves)} saves",) if saves else ()
+    if (found := _through(path, path / FINAL, known, depth, last)) is not None:
+        return found
     skipped: list[str] = []
     for _, folder in reversed(saves):
         more = (*((f"{folder.name} is the newest of {len(saves)}",) if len(saves) > 1 else ()),)

@@ -19,7 +19,7 @@ from ckptconv.errors import UsageError
 from ckptconv.places.inside import is_inside
 from ckptconv.plans.options import near
 from ckptconv.readers.reader import Reader, Save
-from ckptconv.readers.runs import find_weights, numbers
+from ckptconv.readers.runs import FINAL, find_weights, numbers
 
 __all__ = ["Run", "find_known", "find_save", "has_steps", "list_saves", "numbered"]
 
@@ -37,7 +37,7 @@ class Run:
 
     Attributes:
         folder: The folder they lie in: the one a user named, or one inside.
-        saves: The saves, newest last; those without a number come first.
+        saves: The saves, newest last; those without a number come first, but for the one a run ends with.
     """
 
     folder: Path
@@ -110,6 +110,8 @@ def _saves(path: Path, readers: Sequence[Reader]) -> tuple[Save, ...]:
         if child.name in found or not child.is_dir():
             continue
         said = numbers(child.name)
+        if child.name == FINAL and find_known(child, readers) is not None:
+            found[child.name] = Save(None, child.name, child)
         if said is None and child.name.isdecimal() and find_known(child, readers) is not None:
             said = (0, int(child.name))
         if said is not None:
@@ -129,7 +131,8 @@ def _files(paths: Iterable[Path]) -> Iterator[Save]:
 
 
 def _order(save: Save) -> tuple[int, int, int, str]:
-    return (0 if save.step is None else 1, save.epoch, save.step or 0, save.name)
+    rank = 2 if save.name == FINAL else 0 if save.step is None else 1
+    return rank, save.epoch, save.step or 0, save.name
 
 
 def find_save(path: Path, step: str, readers: Iterable[Reader]) -> Save:

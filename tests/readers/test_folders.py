@@ -132,3 +132,17 @@ def test_diffusers_keep_their_names_and_their_config(size: str, tmp_path: Path) 
         assert (out / f"{name}.safetensors.index.json").is_file()
         assert (out / f"{name}-00001-of-00002.safetensors").is_file()
     succeeds("verify-roundtrip", source, out)
+
+
+def test_the_save_a_run_ends_with_is_its_newest(tmp_path: Path) -> None:
+    """litgpt ends a run with ``final``, beside the saves on the way."""
+    for name, held in (("step-00000100", NET), ("final", EMA)):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        torch.save({"model": held}, tmp_path / "run" / name / "lit_model.pth")
+    flags = ("--to", "hf", "--no-assets")
+    succeeds("convert", tmp_path / "run", tmp_path / "out", *flags)
+    assert torch.equal(written(tmp_path / "out"), EMA["a.weight"])
+    succeeds("convert", tmp_path / "run", tmp_path / "out-100", *flags, "--step", "100")
+    assert torch.equal(written(tmp_path / "out-100"), NET["a.weight"])
+    listed = json.loads(succeeds("ls", tmp_path / "run", "--json").out)
+    assert [save["name"] for save in listed["steps"]] == ["step-00000100", "final"]
