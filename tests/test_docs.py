@@ -80,3 +80,44 @@ def test_the_commands_of_the_pages_are_commands_with_these_flags() -> None:
             if lacking:
                 wrong.append(f"{page.name}: {line}: {', '.join(sorted(lacking))}")
     assert wrong == [] and count > 100
+
+
+def _shape(page: Path) -> tuple[int, int, int]:
+    """Count headings, rows of tables and items of lists."""
+    text = page.read_text(encoding="utf-8")
+    return tuple(len(re.findall(kind, text)) for kind in (r"(?m)^#+ ", r"(?m)^\|", r"(?m)^[-*] "))  # type: ignore[return-value]
+
+
+_TWINS = [p for p in PAGES if p.with_name(f"{p.stem}.zh-CN.md").is_file() and p.name != "benchmarks.md"]
+
+
+@pytest.mark.parametrize("page", _TWINS, ids=lambda p: p.name)
+def test_twins_show_the_same_commands_and_rows(page: Path) -> None:
+    """The Chinese page has each command of the English one in its order, and may have more, for mirrors."""
+    twin = page.with_name(f"{page.stem}.zh-CN.md")
+    ours, theirs = (
+        [line.split(" #")[0].rstrip() for line in _BLOCK.findall(p.read_text(encoding="utf-8"))]
+        for p in (page, twin)
+    )
+    rest = iter(theirs)
+    assert [line for line in ours if line not in rest] == []
+    assert _shape(page) == _shape(twin)
+
+
+# One word for one thing; what the field says in English stays English.
+_TERMS = {
+    "检查点": "checkpoint",
+    "步数": "step",
+    "文件夹": "目录",
+    "底座": "基座",
+    "返回码": "退出码",
+    "主参数": "主权重",
+}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if ".zh-CN" in p.name], ids=lambda p: p.name)
+def test_one_word_for_one_thing_in_chinese(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [f"{word}: {right}" for word, right in _TERMS.items() if word in text] == []
+    plain = re.sub(r"(?m)`[^`\n]*`|^ {4}.*$|\([^)\s]*\)", "", text)
+    assert not re.search(r"(?<![\w/-])adapters?(?![\w/-])", plain), "适配器"
