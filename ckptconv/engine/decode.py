@@ -59,10 +59,12 @@ def decode_rect(stored: Decoded, rect: Rect, out: Array, read: Read) -> None:
     how, params = codec(stored.codec), stored.params
     wanted = how.needs(params, rect)
     tiles = {role: read(stored.operands[role], part) for role, part in wanted.items()}
-    row, _, left, _ = rect
+    row, end, left, _ = rect
     kind, straight = numpy_dtype(stored.dtype), out.flags.c_contiguous
+    turned = how.turned if not straight and out.strides[0] == out.itemsize else None
+    step = how.step if turned is None else (end - row, how.step[1])
     try:
-        for block in _blocks(rect, *how.step):
+        for block in _blocks(rect, *step):
             parts = {
                 role: _within(tiles[role], wanted[role], part)
                 for role, part in how.needs(params, block).items()
@@ -70,6 +72,9 @@ def decode_rect(stored: Decoded, rect: Rect, out: Array, read: Read) -> None:
             here = _within(out, (row, 0, left, 0), block)
             if straight:
                 how.decode(params, block, parts, here.view(kind))
+                continue
+            if turned is not None:
+                turned(params, block, parts, here.T.view(kind))
                 continue
             values = np.empty(here.shape, kind)
             how.decode(params, block, parts, values)

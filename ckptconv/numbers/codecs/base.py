@@ -60,6 +60,8 @@ class Codec:
         decode: Computes values.
         step: Rows to decode at a time, or a multiple of them, and about how many elements: so that what is
             computed stays in the second-level cache.
+        turned: Computes the same, turned: into an array ``[columns, rows]``. Worth having where a turned
+            matrix is what is usually wanted, since codes are smaller to turn than values.
         find: Of a codec of another package: takes what is known of a checkpoint and the name of a tensor
             (``Given`` in `ckptconv.planning.decode.part`), and returns the ``Part`` stored there, or None.
     """
@@ -68,6 +70,7 @@ class Codec:
     needs: Needs
     decode: Decode
     step: tuple[int, int] = (1, 1 << 16)
+    turned: Decode | None = None
     find: Callable[[Any, str], Any] | None = None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ckptconv.numbers.codecs.base import Array, BadCode, Codec, Params, Rect, checked_scales, round_into
 from ckptconv.numbers.codecs.bits import unpack_columns, unpack_rows, word_range
 
-__all__ = ["CODEC", "decode_groups"]
+__all__ = ["CODEC", "decode_groups", "turned_groups"]
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -32,8 +32,30 @@ def needs(params: Params, rect: Rect) -> dict[str, Rect]:
 
 def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -> None:
     """Take each row's zero points away, and multiply by its scales."""
-    row, end, left, right = rect
+    row, end, _, _ = rect
     bits = params["bits"]
+    number, zeros, scales = _groups(params, rect, tiles)
+    values = unpack_rows(tiles["codes"], row, end, bits)
+    decode_groups(values, zeros, scales, number)
+    round_into(values, out)
+
+
+def turned(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -> None:
+    """Do the same for columns: their words are turned first, which are a fraction of the values."""
+    row, end, _, _ = rect
+    number, zeros, scales = _groups(params, rect, tiles)
+    values = unpack_columns(np.ascontiguousarray(tiles["codes"].T), row, end, params["bits"])
+    turned_groups(values, zeros, scales, number)
+    round_into(values, out)
+
+
+def _groups(params: Params, rect: Rect, tiles: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """Return the group of each row, and the zero points and scales ``[groups, columns]`` of those there are.
+
+    Raises:
+        BadCode: if a row is of a group that there is not.
+    """
+    row, end, left, right = rect
     if (group := params.get("group")) is not None:
         number = np.arange(row, end) // int(group)
     else:
@@ -42,11 +64,9 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
     if bad.size:
         text = f"row {row + int(bad[0])} is of group {int(number[bad[0]])}, of {params['groups']}"
         raise BadCode(text, row + int(bad[0]), left)
-    values = unpack_rows(tiles["codes"], row, end, bits)
     held = slice(int(number.min()), int(number.max()) + 1)
-    zeros = unpack_columns(tiles["zeros"][held], left, right, bits, less=-params["plus"])
-    decode_groups(values, zeros, checked_scales(tiles["scales"][held], rect), number - held.start)
-    round_into(values, out)
+    zeros = unpack_columns(tiles["zeros"][held], left, right, params["bits"], less=-params["plus"])
+    return number - held.start, zeros, checked_scales(tiles["scales"][held], rect)
 
 
 def decode_groups(values: Array, zeros: Array, scales: Array, number: Array) -> None:
@@ -62,4 +82,19 @@ def decode_groups(values: Array, zeros: Array, scales: Array, number: Array) -> 
             values[at:stop] *= scales[number[at]]
 
 
-CODEC = Codec("gptq", needs, decode, (256, 1 << 18))
+def turned_groups(values: Array, zeros: Array, scales: Array, number: Array) -> None:
+    """Do as `decode_groups`, for values ``[columns, rows]``."""
+    zeros, scales = np.ascontiguousarray(zeros.T), np.ascontiguousarray(scales.T)
+    ends = np.flatnonzero(np.diff(number)) + 1
+    with np.errstate(all="ignore"):
+        if len(ends) * 4 > len(number):
+            values -= zeros[:, number]
+            values *= scales[:, number]
+            return
+        rows = np.diff((0, *ends, len(number)))  # of each group
+        number = number[[0, *ends]]
+        values -= np.repeat(zeros[:, number], rows, axis=1)
+        values *= np.repeat(scales[:, number], rows, axis=1)
+
+
+CODEC = Codec("gptq", needs, decode, (256, 1 << 19), turned)
