@@ -20,10 +20,11 @@ def setup() -> None:
     import ckptconv.engine.part as part
 
     control = Path(os.environ[CONTROL])
-    inner = part.carry_out
+    inner = part._fill
     node = ray.get_runtime_context().get_node_id()
 
-    def carry_out(task: Any, *arguments: Any, **more: Any) -> Any:
+    def _fill(job: Any, loaded: Any, tasks: Any, sinks: Any) -> Any:
+        task = tasks[0]
         with open(control / "attempts", "a") as log:
             log.write(f"{node} {task.file} {task.first}\n")
         if (control / "meet").exists():
@@ -34,9 +35,9 @@ def setup() -> None:
         if (control / "die once").exists():
             (control / "die once").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        return inner(task, *arguments, **more)
+        return inner(job, loaded, tasks, sinks)
 
-    part.carry_out = carry_out
+    part._fill = _fill
 
 
 def _meet(attempts: Path) -> None:

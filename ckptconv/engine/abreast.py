@@ -1,17 +1,20 @@
-"""Say which files are made abreast: ranks that hold parts of the same tensors, then read once."""
+"""Make files abreast: ranks that hold parts of the same tensors, which are then read once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TypeVar
 
+from ckptconv.engine.ahead import Ahead
+from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.options import SMALLEST_TILE
+from ckptconv.engine.task import Opened, Result, Task, steps
 from ckptconv.plans.plan import Plan
 from ckptconv.relations import Pair
 
-__all__ = ["HELD", "Group", "abreast", "grouped", "tile_abreast"]
+__all__ = ["HELD", "Group", "Job", "abreast", "grouped", "make", "tile_abreast", "tiles_of"]
 
 HELD = 4
 """Tiles' worth of the source that a thread holds for files made abreast."""
@@ -33,6 +36,87 @@ class Group:
 
     files: list[int] = field(default_factory=list)
     shared: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Tasks of files that are made abreast, for one thread.
+
+    Attributes:
+        number: Its place among the jobs of a run.
+        tasks: The tasks, each of another file.
+        shared: What of the source these share.
+        tile: Bytes of each file that are made at a time.
+        held: Bytes that are held of what they share.
+    """
+
+    number: int
+    tasks: Sequence[Task]
+    shared: set[str]
+    tile: int
+    held: int
+
+    @classmethod
+    def of(
+        cls, number: int, tasks: Sequence[Task], shared: set[str], tile: int, *, count: int, casts: bool
+    ) -> Job:
+        """Make a job of ``count`` files, or of those of them that have a task left.
+
+        Args:
+            number: Its place.
+            tasks: The tasks.
+            shared: What of the source the files share.
+            tile: Bytes that a thread makes of a file alone.
+            count: How many files are made abreast.
+            casts: Whether they are cast.
+        """
+        return cls(
+            number,
+            tasks,
+            shared if count > 1 else set(),
+            tile_abreast(tile, count, casts=casts),
+            HELD * tile,
+        )
+
+
+def tiles_of(job: Job, sizes: Callable[[int], int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield what is made at a time, in the order of `make`: of each file its number, first byte and end.
+
+    Args:
+        job: The job.
+        sizes: Returns the size of a file of that number.
+    """
+
+    def of(task: Task) -> Iterator[tuple[int, int, int]]:
+        lo, hi = task.span(sizes(task.file))
+        return ((task.file, at, min(at + job.tile, hi)) for at in range(lo, hi, job.tile))
+
+    return abreast([of(task) for task in job.tasks])
+
+
+def make(
+    job: Job, opened: Callable[[int], Opened], buffers: Buffers, ahead: Ahead | None = None
+) -> Iterator[Result | None]:
+    """Carry out the tasks of a job abreast, as `ckptconv.engine.task.steps` does each.
+
+    Args:
+        job: The job.
+        opened: Returns the file of that number.
+        buffers: The calling thread's memory.
+        ahead: Asks for what is read, where that lies behind URLs.
+
+    Yields:
+        None after some tiles, and what was found of each task when it is done.
+    """
+    buffers.rows.serve(job.shared, job.held)
+    rows = abreast([steps(task, opened(task.file), buffers, tile=job.tile) for task in job.tasks])
+    if ahead is not None:
+        for turn, _ in enumerate(tiles_of(job, lambda file: opened(file).layout.size)):
+            with ahead.turn((job.number, turn)):
+                results = next(rows)
+            yield from (*filter(None, results), None)
+    for results in rows:
+        yield from (*filter(None, results), None)
 
 
 def grouped(plan: Plan, numbers: Iterable[int], pairs: Mapping[str, Sequence[Pair]]) -> list[Group]:

@@ -26,7 +26,7 @@ from ckptconv.plans.plan import OutFile, Plan
 from ckptconv.relations import InBlocks, Mean, Pair, Relation, restrict
 from ckptconv.relations.terms import Term, operands
 
-__all__ = ["Filler", "pairs_by_tensor"]
+__all__ = ["Filler", "Pairs", "indexed", "pairs_by_tensor"]
 
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _FLOAT32 = BY_NAME["float32"]
@@ -35,7 +35,7 @@ _ROUNDED = ("bfloat16", "float16")  # to which decoding rounds by itself
 
 
 @dataclass(frozen=True, slots=True)
-class _Pairs:
+class Pairs:
     """The pairs that fill one tensor, by first element, and the replicas to compare."""
 
     fills: Sequence[Pair]
@@ -68,7 +68,7 @@ class Filler:
         self._fixed = [at for at, _ in file.layout.fixed]
         names = [t.name for t in file.layout.tensors]
         parts = operands(plan.terms, names)
-        self._pairs = {n: _index(pairs.get(n, ())) for n in (*names, *parts)}
+        self._pairs = {n: indexed(pairs.get(n, ())) for n in (*names, *parts)}
         self._decoded: dict[str, bool] = {}
         self._adder = Adder(plan.relation.right, self._operand)
         self._encoder = Encoder(plan.relation.right, self._operand)
@@ -339,9 +339,10 @@ def window_of(flat: Array, piece: Pair, lo: int) -> Array:
     return window(flat, piece.right.offset - lo, size, stride)
 
 
-def _index(pairs: Sequence[Pair]) -> _Pairs:
+def indexed(pairs: Sequence[Pair]) -> Pairs:
+    """Order the pairs that fill a tensor."""
     fills = sorted((p for p in pairs if not p.left_copy), key=lambda p: p.right.first)
     reaches: list[int] = []
     for pair in fills:
         reaches.append(max(pair.right.last, reaches[-1] if reaches else 0))
-    return _Pairs(fills, [p.right.first for p in fills], reaches, [p for p in pairs if p.left_copy])
+    return Pairs(fills, [p.right.first for p in fills], reaches, [p for p in pairs if p.left_copy])

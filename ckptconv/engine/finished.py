@@ -6,9 +6,11 @@ so what would be written is computed again, and its digests are compared with th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from ckptconv.engine.abreast import Group
 from ckptconv.engine.events import Listener, Started
 from ckptconv.engine.journal import JOURNAL, Journal
 from ckptconv.engine.ledger import Ledger
@@ -45,6 +47,9 @@ class _Unwritten:
 
     def blocks(self, file: OutFile) -> int:
         return 1
+
+    def fitting(self, groups: Sequence[Group]) -> Sequence[Group]:
+        return groups
 
 
 class _Entries:

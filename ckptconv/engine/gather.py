@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -20,7 +21,7 @@ from ckptconv.engine.turned import copy_box, is_turned, read_turned
 from ckptconv.numbers.codecs import Rect
 from ckptconv.places.files import SourceFiles
 
-__all__ = ["Array", "Shared", "gather", "raw_dtype", "window"]
+__all__ = ["Array", "Shared", "gather", "raw_dtype", "runs", "shared_rows", "window"]
 
 Array = npt.NDArray[Any]
 Ints = tuple[int, ...]
@@ -33,6 +34,9 @@ _FEW = 4
 
 # Over more, if it is held for others.
 _SPREAD = 64
+
+# Runs of a box that lie further apart than this are read one by one, without what lies between.
+_APART = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +110,11 @@ def _from_shared(
     files: SourceFiles, stored: Stored, offset: int, size: Ints, stride: Ints, out: Array, shared: Shared
 ) -> bool:
     """Take a box from whole rows that are held; False if it has none, or they are too many."""
-    rows = _rows(stored, offset, size, stride)
+    rows = shared_rows(stored, offset, size, stride, shared.room)
     if rows is None:
         return False
     lo, hi = rows
     nbytes = (hi - lo) * stored.dtype.itemsize
-    if nbytes > shared.room or hi - lo > _SPREAD * prod(size):
-        return False
 
     def read(array: Array) -> None:
         _read(files, stored, lo, hi - lo, array)
@@ -120,6 +122,60 @@ def _from_shared(
     held = shared.rows.get(shared.name, lo, hi, nbytes, read).view(out.dtype)
     copy_box(window(held, offset - lo, size, stride), out)
     return True
+
+
+def shared_rows(stored: Stored, offset: int, size: Ints, stride: Ints, room: int) -> tuple[int, int] | None:
+    """Return which elements are held for others of what a box lies in, as first and one past the last.
+
+    None if it has no rows, or they are more than ``room`` bytes, or mostly of nobody.
+    """
+    rows = _rows(stored, offset, size, stride)
+    if rows is None:
+        return None
+    count = rows[1] - rows[0]
+    if count * stored.dtype.itemsize > room or count > _SPREAD * prod(size):
+        return None
+    return rows
+
+
+def runs(offset: int, size: Ints, stride: Ints, item: int) -> Iterator[tuple[int, int]]:
+    """Yield which elements `gather` reads of a box: each run's first, and one past its last.
+
+    What lies scattered over many times its size, as the columns of a matrix that is turned, is left out.
+
+    Args:
+        offset: Flat index of its first element.
+        size: Elements along each axis.
+        stride: Flat distance along each axis.
+        item: Bytes of an element.
+    """
+    axes = sorted(((n, s) for n, s in zip(size, stride, strict=True) if n > 1), key=lambda axis: axis[1])
+    span = 1
+    for i, (n, s) in enumerate(axes):
+        if (s - span) * item >= _APART:
+            if span <= _SPARSE * prod(n for n, _ in axes[:i]):
+                yield from _apart(offset, axes[i:], span)
+            return
+        span += (n - 1) * s
+    if span <= _SPARSE * prod(size):
+        yield offset, offset + span
+
+
+def _apart(offset: int, axes: Sequence[tuple[int, int]], span: int) -> Iterator[tuple[int, int]]:
+    for index in product(*(range(n) for n, _ in reversed(axes))):
+        lo = offset + sum(i * s for i, (_, s) in zip(index, reversed(axes), strict=True))
+        yield lo, lo + span
+
+
+def _are_apart(size: Ints, stride: Ints, item: int) -> bool:
+    """Whether runs of a box lie so far apart that what lies between is not read."""
+    span = 1
+    for n, s in sorted(zip(size, stride, strict=True), key=lambda axis: axis[1]):
+        if n > 1:
+            if (s - span) * item >= _APART:
+                return True
+            span += (n - 1) * s
+    return False
 
 
 def _read_box(
@@ -132,6 +188,8 @@ def _read_box(
         return True
     span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if span * out.itemsize > limit or span > _SPARSE * prod(size):
+        return False
+    if _are_apart(size, stride, out.itemsize):
         return False
     scratch = np.empty(span, out.dtype)
     _read(files, stored, offset, span, scratch)

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ckptconv.engine.abreast import HELD, Group, abreast, grouped, tile_abreast
+from ckptconv.engine.abreast import Group, Job, abreast, grouped, make
+from ckptconv.engine.ahead import Ahead
 from ckptconv.engine.buffers import Buffers
-from ckptconv.engine.expect import needed
 from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import Options, default_workers, tile_bytes
+from ckptconv.engine.reads import turns_of
 from ckptconv.engine.sink import PartFile, Sink, create
-from ckptconv.engine.task import Result, Task, seal, steps, tasks_of
+from ckptconv.engine.task import Opened, seal, tasks_of
 from ckptconv.engine.threads import on_threads
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan
 
 __all__ = ["Outputs", "run_locally"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A file being written."""
-
-    filler: Filler
-    sink: Sink
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Tasks of files that are made abreast, and what of the source these share."""
-
-    tasks: list[Task]
-    shared: set[str]
 
 
 class Outputs(Protocol):
@@ -48,6 +32,9 @@ class Outputs(Protocol):
 
     def blocks(self, file: OutFile) -> int:
         """Return how many blocks of a file make a task."""
+
+    def fitting(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Return groups of files that can be made abreast."""
 
 
 class _Disk:
@@ -62,6 +49,9 @@ class _Disk:
 
     def blocks(self, file: OutFile) -> int:
         return 1
+
+    def fitting(self, groups: Sequence[Group]) -> Sequence[Group]:
+        return groups
 
 
 def run_locally(
@@ -100,53 +90,52 @@ class _Threads:
         self._stop = threading.Event()
         self._behind = WriteBehind()
         self._outputs = outputs or _Disk(folder, self._behind)
-        # What is sent to or comes from behind URLs is held in parts, too large for many files at once.
-        self._alone = outputs is not None or sources.is_remote
-        self._open: dict[int, _Open] = {}
+        self._ahead: Ahead | None = None
+        self._open: dict[int, Opened] = {}
 
     def run(self, files: Sequence[int]) -> None:
         count = self._options.workers or default_workers()
+        groups = self._outputs.fitting(grouped(self._plan, files, self._pairs))
+        if self._sources.is_remote:
+            turns = turns_of(self._plan, self._jobs(groups), self._pairs)
+            self._ahead = Ahead(turns, self._sources, self._stop)
         try:
-            on_threads(self._jobs(files), self._do, count=count, memory=Buffers, stop=self._stop)
+            on_threads(self._begun(groups), self._do, count=count, memory=Buffers, stop=self._stop)
         finally:
             self._behind.close()
             for one in self._open.values():
                 one.sink.close()
 
-    def _jobs(self, files: Sequence[int]) -> Iterator[_Job]:
+    def _jobs(self, groups: Sequence[Group]) -> Iterator[Job]:
         """Yield the blocks of all files in order; files that share parts of the source are made abreast."""
-        groups = [Group([number]) for number in files]
-        if not self._alone:
-            groups = grouped(self._plan, files, self._pairs)
+        number, tile, casts = 0, tile_bytes(self._options), bool(self._plan.casts)
         for group in groups:
-            shared = group.shared if len(group.files) > 1 else set()
-            for tasks in abreast([self._begin(number) for number in group.files]):
-                yield _Job(tasks, shared)
+            files = [(n, self._plan.files[n]) for n in group.files]
+            sequences = [tasks_of(n, f.layout.size, self._outputs.blocks(f)) for n, f in files]
+            for tasks in abreast(sequences):
+                yield Job.of(number, tasks, group.shared, tile, count=len(files), casts=casts)
+                number += 1
 
-    def _begin(self, number: int) -> Iterator[Task]:
-        """Open a file, and yield its blocks in order."""
+    def _begun(self, groups: Sequence[Group]) -> Iterator[Job]:
+        """Yield the jobs, each when the files of its tasks are open."""
+        for job in self._jobs(groups):
+            for task in job.tasks:
+                if task.first == 0:
+                    self._begin(task.file)
+            yield job
+
+    def _begin(self, number: int) -> None:
         file = self._plan.files[number]
-        sink = self._outputs.open(file)
-        self._open[number] = _Open(Filler(self._plan, file, self._sources, self._pairs), sink)
-        if self._sources.is_remote:
-            self._sources.expect(needed(self._plan, file, self._pairs))
+        filler = Filler(self._plan, file, self._sources, self._pairs)
+        self._open[number] = Opened(file.layout, filler, self._outputs.open(file))
         self._ledger.open(number)
-        yield from tasks_of(number, file.layout.size, self._outputs.blocks(file))
 
-    def _do(self, job: _Job, buffers: Buffers) -> None:
-        alone = tile_bytes(self._options)
-        buffers.rows.serve(job.shared, HELD * alone)
-        tile = tile_abreast(alone, len(job.tasks), casts=bool(self._plan.casts))
-        for results in abreast([self._steps(task, buffers, tile) for task in job.tasks]):
+    def _do(self, job: Job, buffers: Buffers) -> None:
+        for result in make(job, self._open.__getitem__, buffers, self._ahead):
             if self._stop.is_set():
                 return
-            for result in results:
-                if result is not None and self._ledger.took(result):
-                    self._finish(result.task.file)
-
-    def _steps(self, task: Task, buffers: Buffers, tile: int) -> Iterator[Result | None]:
-        one = self._open[task.file]
-        return steps(task, self._plan.files[task.file].layout, one.filler, one.sink, buffers, tile=tile)
+            if result is not None and self._ledger.took(result):
+                self._finish(result.task.file)
 
     def _finish(self, number: int) -> None:
         one, layout = self._open[number], self._plan.files[number].layout

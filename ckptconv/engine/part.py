@@ -1,33 +1,39 @@
-"""Carry out tasks in a process that has no plan but what it is sent: a file's part of it, as plain data."""
+"""Carry out tasks in a process that has no plan but what it is sent: of some files, as plain data."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ckptconv.containers.decoded import Decoded
 from ckptconv.containers.stored import Extent, Stored
+from ckptconv.engine.abreast import Job as Together
+from ckptconv.engine.abreast import grouped, make
+from ckptconv.engine.ahead import Ahead
 from ckptconv.engine.buffers import Buffers
-from ckptconv.engine.expect import needed
 from ckptconv.engine.fill import Filler, pairs_by_tensor
 from ckptconv.engine.flush import WriteBehind
 from ckptconv.engine.journal import marks
 from ckptconv.engine.options import Options, tile_bytes
 from ckptconv.engine.output import explain
+from ckptconv.engine.reads import turns_of
 from ckptconv.engine.sink import PartFile, Sink
-from ckptconv.engine.task import Crc, Result, Task, carry_out, seal
+from ckptconv.engine.task import Crc, Opened, Result, Task, seal
 from ckptconv.errors import CkptconvError, ClusterError
 from ckptconv.places.files import FileStamp, SourceFiles, stamp
 from ckptconv.places.places import ZEROS, forget, is_remote, place
-from ckptconv.plans.plan import Plan
+from ckptconv.plans.plan import OutFile, Plan
 from ckptconv.relations import Pair, Relation
 from ckptconv.relations.terms import concerning, operands
 from ckptconv.version import __version__
@@ -78,16 +84,16 @@ class Failure:
     node: str
 
 
-def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
-    """Return what is needed to write one file of a plan, with absolute paths.
+def part_of(plan: Plan, files: Sequence[int], pairs: Mapping[str, Sequence[Pair]]) -> Plan:
+    """Return what is needed to write some files of a plan, with absolute paths.
 
     Args:
         plan: The plan.
-        file: The file's number.
+        files: The files' numbers; those of the part are 0 and up.
         pairs: The plan's pairs by tensor, from `pairs_by_tensor`.
     """
-    out = plan.files[file]
-    names = [t.name for t in out.layout.tensors]
+    out = tuple([plan.files[n] for n in files])
+    names = [t.name for f in out for t in f.layout.tensors]
     terms = concerning(plan.terms, names)
     names += operands(terms)
     chosen = tuple([p for n in names for p in pairs.get(n, ())])
@@ -104,7 +110,7 @@ def part_of(plan: Plan, file: int, pairs: Mapping[str, Sequence[Pair]]) -> Plan:
         relation=relation,
         stored=stored,
         casts={n: plan.casts[n] for n in names if n in plan.casts},
-        files=(out,),
+        files=out,
         inputs=tuple([i for i in inputs if i.path in paths]),
         terms=terms,
     )
@@ -125,15 +131,20 @@ def from_anywhere(path: str) -> str:
 
 
 def work(
-    job: Job, fetch: Callable[[], Plan], task: Task | Seal, token: Mapping[str, Any] | None = None
-) -> Result | Sealed | Failure:
-    """Carry out one task in this process; what was loaded for it is kept for the next.
+    job: Job,
+    fetch: Callable[[], Plan],
+    files: tuple[int, ...],
+    what: Sequence[Task] | Seal,
+    tokens: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Sequence[Result] | Sealed | Failure:
+    """Carry out tasks abreast in this process; what was loaded for them is kept for the next.
 
     Args:
         job: The run.
         fetch: Returns the part of the plan; called unless it is here already.
-        task: The task.
-        token: By which the upload of its file is known, if the folder lies behind a URL.
+        files: The numbers of its files.
+        what: A task of each of some of the files, or the last one of one.
+        tokens: By which the files' uploads are known, if the folder lies behind a URL.
 
     Returns:
         What was found, or the error that a user is to see. Others are raised.
@@ -141,11 +152,12 @@ def work(
     node = socket.gethostname()
     try:
         _check_job(job, node)
-        loaded = _loaded(job, fetch, task.file)
-        if token is not None:
-            assert isinstance(task, Task)
-            return _send(job, loaded, task, token)
-        return _carry_out(job, loaded, task, node)
+        loaded = _loaded(job, fetch, files)
+        if isinstance(what, Seal):
+            return _seal(job, loaded, what, node)
+        if tokens is not None:
+            return _send(job, loaded, what, tokens)
+        return _write(job, loaded, what, node)
     except CkptconvError as e:
         return Failure(e, node)
     except OSError as e:
@@ -154,47 +166,85 @@ def work(
         return Failure(ClusterError(f"out of memory on node {node}", hint="lower --max-memory"), node)
 
 
-def _carry_out(job: Job, loaded: _Loaded, task: Task | Seal, node: str) -> Result | Sealed:
-    layout, name = loaded.part.files[0].layout, loaded.part.files[0].name
-    sink = _open_sink(job, name, layout.size, loaded.behind, node)
-    try:
-        if isinstance(task, Seal):
-            seal(layout, task.crcs, sink)
-            sink.finish()
-            return Sealed(task.file)
-        result = _fill(job, loaded, task, sink)
-        sink.finish()  # another node cannot sync what this one has written
-    finally:
-        sink.close()
-    return result
+def _seal(job: Job, loaded: _Loaded, what: Seal, node: str) -> Sealed:
+    file = loaded.file(what.file)
+    with closing(_open_sink(job, file.name, file.layout.size, loaded.behind, node)) as sink:
+        seal(file.layout, what.crcs, sink)
+        sink.finish()
+    return Sealed(what.file)
 
 
-def _fill(job: Job, loaded: _Loaded, task: Task, sink: Sink) -> Result:
-    tile = tile_bytes(Options(workers=1, max_memory=job.max_memory))
-    layout = loaded.part.files[0].layout
-    return carry_out(task, layout, loaded.filler, sink, loaded.buffers, tile=tile)
+def _write(job: Job, loaded: _Loaded, tasks: Sequence[Task], node: str) -> list[Result]:
+    with ExitStack() as stack:
+        sinks: dict[int, Sink] = {}
+        for task in tasks:
+            file = loaded.file(task.file)
+            opened = _open_sink(job, file.name, file.layout.size, loaded.behind, node)
+            sinks[task.file] = stack.enter_context(closing(opened))
+        results = _fill(job, loaded, tasks, sinks)
+        for sink in sinks.values():
+            sink.finish()  # another node cannot sync what this one has written
+    return results
 
 
-def _send(job: Job, loaded: _Loaded, task: Task, token: Mapping[str, Any]) -> Result:
-    """Carry out a task whose bytes are parts of an upload; a file that is to be sealed is one task."""
+def _fill(job: Job, loaded: _Loaded, tasks: Sequence[Task], sinks: Mapping[int, Sink]) -> list[Result]:
+    """Fill the bytes of tasks of some files, abreast."""
+    part, plain = loaded.part, Options(workers=1, max_memory=job.max_memory)
+    there = [replace(task, file=loaded.numbers[task.file]) for task in tasks]
+    opened = {
+        loaded.numbers[n]: Opened(loaded.file(n).layout, loaded.fillers[loaded.numbers[n]], sink)
+        for n, sink in sinks.items()
+    }
+    one = Together.of(0, there, loaded.shared, tile_bytes(plain), count=len(there), casts=bool(part.casts))
+    ahead = None
+    if loaded.sources.is_remote:
+        ahead = Ahead(turns_of(part, [one], loaded.pairs), loaded.sources, threading.Event())
+    of = {here.file: task for here, task in zip(there, tasks, strict=True)}
+    made = make(one, opened.__getitem__, loaded.buffers, ahead)
+    return [replace(r, task=of[r.task.file]) for r in made if r is not None]
+
+
+def _send(
+    job: Job, loaded: _Loaded, tasks: Sequence[Task], tokens: Mapping[int, Mapping[str, Any]]
+) -> list[Result]:
+    """Carry out tasks whose bytes are parts of uploads; of a file that is to be sealed it is all of it.
+
+    These lie on disk before they are sent: as many at a time as have room there.
+    """
+    from ckptconv.engine.remotesink import cut_to
+
+    with tempfile.TemporaryDirectory(prefix="ckptconv-") as spool:
+        layouts = [loaded.file(task.file).layout for task in tasks]
+        room, sizes = shutil.disk_usage(spool).free, [f.size if f.needs_crc else 0 for f in layouts]
+        few = [tasks[r.start : r.stop] for r in cut_to(room, sizes)]
+        return [found for one in few for found in _sent(job, loaded, one, tokens, Path(spool))]
+
+
+def _sent(
+    job: Job, loaded: _Loaded, tasks: Sequence[Task], tokens: Mapping[int, Mapping[str, Any]], spool: Path
+) -> Iterator[Result]:
     from ckptconv.engine.remotesink import Parts, Spooled, check_spool
     from ckptconv.places import objects
 
-    file = loaded.part.files[0]
-    upload = objects.known(str(place(job.folder) / file.name), token, file.layout.size)
-    if not file.layout.needs_crc:
-        with closing(Parts(file, upload, upload.close)) as parts:
-            result = _fill(job, loaded, task, parts)
-            parts.finish()
-        return replace(result, sent=upload.sent())
-    with tempfile.TemporaryDirectory(prefix="ckptconv-") as spool:
-        check_spool(Path(spool), [file])
-        with closing(Spooled(Path(spool), file, lambda: upload, upload.close)) as spooled:
-            result = _fill(job, loaded, task, spooled)
-            crcs = {tensor: [crc] for tensor, crc in result.crcs.items()}
-            seal(file.layout, crcs, spooled)
-            spooled.finish()
-    return replace(result, crcs={}, sent=upload.sent())
+    uploads: dict[int, objects.Upload] = {}
+    sinks: dict[int, Sink] = {}
+    with ExitStack() as stack:
+        for task in tasks:
+            file = loaded.file(task.file)
+            url, token = str(place(job.folder) / file.name), tokens[task.file]
+            upload = uploads[task.file] = objects.known(url, token, file.layout.size)
+            if file.layout.needs_crc:
+                check_spool(spool, [file])
+                sinks[task.file] = Spooled(spool, file, partial(uploads.__getitem__, task.file), upload.close)
+            else:
+                sinks[task.file] = Parts(file, upload, upload.close)
+            stack.callback(sinks[task.file].close)
+        for result in _fill(job, loaded, tasks, sinks):
+            number = result.task.file
+            if (layout := loaded.file(number).layout).needs_crc:
+                seal(layout, {tensor: [crc] for tensor, crc in result.crcs.items()}, sinks[number])
+            sinks[number].finish()
+            yield replace(result, crcs={}, sent=uploads[number].sent())
 
 
 def _explain(error: OSError, job: Job, node: str) -> BaseException:
@@ -206,24 +256,31 @@ def _explain(error: OSError, job: Job, node: str) -> BaseException:
 
 @dataclass(slots=True)
 class _Loaded:
-    """What this process keeps between the tasks of a file."""
+    """What this process keeps between the tasks of files that are made abreast."""
 
     part: Plan
+    numbers: Mapping[int, int]  # of the run's plan: the part's
     sources: SourceFiles
-    filler: Filler
+    pairs: Mapping[str, Sequence[Pair]]
+    shared: set[str]
+    fillers: Sequence[Filler]
     buffers: Buffers
     behind: WriteBehind
+
+    def file(self, number: int) -> OutFile:
+        """Return the file of this number in the run's plan."""
+        return self.part.files[self.numbers[number]]
 
 
 # A worker process carries out one task at a time. Tasks of two files alternate where one ends.
 _KEPT = 2
-_kept: OrderedDict[tuple[str, int], _Loaded] = OrderedDict()
+_kept: OrderedDict[tuple[str, tuple[int, ...]], _Loaded] = OrderedDict()
 _common: list[tuple[Buffers, WriteBehind]] = []
 _seen: set[tuple[str, str]] = set()
 
 
-def _loaded(job: Job, fetch: Callable[[], Plan], file: int) -> _Loaded:
-    key = (job.run, file)
+def _loaded(job: Job, fetch: Callable[[], Plan], files: tuple[int, ...]) -> _Loaded:
+    key = (job.run, files)
     if (found := _kept.get(key)) is not None:
         _kept.move_to_end(key)
         return found
@@ -233,10 +290,10 @@ def _loaded(job: Job, fetch: Callable[[], Plan], file: int) -> _Loaded:
         _kept.popitem(last=False)[1].sources.close()
     part = fetch()
     sources, pairs = SourceFiles(part.inputs, job.max_memory // 2), pairs_by_tensor(part.relation)
-    if sources.is_remote:
-        sources.expect(needed(part, part.files[0], pairs))
-    filler = Filler(part, part.files[0], sources, pairs)
-    _kept[key] = made = _Loaded(part, sources, filler, *_common[0])
+    shared = {n for group in grouped(part, range(len(files)), pairs) for n in group.shared}
+    fillers = [Filler(part, file, sources, pairs) for file in part.files]
+    numbers = {number: i for i, number in enumerate(files)}
+    _kept[key] = made = _Loaded(part, numbers, sources, pairs, shared, fillers, *_common[0])
     return made
 
 

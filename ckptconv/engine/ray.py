@@ -8,11 +8,13 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptconv.engine.abreast import abreast, grouped
 from ckptconv.engine.fill import pairs_by_tensor
 from ckptconv.engine.journal import Journal
 from ckptconv.engine.ledger import Ledger
@@ -20,7 +22,7 @@ from ckptconv.engine.options import DIGEST_BLOCK, Options
 from ckptconv.engine.part import Failure, Job, Seal, Sealed, from_anywhere, part_of, unshared_input, work
 from ckptconv.engine.remotesink import Outputs
 from ckptconv.engine.sink import create
-from ckptconv.engine.task import Result, Task, tasks_of
+from ckptconv.engine.task import Result, Task, block_count, tasks_of
 from ckptconv.errors import ClusterError, InputChangedError
 from ckptconv.plans.plan import Plan
 
@@ -126,15 +128,27 @@ def _unreachable(address: str, error: Exception) -> ClusterError:
     )
 
 
-def _work(job: Job, part: list[Any], task: Task | Seal) -> Result | Sealed | Failure:
+def _work(
+    job: Job, part: list[Any], files: tuple[int, ...], what: Sequence[Task] | Seal
+) -> Sequence[Result] | Sealed | Failure:
     """Run on a worker. The part comes inside a list, so that Ray does not load it for every task.
 
     Args:
         job: The run.
-        part: The file's part of the plan, by reference, and the token of its upload, if it is one.
-        task: The task.
+        part: The files' part of the plan, by reference, and the tokens of their uploads, if they are such.
+        files: The files' numbers.
+        what: The tasks.
     """
-    return work(job, lambda: ray.get(part[0]), task, part[1])
+    return work(job, lambda: ray.get(part[0]), files, what, part[1])
+
+
+@dataclass(slots=True)
+class _Group:
+    """Files that are made abreast: their numbers, their part of the plan, and how many are not whole."""
+
+    files: tuple[int, ...]
+    part: list[Any]  # by reference, so that it goes to the store once; the tokens of uploads
+    left: int
 
 
 class _Cluster:
@@ -152,8 +166,8 @@ class _Cluster:
         self._plan, self._folder, self._options = plan, folder, options
         self._job, self._ledger, self._outputs = job, ledger, outputs
         self._pairs = pairs_by_tensor(plan.relation)
-        self._parts: dict[int, list[Any]] = {}  # of each file: its part of the plan, its upload's token
-        self._under_way: dict[Any, int] = {}  # reference -> file
+        self._groups: dict[int, _Group] = {}  # by file
+        self._under_way: dict[Any, _Group] = {}  # by reference
         # Spread: copying is bound by the nodes' networks, so none should get many tasks first.
         self._remote = ray.remote(
             num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD", retry_exceptions=False
@@ -168,7 +182,7 @@ class _Cluster:
                     if (task := next(tasks, None)) is None:
                         more = False
                     else:
-                        self._submit(task)
+                        self._submit(*task)
                 ready, _ = (
                     ray.wait(list(self._under_way), num_returns=1, timeout=1) if self._under_way else ([], [])
                 )
@@ -182,50 +196,77 @@ class _Cluster:
         """Return how many tasks may be under way: by default two a core, so that none waits for the next."""
         return self._options.workers or max(2, 2 * _cpus())
 
-    def _tasks(self, files: Sequence[int]) -> Iterator[Task]:
-        """Yield the tasks of all files in order, each file created when its first task is due."""
+    def _tasks(self, files: Sequence[int]) -> Iterator[tuple[_Group, list[Task]]]:
+        """Yield the tasks of all files in order, each file created when its first task is due.
+
+        Files that share parts of the source are made abreast, by tasks of as many bytes in all.
+        """
         total = sum(self._plan.files[f].layout.size for f in files)
         share = total // DIGEST_BLOCK // (8 * (self._options.workers or max(1, _cpus())))
         blocks = max(_SHORTEST, min(_LONGEST, share))
+        for one in grouped(self._plan, files, self._pairs):
+            group = self._begin(tuple(one.files))
+            least = self._least(group.files)
+            each = -(-max(1, blocks // len(group.files)) // least) * least
+            for tasks in abreast([tasks_of(n, self._plan.files[n].layout.size, each) for n in group.files]):
+                yield group, tasks
+
+    def _begin(self, files: tuple[int, ...]) -> _Group:
+        tokens: dict[int, Mapping[str, Any]] = {}
         for number in files:
             file = self._plan.files[number]
-            size, token = file.layout.size, None
             if self._outputs is None:
-                create(self._folder / (file.name + ".part"), size)
+                create(self._folder / (file.name + ".part"), file.layout.size)
             else:
-                token = self._outputs.begin(file).token()
+                tokens[number] = self._outputs.begin(file).token()
             self._ledger.open(number)
-            self._parts[number] = [ray.put(part_of(self._plan, number, self._pairs)), token]
-            least = 1 if self._outputs is None else self._outputs.blocks_apart(file)
-            yield from tasks_of(number, size, -(-blocks // least) * least)
+        part = [ray.put(part_of(self._plan, files, self._pairs)), None if self._outputs is None else tokens]
+        group = _Group(files, part, len(files))
+        self._groups |= dict.fromkeys(files, group)
+        return group
 
-    def _submit(self, task: Task | Seal) -> None:
-        ref = self._remote.remote(self._job, self._parts[task.file], task)
-        self._under_way[ref] = task.file
+    def _least(self, files: tuple[int, ...]) -> int:
+        """Return of how many blocks of each file a task is, or a multiple."""
+        if self._outputs is None:
+            return 1
+        found = {self._outputs.blocks_apart(self._plan.files[n]) for n in files}
+        return (
+            found.pop()
+            if len(found) == 1
+            else max(block_count(self._plan.files[n].layout.size) for n in files)
+        )
+
+    def _submit(self, group: _Group, what: Sequence[Task] | Seal) -> None:
+        self._under_way[self._remote.remote(self._job, group.part, group.files, what)] = group
 
     def _take(self, ref: Any) -> None:
-        file = self._under_way.pop(ref)
+        group = self._under_way.pop(ref)
         found = self._result(ref)
         if isinstance(found, Sealed):
-            self._whole(file)
+            self._whole(found.file)
             return
-        if self._outputs is not None:
-            self._outputs.took(self._plan.files[file], found.sent)
-        if self._ledger.took(found):
-            if self._plan.files[file].layout.needs_crc and self._outputs is None:
-                self._submit(Seal(file, self._ledger.crcs(file)))
-            else:
-                self._whole(file)
+        for result in found:
+            file = result.task.file
+            if self._outputs is not None:
+                self._outputs.took(self._plan.files[file], result.sent)
+            if self._ledger.took(result):
+                if self._plan.files[file].layout.needs_crc and self._outputs is None:
+                    self._submit(group, Seal(file, self._ledger.crcs(file)))
+                else:
+                    self._whole(file)
 
     def _whole(self, file: int) -> None:
-        del self._parts[file]
+        group = self._groups.pop(file)
+        group.left -= 1
+        if not group.left:
+            group.part.clear()
         if self._outputs is not None:
             self._outputs.whole(self._plan.files[file])
         self._ledger.whole(file)
 
-    def _result(self, ref: Any) -> Result | Sealed:
+    def _result(self, ref: Any) -> Sequence[Result] | Sealed:
         try:
-            found: Result | Sealed | Failure = ray.get(ref)
+            found: Sequence[Result] | Sealed | Failure = ray.get(ref)
         except RayTaskError as e:
             if isinstance(e.cause, ImportError):
                 raise ClusterError(

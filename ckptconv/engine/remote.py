@@ -94,7 +94,7 @@ def _check_empty(plan: Plan, folder: Path, journal: RemoteJournal) -> None:
 def _run(plan: Plan, folder: Path, options: Options, journal: RemoteJournal, tell: Listener) -> Report:
     sizes = {f.name: f.layout.size for f in plan.files}
     with tempfile.TemporaryDirectory(prefix="ckptconv-") as spool:
-        outputs = Outputs(folder, Path(spool), journal)
+        outputs = Outputs(plan, folder, Path(spool), journal)
         done = outputs.take_up(sizes)
         resumed = sum(sizes[n] for n in done)
         if options.engine == "local":

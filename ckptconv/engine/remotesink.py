@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from ckptconv.engine.abreast import Group
 from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.remotejournal import RemoteJournal
 from ckptconv.engine.sink import PartFile, Sink, create
@@ -15,11 +17,12 @@ from ckptconv.engine.task import block_count
 from ckptconv.errors import OutputError
 from ckptconv.places import objects
 from ckptconv.places.objects import Upload
-from ckptconv.plans.plan import OutFile
+from ckptconv.plans.plan import OutFile, Plan
 
-__all__ = ["Outputs", "Parts", "Spooled", "check_spool"]
+__all__ = ["Outputs", "Parts", "Spooled", "check_spool", "cut_to"]
 
 _SPOOLED = 2  # files that lie on disk at a time: one is sent while the next is made
+_SENDING = 4  # parts of what lies on disk that are on their way at a time
 
 
 def check_spool(spool: Path, files: Iterable[OutFile]) -> None:
@@ -38,15 +41,39 @@ def check_spool(spool: Path, files: Iterable[OutFile]) -> None:
         )
 
 
+def cut_to(room: int, sizes: Sequence[int]) -> list[range]:
+    """Cut a sequence of files into runs of at most ``room`` bytes, each of one file at least.
+
+    Args:
+        room: Bytes.
+        sizes: Of each file.
+    """
+    runs: list[range] = []
+    first = held = 0
+    for i, size in enumerate(sizes):
+        if i > first and held + size > room:
+            runs.append(range(first, i))
+            first, held = i, 0
+        held += size
+    return [*runs, range(first, len(sizes))]
+
+
 class Outputs:
     """Open the files of a run, and keep their uploads until they are to be seen.
+
+    Args:
+        plan: The plan.
+        folder: The output folder.
+        spool: A folder on disk.
+        journal: The run's journal.
 
     Attributes:
         visible: Files that an earlier run has completed already.
     """
 
-    def __init__(self, folder: Path, spool: Path, journal: RemoteJournal) -> None:
-        self._folder, self._spool, self._journal = folder, spool, journal
+    def __init__(self, plan: Plan, folder: Path, spool: Path, journal: RemoteJournal) -> None:
+        self._plan, self._folder, self._spool, self._journal = plan, folder, spool, journal
+        self._abreast: set[str] = set()
         self._lock = threading.Lock()
         self._open: dict[str, Upload] = {}
         self._whole: dict[str, Upload] = {}
@@ -75,19 +102,36 @@ class Outputs:
         return path.is_file() and path.stat().st_size == size
 
     def blocks(self, file: OutFile) -> int:
-        """Return how many blocks make a part of a file."""
-        return 1 if file.layout.needs_crc else objects.part_size(file.layout.size) // DIGEST_BLOCK
+        """Return how many blocks of a file are one thread's: those of a part, unless it is spooled."""
+        return 1 if self._is_spooled(file) else objects.part_size(file.layout.size) // DIGEST_BLOCK
+
+    def fitting(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Return groups whose files fit on disk: what is made abreast is spooled, not held in parts.
+
+        Half of what is free is for one group: it is sent while the next is made.
+        """
+        room, fitting = shutil.disk_usage(self._spool).free // 2, []
+        for group in groups:
+            sizes = [self._plan.files[n].layout.size for n in group.files]
+            fitting += [Group(group.files[r.start : r.stop], group.shared) for r in cut_to(room, sizes)]
+        for group in fitting:
+            if len(group.files) > 1:
+                self._abreast |= {self._plan.files[n].name for n in group.files}
+        return fitting
+
+    def _is_spooled(self, file: OutFile) -> bool:
+        return file.layout.needs_crc or file.name in self._abreast
 
     def blocks_apart(self, file: OutFile) -> int:
         """Return how many blocks must be made by one process: those of a part, or all of the file."""
         if file.layout.needs_crc or not objects.is_divisible(str(self._folder)):
             return block_count(file.layout.size)
-        return self.blocks(file)
+        return objects.part_size(file.layout.size) // DIGEST_BLOCK
 
     def open(self, file: OutFile) -> Sink:
-        """Begin a file. One whose early bytes depend on later ones is spooled to disk first."""
+        """Begin a file. One whose early bytes depend on later ones, or one of several, lies on disk first."""
         whole = lambda: self.whole(file)  # noqa: E731
-        if file.layout.needs_crc:
+        if self._is_spooled(file):
             return Spooled(self._spool, file, lambda: self.begin(file), whole)
         return Parts(file, self.begin(file), whole)
 
@@ -186,12 +230,15 @@ class Spooled(PartFile):
 
     def finish(self) -> None:
         self.close()
-        upload = self._begin()
-        size = objects.part_size(self._file.layout.size)
-        with open(self.path, "rb") as spooled:
-            index = 0
-            while part := spooled.read(size):
-                upload.part(index, bytearray(part))
-                index += 1
+        upload, size = self._begin(), objects.part_size(self._file.layout.size)
+
+        def send(index: int) -> None:
+            with open(self.path, "rb") as spooled:
+                spooled.seek(index * size)
+                upload.part(index, bytearray(spooled.read(size)))
+
+        with ThreadPoolExecutor(_SENDING, thread_name_prefix="send") as pool:
+            for sent in [pool.submit(send, i) for i in range(-(-self._file.layout.size // size))]:
+                sent.result()
         self.path.unlink()
         self._all_sent()

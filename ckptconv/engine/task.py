@@ -15,7 +15,7 @@ from ckptconv.engine.fill import Filler
 from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.sink import Sink
 
-__all__ = ["Crc", "Result", "Task", "block_count", "carry_out", "seal", "steps", "tasks_of"]
+__all__ = ["Crc", "Opened", "Result", "Task", "block_count", "seal", "steps", "tasks_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,21 @@ class Result:
     sent: Mapping[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Hold a file that is being written.
+
+    Attributes:
+        layout: Its layout.
+        filler: Computes its bytes.
+        sink: Where they go.
+    """
+
+    layout: FileLayout
+    filler: Filler
+    sink: Sink
+
+
 def block_count(size: int) -> int:
     """Return the number of blocks of a file; an empty one has one block."""
     return max(1, -(-size // DIGEST_BLOCK))
@@ -80,23 +95,7 @@ def tasks_of(file: int, size: int, blocks: int) -> Iterator[Task]:
         yield Task(file, first, min(blocks, count - first))
 
 
-def carry_out(
-    task: Task,
-    layout: FileLayout,
-    filler: Filler,
-    sink: Sink,
-    buffers: Buffers,
-    *,
-    tile: int,
-) -> Result:
-    """Carry out a task, as `steps` does, in one go; return what was found."""
-    (result,) = filter(None, steps(task, layout, filler, sink, buffers, tile=tile))
-    return result
-
-
-def steps(
-    task: Task, layout: FileLayout, filler: Filler, sink: Sink, buffers: Buffers, *, tile: int
-) -> Iterator[Result | None]:
+def steps(task: Task, opened: Opened, buffers: Buffers, *, tile: int) -> Iterator[Result | None]:
     """Fill the task's bytes and write them, in order, at their offsets.
 
     What is written depends on the plan alone, so that a task may run again, or twice at the same time. Of a
@@ -104,9 +103,7 @@ def steps(
 
     Args:
         task: The task.
-        layout: Its file's layout.
-        filler: Computes that file's bytes.
-        sink: Where they go.
+        opened: Its file.
         buffers: The calling thread's memory.
         tile: Bytes made at a time; it divides a block.
 
@@ -119,6 +116,7 @@ def steps(
         InputChangedError: if a source file is not the one the plan was made from.
         OSError: if reading or writing fails.
     """
+    layout, filler, sink = opened.layout, opened.filler, opened.sink
     lo, hi = task.span(layout.size)
     digests: list[bytes] = []
     crcs: dict[int, Crc] = {}

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -227,13 +227,20 @@ class SourceFiles:
         """Whether any of the files lies behind a URL."""
         return any(is_remote(path) for path in self._stamps)
 
-    def expect(self, ranges: Mapping[str, Sequence[tuple[int, int]]]) -> None:
-        """Say what is read of files behind URLs from now on; nothing else of them is read ahead.
+    def ask(self, ranges: Iterable[tuple[str, int, int]]) -> Sequence[object]:
+        """Ask for bytes of files behind URLs that are soon read, a request for each range.
 
         Args:
-            ranges: First byte and one past the last, in order, by URL; what was said before counts once more.
+            ranges: The file, first byte and one past the last.
+
+        Returns:
+            What `let_go` takes, when all of it has been read.
         """
-        self._behind().expect(ranges)
+        return self._behind().ask(ranges)
+
+    def let_go(self, asked: Sequence[object]) -> None:
+        """Forget what was asked for."""
+        self._behind().let_go(asked)
 
     def _behind(self) -> RemoteReader:
         """Return what reads from behind URLs."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
-from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ckptconv.places import remote
@@ -30,8 +29,8 @@ class _Run:
 class RemoteReader:
     """Read from objects, from any thread.
 
-    A file that is read in order is read ahead, one request further than where it is read; the size of its
-    requests grows to 8 MiB, less where many files share the memory.
+    What is to be read is best asked for. Else requests of a file that is read in order grow to 8 MiB, less
+    where many files share the memory; if nothing was ever asked for, it is read ahead, one request further.
 
     Args:
         sizes: Bytes of each object.
@@ -45,7 +44,8 @@ class RemoteReader:
         self._runs: dict[str, list[_Run]] = {}
         self._order: OrderedDict[int, _Run] = OrderedDict()  # by id, the longest unused first
         self._held = 0
-        self._expected: deque[Mapping[str, Sequence[tuple[int, int]]]] = deque(maxlen=2)
+        self._asked: dict[str, list[_Run]] = {}
+        self._is_told = False
         self._pool = ThreadPoolExecutor(_FLIGHTS, thread_name_prefix="read-ahead")
         self.requests = 0
         self.bytes = 0
@@ -54,22 +54,24 @@ class RemoteReader:
         """Drop what was read ahead, and what is still to be asked for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def expect(self, ranges: Mapping[str, Sequence[tuple[int, int]]]) -> None:
-        """Read ahead only these ranges, and those that were said before: two files may be under way."""
+    def ask(self, ranges: Iterable[tuple[str, int, int]]) -> Sequence[object]:
+        """Ask for ranges (object, first byte, one past the last); each is held until it is let go."""
+        runs = []
         with self._lock:
-            self._expected.append(ranges)
+            self._is_told = True
+            for path, start, end in ranges:
+                run = self._request(path, start, end)
+                self._asked.setdefault(path, []).append(run)
+                runs.append(run)
+        return runs
 
-    def _limit(self, path: str, at: int) -> int:
-        """Return how far it makes sense to read on from byte ``at``."""
-        if not self._expected:
-            return self._sizes[path]
-        limit = at
-        for ranges in self._expected:
-            found = ranges.get(path, ())
-            i = bisect_right(found, at, key=lambda r: r[0]) - 1
-            if i >= 0:
-                limit = max(limit, found[i][1])
-        return limit
+    def let_go(self, asked: Sequence[object]) -> None:
+        """Forget ranges that were asked for."""
+        with self._lock:
+            for run in asked:
+                assert isinstance(run, _Run)
+                self._asked[run.path].remove(run)
+                self._held -= run.end - run.start
 
     def read(self, path: str, offset: int, buffer: memoryview) -> int:
         """Fill ``buffer`` from byte ``offset`` of an object as far as it goes; return how far.
@@ -101,6 +103,9 @@ class RemoteReader:
     def _run(self, path: str, at: int, end: int, size: int) -> _Run:
         """Return a run that holds byte ``at``, asked for now if need be; ask for the next as well."""
         with self._lock:
+            for run in self._asked.get(path, ()):
+                if run.start <= at < run.end:
+                    return run
             runs = self._runs.setdefault(path, [])
             found = next((r for r in runs if r.start <= at < r.end), None)
             if found is not None:
@@ -109,16 +114,15 @@ class RemoteReader:
                 before = next((r for r in runs if r.end == at), None)
                 grown = 2 * (before.end - before.start) if before else _FIRST
                 length = max(end - at, self._share(grown))
-                ahead = max(end, min(at + length, self._limit(path, at)))
-                stop = min(ahead, size, *(r.start for r in runs if r.start > at))
+                later = (r.start for r in (*runs, *self._asked.get(path, ())) if r.start > at)
+                stop = min(at + length, size, *later)
                 found = self._ask(path, at, stop)
                 if before is None:
                     return found
             following = found.end
-            limit = min(size, self._limit(path, following))
-            if following < limit and not any(r.start <= following < r.end for r in runs):
+            if following < size and not self._is_told and not any(r.start <= following < r.end for r in runs):
                 length = self._share(2 * (found.end - found.start))
-                stop = min(following + length, limit, *(r.start for r in runs if r.start > following))
+                stop = min(following + length, size, *(r.start for r in runs if r.start > following))
                 if self._held + stop - following <= self._memory or self._make_room(stop - following, found):
                     self._ask(path, following, stop)
             return found
@@ -130,13 +134,16 @@ class RemoteReader:
 
     def _ask(self, path: str, start: int, end: int) -> _Run:
         self._make_room(end - start, None)
-        self.requests += 1
-        self.bytes += end - start
-        run = _Run(path, start, end, self._pool.submit(remote.fetch, path, start, end))
+        run = self._request(path, start, end)
         self._runs[path].append(run)
         self._order[id(run)] = run
-        self._held += end - start
         return run
+
+    def _request(self, path: str, start: int, end: int) -> _Run:
+        self.requests += 1
+        self.bytes += end - start
+        self._held += end - start
+        return _Run(path, start, end, self._pool.submit(remote.fetch, path, start, end))
 
     def _make_room(self, count: int, keep: _Run | None) -> bool:
         """Let go of the longest unused runs that have come, until ``count`` bytes more fit."""

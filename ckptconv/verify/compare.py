@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +14,14 @@ import xxhash
 
 from ckptconv.containers.base import Placed
 from ckptconv.dtypes import numpy_dtype
-from ckptconv.engine.abreast import HELD, abreast, grouped, tile_abreast
+from ckptconv.engine.abreast import HELD, Group, abreast, grouped, tile_abreast
+from ckptconv.engine.ahead import Ahead, Range, Turn
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import FileDone, Listener, Progress, Started
 from ckptconv.engine.fill import Filler, pairs_by_tensor, window_of
 from ckptconv.engine.gather import Array, raw_dtype
 from ckptconv.engine.options import Options, default_workers, tile_bytes
+from ckptconv.engine.reads import Reads
 from ckptconv.engine.threads import on_threads
 from ckptconv.errors import MismatchError
 from ckptconv.places.files import SourceFiles
@@ -51,6 +54,7 @@ _Tile = tuple[_Work, int, int]
 class _Job:
     """Tiles of files that are compared abreast, and what of the source these share."""
 
+    number: int
     tiles: list[_Tile]
     shared: set[str]
 
@@ -94,6 +98,13 @@ class Comparer:
         self._turn = threading.Condition()
         self._tally = Tally()
         self._finder = Finder(plan, sources, self._pairs, self._tally)
+        self._groups = grouped(plan, range(len(plan.files)), self._pairs)
+        self._first = {f.name: n for n, f in reversed(list(enumerate(plan.files)))}
+        self._ahead = [
+            Ahead(self._turns(there=files is there), files, self._stop)
+            for files in (sources, there)
+            if files is not None and files.is_remote
+        ]
         self.files: dict[str, FileDigest] = {}
 
     def run(self) -> list[Mismatch]:
@@ -116,24 +127,51 @@ class Comparer:
 
     def _jobs(self) -> Iterator[_Job]:
         """Yield tiles that cut no element, file by file; files that share parts of the source go abreast."""
-        files, begun = self._plan.files, set[str]()
-        for group in grouped(self._plan, range(len(files)), self._pairs):
-            count = len(group.files)
-            tile = tile_abreast(self._tile, count, casts=bool(self._plan.casts))
-            shared = group.shared if count > 1 else set()
-            for tiles in abreast([self._tiles(files[n], tile, begun) for n in group.files]):
-                yield _Job(tiles, shared)
+        number = 0
+        for group in self._groups:
+            shared = group.shared if len(group.files) > 1 else set()
+            for tiles in abreast([self._tiles(n, self._tile_of(group)) for n in group.files]):
+                yield _Job(number, tiles, shared)
+                number += 1
 
-    def _tiles(self, file: OutFile, tile: int, begun: set[str]) -> Iterator[_Tile]:
-        digests = self._digests and file.name not in begun
-        begun.add(file.name)
+    def _turns(self, *, there: bool) -> Iterator[tuple[Turn, list[Range]]]:
+        """Yield what each job reads: of the output, or of the source."""
+        number, reads = 0, Reads(self._plan, self._pairs)
+        for group in self._groups:
+            shared = group.shared if len(group.files) > 1 else set()
+            spans = [self._spans(n, self._tile_of(group), lambda gap: None) for n in group.files]
+            for tiles in abreast(spans):
+                if there:
+                    ranges = [(self._plan.files[n].name, lo, hi) for n, lo, hi in tiles]
+                else:
+                    ranges = [r for tile in tiles for r in reads.of(*tile, shared, HELD * self._tile)]
+                yield (number, 0), ranges
+                number += 1
+
+    def _tile_of(self, group: Group) -> int:
+        return tile_abreast(self._tile, len(group.files), casts=bool(self._plan.casts))
+
+    def _tiles(self, number: int, tile: int) -> Iterator[_Tile]:
+        file = self._plan.files[number]
         filler = Filler(self._plan, file, self._sources, self._pairs)
-        work = _Work(file, filler, digests, hashlib.sha256() if self._sha256 else None)
+        work = _Work(file, filler, self._is_digested(number), hashlib.sha256() if self._sha256 else None)
+        for _, lo, hi in self._spans(number, tile, lambda gap: self._tell(Progress(gap))):
+            yield work, lo, hi
+        if file.layout.size == 0 and work.digests:
+            self._digested(work)
+
+    def _is_digested(self, number: int) -> bool:
+        """Whether a file is digested: a file on disk may be several of the plan's."""
+        return self._digests and self._first[self._plan.files[number].name] == number
+
+    def _spans(self, number: int, tile: int, skip: Callable[[int], None]) -> Iterator[tuple[int, int, int]]:
+        """Yield a file's number, and the first byte and the end of each tile; tell of bytes left out."""
+        file, digests = self._plan.files[number], self._is_digested(number)
         offsets = [t.offset for t in file.layout.tensors]
         lo, size = 0, file.layout.size
         while lo < size:
             if not digests and (gap := _gap(offsets, file, lo)):
-                self._tell(Progress(gap))
+                skip(gap)
                 lo += gap
                 continue
             hi = min(lo + tile, size)
@@ -141,18 +179,19 @@ class Comparer:
                 tensor = file.layout.tensors[i]
                 if tensor.offset < hi < tensor.offset + tensor.nbytes:
                     hi -= (hi - tensor.offset) % tensor.dtype.itemsize
-            yield work, lo, hi
+            yield number, lo, hi
             lo = hi
-        if size == 0 and digests:
-            self._digested(work)
 
     def _one(self, job: _Job, buffers: Buffers) -> None:
         buffers.rows.serve(job.shared, HELD * self._tile)
-        for work, lo, hi in job.tiles:
-            if self._stop.is_set():
-                return
-            self._compare(work, lo, hi, buffers)
-            self._tell(Progress(hi - lo))
+        with ExitStack() as stack:
+            for ahead in self._ahead:
+                stack.enter_context(ahead.turn((job.number, 0)))
+            for work, lo, hi in job.tiles:
+                if self._stop.is_set():
+                    return
+                self._compare(work, lo, hi, buffers)
+                self._tell(Progress(hi - lo))
 
     def _wake(self) -> None:
         """Wake what waits for its turn."""

@@ -53,14 +53,15 @@ def close_all() -> None:
 
 
 def do(job: Job, plan: Plan, file: int) -> object:
-    one = pickle.loads(pickle.dumps(part_of(plan, file, pairs_by_tensor(plan.relation))))
-    return pickle.loads(pickle.dumps(work(job, lambda: one, Task(file, 0, 1))))
+    one = pickle.loads(pickle.dumps(part_of(plan, [file], pairs_by_tensor(plan.relation))))
+    found = pickle.loads(pickle.dumps(work(job, lambda: one, (file,), [Task(file, 0, 1)])))
+    return found if isinstance(found, Failure) else found[0]
 
 
 def test_parts_write_what_the_plan_does(plan: Plan, job: Job, tmp_path: Path) -> None:
     api.convert(tmp_path / "model.pt", tmp_path / "whole", to="hf", assets=False, max_shard_size="8500B")
     for i, file in enumerate(plan.files):
-        one = part_of(plan, i, pairs_by_tensor(plan.relation))
+        one = part_of(plan, [i], pairs_by_tensor(plan.relation))
         assert set(one.stored) == {p.left.tensor for p in one.relation.pairs} and len(one.stored) in (1, 2)
         assert isinstance(do(job, plan, i), Result)
         written = Path(job.folder, file.name + ".part").read_bytes()
@@ -70,7 +71,7 @@ def test_parts_write_what_the_plan_does(plan: Plan, job: Job, tmp_path: Path) ->
 def test_paths_of_a_part_are_absolute(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     here = api.plan("model.pt", to="hf", assets=False)
-    one = part_of(here, 0, pairs_by_tensor(here.relation))
+    one = part_of(here, [0], pairs_by_tensor(here.relation))
     assert {i.path for i in one.inputs} == {str(tmp_path / "model.pt")}
     assert {e.path for s in one.stored.values() for e in s.extents} == {str(tmp_path / "model.pt")}
 
@@ -79,7 +80,7 @@ def test_urls_of_a_part_stay_as_they_are(plan: Plan) -> None:
     url = "s3://bucket/model.pt"
     stored = {k: replace(s, extents=(replace(s.extents[0], path=url),)) for k, s in plan.stored.items()}
     there = replace(plan, stored=stored, inputs=(replace(plan.inputs[0], path=url),))
-    one = part_of(there, 0, pairs_by_tensor(there.relation))
+    one = part_of(there, [0], pairs_by_tensor(there.relation))
     assert [i.path for i in one.inputs] == [url]
     assert {e.path for s in one.stored.values() for e in s.extents} == {url}
 
@@ -101,13 +102,15 @@ def test_a_file_behind_a_url_is_sent_by_who_makes_it(
     forget()
     journal = RemoteJournal(folder, "plan", resume=False)
     journal.mark("this run")
-    outputs = Outputs(folder, tmp_path, journal)
+    outputs = Outputs(plan, folder, tmp_path, journal)
     (file,) = plan.files
     token = outputs.begin(file).token()
     assert outputs.blocks_apart(file) == block_count(file.layout.size)
-    one, job = part_of(plan, 0, pairs_by_tensor(plan.relation)), Job("this run", str(folder), 1 << 20)
-    assert isinstance(work(replace(job, run="another"), lambda: one, Task(0, 0, 1), token), Failure)
-    found = work(job, lambda: one, Task(0, 0, outputs.blocks_apart(file)), token)
+    one, job = part_of(plan, [0], pairs_by_tensor(plan.relation)), Job("this run", str(folder), 1 << 20)
+    assert isinstance(
+        work(replace(job, run="another"), lambda: one, (0,), [Task(0, 0, 1)], {0: token}), Failure
+    )
+    (found,) = work(job, lambda: one, (0,), [Task(0, 0, outputs.blocks_apart(file))], {0: token})
     assert isinstance(found, Result) and all(found.digests) and found.sent
     assert sorted(fs.find("/sent")) == [f"/sent/{JOURNAL}", f"/sent/{file.name}.part"]
     outputs.took(file, found.sent)

@@ -17,7 +17,7 @@ from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import DIGEST_BLOCK, Options
 from ckptconv.engine.run import run
 from ckptconv.engine.sink import PartFile, create
-from ckptconv.engine.task import Result, Task, carry_out, seal, steps, tasks_of
+from ckptconv.engine.task import Opened, Result, Task, seal, steps, tasks_of
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import Plan
 
@@ -41,7 +41,8 @@ class Work:
 
     def do(self, task: Task, *, tile: int = 1 << 20) -> Result:
         sink = PartFile(self.folder, self.name)
-        result = carry_out(task, self.layout, self.filler, sink, Buffers(), tile=tile)
+        opened = Opened(self.layout, self.filler, sink)
+        (result,) = filter(None, steps(task, opened, Buffers(), tile=tile))
         sink.finish()
         return result
 
@@ -82,7 +83,7 @@ def test_a_task_can_be_left_between_tiles(plan: Plan, tmp_path: Path) -> None:
     with SourceFiles(plan.inputs) as sources:
         work = Work(plan, tmp_path, sources)
         sink = PartFile(tmp_path, name)
-        run = steps(Task(0, 0, 3), layout, work.filler, sink, Buffers(), tile=1 << 20)
+        run = steps(Task(0, 0, 3), Opened(layout, work.filler, sink), Buffers(), tile=1 << 20)
         assert [next(run), next(run)] == [None, None]
         sink.abort()
     assert list(tmp_path.iterdir()) == []
