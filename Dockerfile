@@ -1,5 +1,5 @@
 # docker build -t ckptconv .
-# docker run --rm -v "$PWD":/work ckptconv inspect RUN
+# docker run --rm --user "$(id -u):$(id -g)" -v "$PWD":/work ckptconv inspect RUN
 # --build-arg EXTRAS='[remote]' adds extras; --build-arg PIP_INDEX_URL=... takes a mirror.
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim AS build
@@ -13,7 +13,9 @@ RUN python -m venv /opt/ckptconv \
 
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/ckptconv /opt/ckptconv
-ENV PATH=/opt/ckptconv/bin:$PATH
+# Nobody in there needs root; whoever --user names has no home, and configs by hub id are kept where anybody writes.
+ENV PATH=/opt/ckptconv/bin:$PATH HF_HOME=/tmp/huggingface PYTHONDONTWRITEBYTECODE=1
+USER 1000:1000
 WORKDIR /work
 ENTRYPOINT ["ckptconv"]
 CMD ["--help"]

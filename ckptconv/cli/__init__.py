@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_NO_READER = 141  # what a shell makes of SIGPIPE
 
 
 def main() -> None:
     """Run the command line and exit with its code.
 
     0 done, 1 error, 2 usage, 3 mismatch, 4 plan refused; interrupted: 130 by SIGINT, 143 by SIGTERM, 129 by
-    SIGHUP.
+    SIGHUP; 141 if nobody reads what is printed any more.
     """
     # Starting takes longer than many conversions: OpenBLAS would start a pool of threads, which nothing
     # here uses, and the collector would look through all that is imported again and again.
@@ -58,6 +59,8 @@ def _run(arguments: list[str]) -> int:
         out.flush()
         if out.error is None:
             return code
+        if isinstance(out.error, BrokenPipeError):
+            return code or _NO_READER  # as of any program before ``head``
         if not told:
             from ckptconv.cli.failures import fail
 
