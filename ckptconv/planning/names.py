@@ -34,6 +34,7 @@ from ckptconv.relations.rename import names_relation, parse_renames, under_names
 from ckptconv.relations.terms import Terms, operands
 from ckptconv.slots import Table, template
 from ckptconv.slots.translate import as_copy, from_slots, some, to_slots, without
+from ckptconv.slots.words import of_family
 
 __all__ = ["Named", "name_tensors"]
 
@@ -256,6 +257,7 @@ def _by_slots(
     family, config = model.family, model.config.values if model.config is not None else None
     if family is None or config is None:
         raise PlanError("the architecture is not known", hint="give --config, or --family")
+    table = replace(table, words=table.words.beside([of_family(family.name)]))
     dims, terms = family.dims(config), now.terms
     passing = now.passing | operands(terms).keys()
     if idle := idle_biases(checkpoint, now.relation, now.via, table, family.table(config)):

@@ -118,8 +118,12 @@ def _through(
 
 
 def _file(path: Path, known: Callable[[Path], bool]) -> Found | None:
-    """Return the one file of weights in a folder."""
+    """Return the one file of weights in a folder; an adapter lies beside the model it was added to.
+
+    torchtune 0.6 leaves both (``training/checkpointing/_checkpointer.py``).
+    """
     files = list(_weight_files(path, known))
+    files = [f for f in files if not f.name.startswith("adapter_model.")] or files
     if len(files) > 1:
         raise UsageError(
             f"{len(files)} files of weights are here: {', '.join(f.name for f in files[:6])}",

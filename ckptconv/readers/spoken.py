@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ckptconv.dialects import DIALECTS, Dialect
+from ckptconv.dialects.factors import factor_of, weight_of_factor, with_implied
 from ckptconv.facts.value import Fact
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.relations import Spec
@@ -31,10 +32,11 @@ def spoken(checkpoint: Checkpoint) -> Checkpoint:
     if best is None or not _is_meant(best, names):
         return checkpoint
     checkpoint = _renamed(checkpoint, best)
+    parts = operands(checkpoint.terms)
     buffers = [n for n in checkpoint.tensors if best.is_ignored(n)]
     relation = without(checkpoint.relation, buffers, "buffers the model makes itself")
     facts = best.facts(beside_of(checkpoint)) if best.facts is not None else {}
-    words = best.usual(relation.right)
+    words = best.usual(with_implied(relation.right))
     said = [w for w, fact in facts.items() if w in best.reads and fact.value is True]
     table = best.table(words.beside(said))
     if facts:
@@ -45,7 +47,7 @@ def spoken(checkpoint: Checkpoint) -> Checkpoint:
         table=table,
         words=words,
         facts={n: f for n, f in facts.items() if n not in best.reads},
-        strange=tuple([n for n in table.named(relation.right)[1] if n not in operands(checkpoint.terms)]),
+        strange=tuple([n for n in table.named(relation.right)[1] if n not in parts and not factor_of(n)]),
         format=f"{checkpoint.format}, {best.library}'s names",
         notes=(*checkpoint.notes, Note("info", f"the names are those of {best.library}")),
     )
@@ -77,7 +79,13 @@ def _voices() -> list[Dialect]:
 
 def _known(dialect: Dialect, names: Collection[str]) -> int:
     forms = {form(line.name) for line in dialect.lines}
-    return sum(numbers(dialect.bare(n))[0] in forms for n in names)
+    return sum(_form(dialect, n)[0] in forms for n in names)
+
+
+def _form(dialect: Dialect, name: str) -> tuple[str, tuple[int, ...]]:
+    """Return a name as lines have it, and the numbers in it; a factor's is that of its weight."""
+    bare = dialect.bare(name)
+    return numbers(weight_of_factor(bare) or bare)
 
 
 def _is_meant(dialect: Dialect, names: Collection[str]) -> bool:
@@ -87,7 +95,7 @@ def _is_meant(dialect: Dialect, names: Collection[str]) -> bool:
     """
     kept = [n for n in names if not dialect.is_ignored(dialect.bare(n))]
     forms = {form(line.name) for line in dialect.lines}
-    layered = [where for n in kept for where, counts in [numbers(dialect.bare(n))] if counts]
+    layered = [where for n in kept for where, counts in [_form(dialect, n)] if counts]
     return bool(layered) and forms.issuperset(layered) and 10 * _known(dialect, kept) >= 9 * len(kept)
 
 

@@ -5,6 +5,7 @@ These words are what conditions (`Entry.when`) consist of, in families and diale
 - a slot, or what slots begin with, without the layer and the expert's number: ``mla``, ``moe``,
   ``attn.gate``, ``moe.experts.gate``. It holds of a layer that has such slots;
 - ``any.`` and such a word: some layer of the model has them (``any.moe``);
+- ``family.`` and a family's name: in a dialect, once the config is known (`of_family`);
 - every other word speaks of the whole model: in a family it is a key of config.json that is set, in a dialect
   one of the forms it has (``sequential``, ``qkv_concat``), which names tell or the layout that is asked for.
 
@@ -17,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-__all__ = ["ANY", "Words", "beginnings", "block", "conditions"]
+__all__ = ["ANY", "Words", "beginnings", "block", "conditions", "of_family"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,11 @@ class Words:
 _NONE: frozenset[str] = frozenset()
 ANY = Words(told=_NONE)
 """Knows nothing, so that every line counts."""
+
+
+def of_family(name: str) -> str:
+    """Return the word that holds in a dialect of the models of one family, which only their config tells."""
+    return f"family.{name}"
 
 
 @lru_cache(maxsize=1 << 10)

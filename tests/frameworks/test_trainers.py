@@ -33,6 +33,10 @@ _RELEASES: Mapping[str, tuple[str, ...]] = {
     "litgpt-0.5.13": ("litgpt==0.5.13", *_LIT, "psutil==7.2.2"),
     "torchtitan-0.2.2": ("torchtitan==0.2.2", *_TITAN, "torchdata==0.11.0", "tomli==2.2.1"),
     "torchtitan-0.3.0": ("torchtitan==0.3.0", *_TITAN, "torch_checkpointing==0.1.1", "spmd_types==0.2.3"),
+    "torchtune-0.6.1": (
+        *("torchtune==0.6.1", "torchao==0.13.0", "omegaconf==2.3.0", "antlr4-python3-runtime==4.9.3"),
+        "psutil==7.2.2",
+    ),
     "triton": ("triton==3.9.0",),  # large, and only imported
 }
 _BESIDE = {"torchtitan-0.2.2": ("triton",), "torchtitan-0.3.0": ("triton",)}
@@ -40,6 +44,7 @@ _SCRIPTS = {
     "litgpt": "litgpt_save.py",
     "torchtitan-0.2": "torchtitan02_save.py",
     "torchtitan-0.3": "torchtitan_save.py",
+    "torchtune": "torchtune_save.py",
 }
 _CASES = [
     *(("litgpt-0.4.13", name) for name in ("Llama-2-7b-hf", "pythia-14m", "Gemma-2-2b", "Mixtral-8x7B-v0.1")),
@@ -51,6 +56,11 @@ _CASES = [
     *(("torchtitan-0.2.2", name) for name in ("llama3", "qwen3-moe", "deepseek_v3")),
     *(("torchtitan-0.3.0", name) for name in (
         "llama3", "llama3-tied", "qwen3", "qwen3-moe", "deepseek_v3", "deepseek_v3-mtp"
+    )),
+    *(("torchtune-0.6.1", name) for name in (
+        "llama2-tune", "llama3-tune", "llama3_1-dcp", "llama3_2-tune", "mistral-tune", "qwen2-tune",
+        "qwen2_tied-dcp", "phi3-tune", "gemma-tune", "phi3-hf", "qwen2_tied-hf", "llama2-meta", "llama3-lora",
+        "llama3-lora_hf", "qwen2-lora",
     )),
 ]  # fmt: skip
 
