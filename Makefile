@@ -42,11 +42,11 @@ help:  ## list the targets
 demo: $(DEMO_READY)  ## convert a small ZeRO-3 run, load the model and generate a few tokens
 	@echo "== 1 of 4: what is in $(DEMO_RUN), which DeepSpeed wrote on two ranks? (metadata alone is read)"
 	$(DEMO)/bin/ckptconv inspect $(DEMO_RUN)
-	@echo "== 2 of 4: convert it, and compare every element with its source"
+	@echo; echo "== 2 of 4: convert it, and compare every element with its source"
 	$(DEMO)/bin/ckptconv deepspeed-to-hf $(DEMO_RUN) $(DEMO_OUT) --overwrite --verify
-	@echo "== 3 of 4: are the files those that were verified?"
+	@echo; echo "== 3 of 4: are the files those that were verified?"
 	$(DEMO)/bin/ckptconv check $(DEMO_OUT)
-	@echo "== 4 of 4: load it with transformers, and let it write"
+	@echo; echo "== 4 of 4: load it with transformers, and let it write"
 	$(DEMO)/bin/python examples/generate.py $(DEMO_OUT)
 
 test: $(READY)  ## run the tests, on all cores

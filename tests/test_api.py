@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import ckptconv
+from ckptconv.api.progress import following
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.engine.events import Event, FileDone, Progress, Started, Stored
 from ckptconv.errors import FormatError, MismatchError, PlanError, UsageError
@@ -175,3 +176,35 @@ def test_a_plan_says_what_is_left_out_and_which_names_go_with_a_drop(fixtures: P
     said = {(s.kind, s.what): s.why for s in plan.steps}
     assert "is dropped" in said["drop", "lm_head.weight"]
     assert any(kind == "left out" and "optimizer" in why for (kind, _), why in said.items())
+
+
+def test_what_is_shown_is_short_alone_and_in_lists(run: Path) -> None:
+    info = ckptconv.open(run)["model.norm.weight"]
+    shown = repr(info)
+    assert shown.startswith("<TensorInfo name: model.norm.weight, shape: (") and "dtype: float32" in shown
+    assert len(shown) < 250 and info._repr_html_().startswith("<table>")
+    found = ckptconv.explain(run, "*norm*")
+    assert isinstance(found, tuple)
+    assert all(len(repr(one)) < 150 for one in found) and "of: Hugging Face" in repr(found[0])
+    assert "1 save, 1 complete" in repr(ckptconv.ls(run))
+
+
+def test_a_notebook_without_widgets_gets_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """As Jupyter shows it: a carriage return begins the line again; nothing is left of it in the end."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("ckptconv.api.progress.find_spec", lambda name: None)
+    now = [0.0]
+    monkeypatch.setattr("ckptconv.api.progress.time.perf_counter", lambda: now[0])
+    heard: list[Event] = []
+    with following(heard.append, "writing", progress=True) as tell:
+        assert tell is not None
+        tell(Started(1000, 200))
+        for _ in range(4):
+            now[0] += 0.25
+            tell(Progress(100))
+    shown = capsys.readouterr().err.split("\r")
+    assert shown[1].startswith("writing: 30%, 300 B of 1 KB, 400 B/s, 2 s left")
+    assert len(shown) == 7 and shown[-2].strip() == "" == shown[-1] and len(shown[-2]) >= len(shown[-3])
+    assert len(heard) == 5 and not recwarn.list

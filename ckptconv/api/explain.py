@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -15,6 +15,7 @@ from ckptconv.planning.decode import quantised, with_values
 from ckptconv.planning.request import about_source, request_of
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.request import Request
+from ckptconv.plans.shown import Shown
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Spec
 from ckptconv.verify.explain import Explained
@@ -26,13 +27,17 @@ __all__ = ["HUGGING_FACE", "Match", "explain", "explain_in"]
 HUGGING_FACE = "Hugging Face"
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+@dataclass(frozen=True, slots=True, repr=False)
+class Match(Shown):
     """Name a tensor, and say whose name that is."""
 
     name: str
     names: str
     spec: Spec
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        return {"name": self.name, "of": self.names, "shape": self.spec.shape, "dtype": self.spec.dtype}
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class Saves(Shown):
         whole = sum(s.complete for s in self.steps)
         return {
             "run": self.run,
-            "saves": f"{count(len(self.steps), 'save')}, {whole:,} whole",
+            "saves": f"{count(len(self.steps), 'save')}, {whole:,} complete",
             "newest": None if self.newest is None else self.newest.name,
             "command": self.command,
         }

@@ -14,6 +14,7 @@ from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.dtypes import DType, numpy_dtype
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError, UsageError
+from ckptconv.numbers.sizes import size_text
 from ckptconv.places.files import SourceFiles
 from ckptconv.places.places import PathArg, place
 from ckptconv.planning.decode import noted
@@ -22,7 +23,7 @@ from ckptconv.planning.request import about_source, request_of
 from ckptconv.plans.casting import cast_chains
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import OutFile
-from ckptconv.plans.shown import Shown
+from ckptconv.plans.shown import Shown, count
 from ckptconv.readers.registry import open_checkpoint
 from ckptconv.relations import Pair, Relation
 from ckptconv.relations.terms import Terms, concerning, operands
@@ -37,8 +38,8 @@ _NEAR = 0.8  # names of tensors are alike: what is less so is another one
 __all__ = ["Model", "TensorInfo", "open"]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorInfo(Shown):
     """Describe one tensor: shape, dtype, size in bytes, and the files its elements lie in."""
 
     name: str
@@ -46,6 +47,17 @@ class TensorInfo:
     dtype: DType
     nbytes: int
     files: tuple[str, ...]
+
+    def rows(self) -> Mapping[str, object]:
+        """Return what is worth seeing."""
+        more = len(self.files) - 1
+        return {
+            "name": self.name,
+            "shape": self.shape,
+            "dtype": self.dtype,
+            "size": size_text(self.nbytes),
+            "in": "".join(self.files[:1]) + (f" and {count(more, 'more file')}" if more > 0 else ""),
+        }
 
 
 class UnknownTensorError(KeyError):

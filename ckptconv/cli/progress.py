@@ -9,32 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from ckptconv.cli.console import notes, remarks, size
+from ckptconv.cli.console import notes, remarks
 from ckptconv.engine.events import Discarded, Event, Progress, Started
+from ckptconv.numbers.rates import how_far
 
-__all__ = ["Follower", "follow", "speed", "took"]
+__all__ = ["Follower", "follow"]
 
 _EVERY: Final = 10.0  # seconds between two lines of a log, at most
 _OFTEN: Final = 1.0  # and at least, however soon the next per cent is done
-_NO_TIME: Final = 0.1  # seconds that say nothing about speed
-_SOON: Final = 60  # seconds up to which they are told apart
-
-
-def speed(count: float, seconds: float) -> str:
-    """Return bytes a second; nothing for what took no time."""
-    return "" if seconds < _NO_TIME else f"{size(count / seconds)}/s"
-
-
-def took(seconds: float) -> str:
-    """Return a time in parentheses; nothing for what took none."""
-    return "" if seconds < _NO_TIME else f" ({seconds:.1f} s)"
-
-
-def _left(seconds: float) -> str:
-    if seconds < _SOON:
-        return f"{seconds:.0f} s left"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min left" if minutes < 90 else f"{minutes / 60:.1f} h left"
 
 
 class Follower:
@@ -109,13 +91,8 @@ class _Log(Follower):
         if self._done >= self._total or not (more or now - when >= _EVERY):
             return
         self._said = (now, self._percent)
-        fresh = self._done - self._resumed
-        seconds = now - self._start
-        left = (self._total - self._done) * seconds / max(fresh, 1)
-        remarks().print(
-            f"{self._what}: {self._percent}%, {size(self._done)} of {size(self._total)}, "
-            f"{speed(fresh, seconds)}, {_left(left)}"
-        )
+        fresh, seconds = self._done - self._resumed, now - self._start
+        remarks().print(how_far(self._what, self._done, self._total, fresh=fresh, seconds=seconds))
 
 
 @contextmanager

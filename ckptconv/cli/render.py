@@ -13,9 +13,9 @@ from ckptconv.api.architectures import Architectures
 from ckptconv.api.model import Model
 from ckptconv.cli.clean import escape
 from ckptconv.cli.console import keep_notes, new_table, notes, plural, results, size
-from ckptconv.cli.progress import speed
 from ckptconv.dtypes import dtype
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
+from ckptconv.numbers.rates import speed_text
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import Plan
 
@@ -235,11 +235,11 @@ def done(made: Plan, report: Report, seconds: float, *, last: bool) -> None:
         text = f"{report.overflows:,} values are too large for {which} and became infinite"
         keep_notes((("warning", text),))
     if report.removed:
-        text = f"removed what loaders would have read of the old model: {', '.join(report.removed)}"
+        text = f"removed of the model that was there: {', '.join(report.removed)}"
         keep_notes((("info", text),))
     if last:
         notes()
-    rate = speed(report.bytes_out - report.resumed, seconds)
+    rate = speed_text(report.bytes_out - report.resumed, seconds)
     how = f"{seconds:.1f} s" + (f" ({rate})" if rate and report.resumed < report.bytes_out else "")
     if report.bytes_out and report.resumed == report.bytes_out:
         how += ", all of it was there"

@@ -9,7 +9,7 @@ from typing import Any
 from ckptconv.api.explain import Match
 from ckptconv.cli.clean import escape
 from ckptconv.cli.console import new_table, notes, plural, results, size
-from ckptconv.cli.progress import speed
+from ckptconv.numbers.rates import speed_text
 from ckptconv.places.places import place
 from ckptconv.verify.explain import Explained, FileRange, Piece
 from ckptconv.verify.outcome import Diff, TensorDiff
@@ -93,7 +93,7 @@ def _verdict(found: Diff) -> None:
         "only_b": "only in B",
     }
     said = ", ".join(f"{counts[k]:,} {word}" for k, word in words.items() if counts[k])
-    rate = speed(found.bytes, found.seconds)
+    rate = speed_text(found.bytes, found.seconds)
     head = "[bold green]equal:[/]" if found.ok else "[bold red]different:[/]"
     compared = f"{size(found.bytes)} in {found.seconds:.1f} s" + (f", {rate}" if rate else "")
     results().print(f"{head} {said or 'no tensors'} ({compared})")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ckptconv.cli import render
 from ckptconv.cli.clean import escape
 from ckptconv.cli.console import new_table, notes, plural, results, size
-from ckptconv.cli.progress import speed, took
 from ckptconv.errors import CkptconvError
+from ckptconv.numbers.rates import speed_text, took
 from ckptconv.verify.certificate import NAME, Checked
 from ckptconv.verify.result import Mismatch, Result
 
@@ -60,7 +60,7 @@ def _rows(found: Result, certified: bool) -> dict[str, str]:
     inverse = "there and back is the identity" if proof.complete else "refuted"
     if proof.one_way:
         inverse += f"; without an inverse, so computed again: {', '.join(proof.one_way)}"
-    rate = speed(found.bytes, found.seconds)
+    rate = speed_text(found.bytes, found.seconds)
     rows = {
         "source": found.source,
         "output": found.out or "",

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from ckptconv.cli import progress
 from ckptconv.cli.console import forget_notes, new_table, notes
 from ckptconv.engine.events import Progress, Started
+from ckptconv.numbers.rates import speed_text
 from running import DEMO, ROOT, ckptconv, command, start, succeeds
 
 FLAGS = ("--to", "hf", "--no-assets", "--max-memory", "1MiB", "--workers", "1")
@@ -140,7 +141,7 @@ def test_a_terminal_gets_a_bar(source: Path, tmp_path: Path) -> None:
 
 
 def test_no_speed_of_nothing() -> None:
-    assert progress.speed(10**6, 0.01) == "" and progress.speed(10**6, 2) == "500 KB/s"
+    assert speed_text(10**6, 0.01) == "" and speed_text(10**6, 2) == "500 KB/s"
 
 
 def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
