@@ -1,5 +1,6 @@
 """Relate tensors element by element: boxes, relations and packings. Pure data, no I/O."""
 
+from ckptconv.relations.alike import representatives
 from ckptconv.relations.box import Box
 from ckptconv.relations.packing import (
     chunk_sizes,
@@ -45,6 +46,7 @@ __all__ = [
     "piled",
     "renamed",
     "replicated",
+    "representatives",
     "restrict",
     "row_by_row",
     "split",
