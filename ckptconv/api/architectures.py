@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckptconv.api.spoken import spoken
 from ckptconv.families import FAMILIES, Family
 from ckptconv.slots.pack import leaves
 
@@ -21,6 +22,8 @@ class Architectures:
             tell the family, ``named`` where they have to name it, ``given`` where ``--config`` is needed.
         mtp: Whether layers for multi-token prediction have a place.
         parts: What its models have beside a language model, by the frameworks' names.
+        dialects: Whose names its models can have, beside Hugging Face's: those with a place for every tensor.
+            None where the language model inside may be of any family: its own count.
     """
 
     family: str
@@ -28,6 +31,7 @@ class Architectures:
     config: str
     mtp: bool
     parts: tuple[str, ...]
+    dialects: tuple[str, ...]
 
 
 def architectures() -> tuple[Architectures, ...]:
@@ -43,4 +47,5 @@ def _about(family: Family) -> Architectures:
         config="given" if family.template is None else "named" if named else "found",
         mtp=any(slot.startswith("mtp.") for e in family.entries for slot in leaves(e.pack)),
         parts=tuple(dict.fromkeys(p.name for p in family.parts)),
+        dialects=spoken(family),
     )

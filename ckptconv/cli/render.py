@@ -148,12 +148,11 @@ _BUILT = {"found": "from arguments", "named": "if they name it", "given": "--con
 
 def families(found: Sequence[Architectures]) -> None:
     """Print the architectures, a line each."""
-    table = new_table("family", "model_type", "config.json", "MTP", "beside the language model")
+    table = new_table("family", "model_type", "config.json", "MTP", "beside the language model", "dialects")
     for f in found:
-        parts = ", ".join(f.parts)
-        table.add_row(
-            f.family, ", ".join(f.model_types), _BUILT[f.config], "yes" if f.mtp else "", escape(parts)
-        )
+        parts, dialects = escape(", ".join(f.parts)), ", ".join(f.dialects)
+        mtp = "yes" if f.mtp else ""
+        table.add_row(f.family, ", ".join(f.model_types), _BUILT[f.config], mtp, parts, dialects)
     results().print(table)
 
 

@@ -149,7 +149,7 @@ _SIZES = """
     original_max_position_embeddings n_heads num_heads attention_heads n_layers num_kv_heads ffn_dim
     max_seq_len intermediate_size_mlp expansion_ratio index_n_heads index_head_dim moe_num_experts moe_k
     num_shared_experts moe_num_shared_experts moe_layer_start_index moe_layer_interval
-    shared_intermediate_size index_topk
+    shared_intermediate_size index_topk rotary_dim
 """
 _NUMBERS = """
     rms_norm_eps layer_norm_epsilon layernorm_epsilon layer_norm_eps norm_eps rope_theta rope_ratio

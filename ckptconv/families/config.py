@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptconv.errors import PlanError
 from ckptconv.facts.computing import ARGUMENTS
-from ckptconv.facts.value import Fact, Facts
+from ckptconv.facts.value import Fact, Facts, computed
 from ckptconv.families import Config, Family
 from ckptconv.families.derived import DERIVED, known
 from ckptconv.families.template import Template, usual
@@ -322,6 +322,8 @@ def facts_of(config: Config, family: Family) -> dict[str, Fact]:
         found["no_rope_freq"] = Fact(without if any(without) else None, rotary.origin)
     if (ratio := found.get("rope_ratio")) is not None and ratio.value is not None:
         found["rope_theta"] = Fact(10000 * ratio.value, ratio.origin)
+    if (turned := found.get("rotary_dim")) is not None and "head_dim" in found:
+        found["partial_rotary"] = computed(turned.value / found["head_dim"].value, turned, found["head_dim"])
     for name in ("n_group", "topk_group"):
         if name in found and found[name].value is None:
             found[name] = Fact(1, found[name].origin)

@@ -81,6 +81,7 @@ DERIVED: dict[str, tuple[tuple[str, ...], Callable[[Values], Any]]] = {
     "no_bias": (("linear_bias",), lambda v: not v["linear_bias"]),
     "grouped": (("kv_heads", "heads"), lambda v: v["kv_heads"] != v["heads"]),
     "rope_ratio": (("rope_theta",), lambda v: v["rope_theta"] / 10000),
+    "rotary_dim": (("partial_rotary", "head_dim"), lambda v: int(v["partial_rotary"] * v["head_dim"])),
     "topk_method": (("n_group",), lambda v: "group_limited_greedy" if v["n_group"] > 1 else "greedy"),
 }
 

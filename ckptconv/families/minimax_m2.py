@@ -30,6 +30,8 @@ FAMILY = Family(
             "intermediate_size": "expert_inner",
             "num_local_experts": "experts",
             "num_experts_per_tok": "topk",
+            "partial_rotary_factor": "partial_rotary?",
+            "rotary_dim": "rotary_dim?",
         },
         fixed={
             "qk_norm": True,
@@ -38,7 +40,9 @@ FAMILY = Family(
             "score_function": "sigmoid",
             "router_bias": True,
         },
-        assumed={"rms_norm_eps": 1e-6},
+        # vLLM 0.32 (``minimax_m2.py``) asks for these and for rotary_dim, as the published config has them.
+        literals={"scoring_func": "sigmoid", "use_routing_bias": True},
+        assumed={"rms_norm_eps": 1e-6, "partial_rotary_factor": 1.0},
         by_name=True,
     ),
 )

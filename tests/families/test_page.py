@@ -26,6 +26,7 @@ def rows(words: dict[str, str]) -> str:
             words[f.config],
             "✓" if f.mtp else "",
             ", ".join(f"`{p}`" for p in f.parts),
+            ", ".join(f.dialects),
         )
         for f in architectures()
     )
@@ -39,5 +40,5 @@ def test_the_page_lists_all() -> None:
 
 if __name__ == "__main__":
     for page, said in WORDS.items():
-        head, line, _ = (DOCS / page).read_text().partition("|---|---|---|:-:|---|\n")
+        head, line, _ = (DOCS / page).read_text().partition("|---|---|---|:-:|---|---|\n")
         (DOCS / page).write_text(head + line + rows(said))
