@@ -170,20 +170,28 @@ def hf_to_mindformers(
 def convert(
     source: Source,
     out: Target,
+    fields: dict[str, Any],
+    run: dict[str, Any],
+    shown: dict[str, Any],
+    many: dict[str, Any],
     to: Annotated[
-        str,
+        Optional[str],  # noqa: UP045  (typer reads it on Python 3.10 too)
         typer.Option(
             metavar="TARGET",
             help="What to write: hf, megatron, torch_dist, dcp, mindformers, or a plug-in's.",
             show_default=False,
         ),
-    ],
-    fields: dict[str, Any],
-    run: dict[str, Any],
-    shown: dict[str, Any],
-    many: dict[str, Any],
+    ] = None,
 ) -> None:
     """Convert any checkpoint to any format."""
+    if to is None:
+        from ckptconv.errors import UsageError
+        from ckptconv.writers.registry import WRITERS
+
+        others = ", ".join(name for name in WRITERS.names if name != "hf")
+        raise UsageError(
+            "convert has to know what to write", hint=f"--to hf for a Hugging Face model; also {others}"
+        )
     _convert(source, out, to, fields, run, shown, many)
 
 

@@ -209,7 +209,7 @@ def judged(
     held: Held,
     lacking: Sequence[str] | None,
     *,
-    partial: bool,
+    partial: str,
     alone: bool = False,
 ) -> list[Note]:
     """Compare what is written with what the model needs; refuse what would load with random weights.
@@ -219,7 +219,7 @@ def judged(
         model: The architecture, with its config.
         held: The tensors by their final names.
         lacking: What the architecture's table misses among them; None where it has no table.
-        partial: Whether it is known that parameters are left out, so that lacking some is a warning.
+        partial: Why parameters may be left out, so that lacking some is a warning; empty if they may not.
         alone: Whether the weights are written alone, which is no model yet: what is wrong is a warning.
 
     Raises:
@@ -241,7 +241,7 @@ def _judged(
     written: Mapping[str, Spec],
     aliases: Collection[str],
     *,
-    partial: bool,
+    partial: str,
 ) -> list[Note]:
     assert model.config is not None
     config, family = model.config.values, model.family
@@ -369,7 +369,7 @@ def _lacking(
     config: Config,
     present: Collection[str],
     *,
-    partial: bool,
+    partial: str,
 ) -> list[Note]:
     """Refuse a model that lacks parameters, or warn of those known to be left out.
 
@@ -384,8 +384,7 @@ def _lacking(
         return []
     if partial:
         text = (
-            f"{len(missing)} parameters of {kind} are not in the checkpoint, so the model is "
-            f"incomplete (saved with exclude_frozen_parameters?): {some(missing)}"
+            f"{len(missing)} parameters of {kind} are {partial}, so the model is incomplete: {some(missing)}"
         )
         return [Note("warning", text)]
     raise PlanError(

@@ -165,13 +165,16 @@ def _in_names(
     elif config is not None:
         values = as_values(checkpoint, named)
         # DeepSpeed can leave frozen parameters out of a save; what is dropped is known to be missing.
-        partial = checkpoint.producer == "deepspeed" or bool(request.drop or request.keep)
+        saved = "not in the checkpoint (saved with exclude_frozen_parameters?)"
+        partial = saved if checkpoint.producer == "deepspeed" else ""
+        if request.drop or request.keep:
+            partial = "left out by --drop or --keep"
         part = bool(request.drop or request.keep) and not request.assets
         findings = None
         if family is not None and family.entries:
             findings = compared(family, config.values, values, part=part)
-        how = {"partial": partial, "alone": not request.assets}
-        notes += judged(checkpoint, model, values, None if findings is None else findings.missing, **how)
+        missing = None if findings is None else findings.missing
+        notes += judged(checkpoint, model, values, missing, partial=partial, alone=not request.assets)
         if family is not None and findings is not None:
             notes += compare(family, config.values, values, findings)
             unknown = findings.unexpected

@@ -135,3 +135,12 @@ def test_an_interrupted_run_is_called_so(source: Path, out: Path) -> None:
 def test_no_speed_for_what_took_no_time_and_fields_are_fields(out: Path) -> None:
     result = ckptconv("deepspeed-to-hf", DEMO, out)
     assert "done" in result.out and "/s" not in result.out
+
+
+def test_what_is_to_be_written_has_to_be_said(source: Path, out: Path) -> None:
+    fails(2, "convert", source, out, naming=("--to hf", "megatron", "torch_dist", "dcp", "mindformers"))
+
+
+def test_a_warning_says_who_left_tensors_out(out: Path) -> None:
+    said = succeeds("deepspeed-to-hf", DEMO, out, "--drop", "*norm*", "--no-assets").err
+    assert "5 parameters of llama are left out by --drop or --keep, so the model is incomplete" in said
