@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckptconv.dialects.base import Dialect, module, norm, plain, prefixed
-from ckptconv.facts.own import olmo_facts
+from ckptconv.facts.olmo import olmo_facts
 from ckptconv.relations import Spec
 from ckptconv.slots import Words
 

@@ -31,6 +31,15 @@ _TITAN = ("einops==0.8.2", *_TYPER)
 _RELEASES: Mapping[str, tuple[str, ...]] = {
     "litgpt-0.4.13": ("litgpt==0.4.13", *_LIT),
     "litgpt-0.5.13": ("litgpt==0.5.13", *_LIT, "psutil==7.2.2"),
+    "olmo-core-3.0.0": (
+        *(
+            "ai2-olmo-core==3.0.0",
+            "dataclass-extensions==0.5.0",
+            "bettermap==1.3.1",
+            "importlib_resources==7.1.0",
+        ),
+        "dill==0.4.0",
+    ),
     "torchtitan-0.2.2": ("torchtitan==0.2.2", *_TITAN, "torchdata==0.11.0", "tomli==2.2.1"),
     "torchtitan-0.3.0": ("torchtitan==0.3.0", *_TITAN, "torch_checkpointing==0.1.1", "spmd_types==0.2.3"),
     "torchtune-0.6.1": (
@@ -42,6 +51,7 @@ _RELEASES: Mapping[str, tuple[str, ...]] = {
 _BESIDE = {"torchtitan-0.2.2": ("triton",), "torchtitan-0.3.0": ("triton",)}
 _SCRIPTS = {
     "litgpt": "litgpt_save.py",
+    "olmo": "olmo_save.py",
     "torchtitan-0.2": "torchtitan02_save.py",
     "torchtitan-0.3": "torchtitan_save.py",
     "torchtune": "torchtune_save.py",
@@ -53,6 +63,7 @@ _CASES = [
         "Gemma-2-2b", "Gemma-3-1b-it", "OLMo-1B-hf", "OLMo-2-1124-7B", "Qwen2.5-0.5B", "Qwen3-0.6B",
         "Qwen3-30B-A3B", "Mixtral-8x7B-v0.1", "stablelm-3b-4e1t", "Phi-4-mini-instruct",
     )),
+    *(("olmo-core-3.0.0", name) for name in ("llama", "qwen3", "olmo2", "olmo3", "olmo3-long")),
     *(("torchtitan-0.2.2", name) for name in ("llama3", "qwen3-moe", "deepseek_v3")),
     *(("torchtitan-0.3.0", name) for name in (
         "llama3", "llama3-tied", "qwen3", "qwen3-moe", "deepseek_v3", "deepseek_v3-mtp"
