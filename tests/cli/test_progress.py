@@ -173,3 +173,15 @@ def test_names_are_whole_on_a_terminal_where_they_fit() -> None:
     shown = io.StringIO()
     Console(file=shown, width=40).print(table)  # too narrow: nothing is lost
     assert "1.56e-03" in shown.getvalue() and "model.layers" in shown.getvalue()
+
+
+def test_names_that_do_not_fit_are_folded_after_their_dots() -> None:
+    heads = ("tensor", "relative", "largest", "mean", "differ", "at")
+    table = new_table(*heads, right=heads[1:5])
+    table.add_row("model.layers.0.post_attention_layernorm.weight", *("1.89e-03",) * 3, "100%", "[21, 3210]")
+    table.add_row("x" * 60, *("1.89e-03",) * 3, "100%", "[21, 3210]")
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(table)
+    lines = [line.split()[0] for line in shown.getvalue().splitlines()[1:]]
+    assert lines[:2] == ["model.layers.0.", "post_attention_layernorm."]
+    assert lines[2] == "weight" and "".join(lines[3:]) == "x" * 60  # nothing is lost where there is no dot
