@@ -42,7 +42,7 @@ def _folded(name: str, width: int) -> str:
     if not _SHORT <= width < len(name) or not name.isascii() or set(name) & set(" [\\"):
         return name
     lines = [""]
-    for part in re.findall(r"[^.]*\.?", name):
+    for part in re.findall(r"[^.]+\.?|\.", name):
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part
