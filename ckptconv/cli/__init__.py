@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_USAGE = 2
 _NO_READER = 141  # what a shell makes of SIGPIPE
 
 
@@ -96,6 +97,8 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
         return int(code or 0), False
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
+        if code == _USAGE and as_json and not heard.number:
+            _say_usage(arguments)
         if not heard.number or code == 0:
             return code, code in (1, 2)
         return _interrupted(heard, as_json), True
@@ -111,6 +114,18 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
             return 1, True
         code = tell(e, as_json=as_json)
         return (heard.exit_code if code == _INTERRUPTED else code), True
+
+
+def _say_usage(arguments: list[str]) -> None:
+    """Print as JSON what the command line's parser has printed as text: a flag unknown, a word missing."""
+    from ckptconv.cli.printing import print_json
+
+    said = getattr(sys.stderr, "last", "").removeprefix("Error: ")
+    command = next((a for a in arguments if not a.startswith("-")), "")
+    known = command and not said.startswith("No such command")
+    hint = f"ckptconv {command} -h" if known else "ckptconv -h"
+    error = {"message": said, "where": None, "hint": hint, "exit_code": _USAGE}
+    print_json({"error": error}, indent=None)
 
 
 def _interrupted(heard: Heard, as_json: bool) -> int:

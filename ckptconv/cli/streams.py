@@ -29,6 +29,7 @@ class Stream(io.TextIOBase):
 
     Attributes:
         error: The first error in writing, if there was one; what came after is lost.
+        last: What another library printed last.
         own: The same stream, for what is clean already.
     """
 
@@ -36,6 +37,7 @@ class Stream(io.TextIOBase):
         self._file = file
         self._parent = parent
         self.error: Exception | None = None
+        self.last = ""
         self.own: Stream = self if parent is not None else Stream(file, self)
 
     @property
@@ -63,6 +65,7 @@ class Stream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        self.last = text.strip() or self.last
         if self._parent is None or not self.isatty():
             shown = clean_lines(text, colours=self.isatty())
             if " \n" in shown:

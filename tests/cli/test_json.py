@@ -48,6 +48,24 @@ def test_every_command_takes_both() -> None:
         assert {"--json", "--quiet", "-q"} <= flags, name
 
 
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (("diff",), "Missing argument 'A'.", "ckptconv diff -h"),
+        (("inspect", "x", "--wat"), "No such option: --wat", "ckptconv inspect -h"),
+        (("inspec", "x"), "No such command 'inspec'.", "ckptconv -h"),
+    ],
+)
+def test_what_the_parser_refuses_is_an_error_too(words: tuple[str, ...], message: str, hint: str) -> None:
+    result = ckptconv(*words, "--json")
+    found = json.loads(result.out)
+    jsonschema.validate(found, SCHEMA)
+    error = found["error"]
+    assert result.code == error["exit_code"] == 2 and error["message"].startswith(message)
+    assert error["hint"] == hint and message in result.err
+    assert ckptconv(*words).out == ""
+
+
 def test_plans_and_conversions(tmp_path: Path) -> None:
     plan = printed("plan", "deepspeed-to-hf", DEMO, tmp_path / "a", "--dry-run", "--dtype", "bf16")
     done = printed("converted", "deepspeed-to-hf", DEMO, tmp_path / "a", "--dtype", "bf16", "--verify")
