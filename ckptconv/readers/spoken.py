@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ckptconv.dialects import DIALECTS, Dialect
@@ -27,7 +27,7 @@ def spoken(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.table is not None or checkpoint.settle is not None:
         return checkpoint
     parts = operands(checkpoint.terms)
-    names = [n for n in checkpoint.relation.right if n not in parts]
+    names = _samples(n for n in checkpoint.relation.right if n not in parts)
     best = max(_voices(), key=lambda d: _known(d, names), default=None)
     if best is None or not _is_meant(best, names):
         return checkpoint
@@ -77,9 +77,19 @@ def _voices() -> list[Dialect]:
     return [d for d in DIALECTS if d.library]
 
 
-def _known(dialect: Dialect, names: Collection[str]) -> int:
+def _samples(names: Iterable[str]) -> dict[str, int]:
+    """Return a name of each form, and how many have it: layers and experts are named alike."""
+    first: dict[str, str] = {}
+    found: dict[str, int] = {}
+    for name in names:
+        one = first.setdefault(numbers(name)[0], name)
+        found[one] = found.get(one, 0) + 1
+    return found
+
+
+def _known(dialect: Dialect, names: Mapping[str, int]) -> int:
     forms = {form(line.name) for line in dialect.lines}
-    return sum(_form(dialect, n)[0] in forms for n in names)
+    return sum(count for n, count in names.items() if _form(dialect, n)[0] in forms)
 
 
 def _form(dialect: Dialect, name: str) -> tuple[str, tuple[int, ...]]:
@@ -88,15 +98,17 @@ def _form(dialect: Dialect, name: str) -> tuple[str, tuple[int, ...]]:
     return numbers(weight_of_factor(bare) or bare)
 
 
-def _is_meant(dialect: Dialect, names: Collection[str]) -> bool:
+def _is_meant(dialect: Dialect, names: Mapping[str, int]) -> bool:
     """Whether a dialect knows layers, all that is in them, and nearly all names.
 
     InternLM2's names at Hugging Face are Meta's but for one in each layer.
     """
-    kept = [n for n in names if not dialect.is_ignored(dialect.bare(n))]
+    kept = {n: count for n, count in names.items() if not dialect.is_ignored(dialect.bare(n))}
     forms = {form(line.name) for line in dialect.lines}
     layered = [where for n in kept for where, counts in [_form(dialect, n)] if counts]
-    return bool(layered) and forms.issuperset(layered) and 10 * _known(dialect, kept) >= 9 * len(kept)
+    return (
+        bool(layered) and forms.issuperset(layered) and 10 * _known(dialect, kept) >= 9 * sum(kept.values())
+    )
 
 
 def _renamed(checkpoint: Checkpoint, dialect: Dialect) -> Checkpoint:

@@ -13,7 +13,7 @@ from itertools import product
 from math import prod
 from typing import Final
 
-from ckptconv.containers.base import FileLayout
+from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.containers.torch.picklevm import Global, Record, short
 from ckptconv.containers.torch.torchbin import ALIGN, TensorRef, complete, joined, layout_tree
 from ckptconv.containers.torch.torchpickle import dump
@@ -142,14 +142,36 @@ def layout(
             enter(name, None, place)
             state[name] = _new(_METADATA, "BytesStorageMetadata", {})
     cuts: dict[str, list[OutChunk]] = {}
+    stamp = _Stamp()
     for c in chunks:
-        enter(c.tensor, c.offsets, add(layout_tree(TensorRef(c.key, c.dtype, c.sizes))))
+        enter(c.tensor, c.offsets, add(stamp.record(c)))
         cuts.setdefault(c.tensor, []).append(c)
     if records or not files:
         files[f"__0_{len(files)}.distcp"] = joined(records)
     if double := cuts.keys() & state.keys():
         raise PlanError(f"{short(min(double))} is given twice")
     return DcpLayout(files, dump(describe(state, places, cuts, flat=flat))[0])
+
+
+class _Stamp:
+    """Lay out records; those of one type and shape differ in no more than the name of their data.
+
+    An archive says a digest of that name as well, but not before the file is sealed.
+    """
+
+    def __init__(self) -> None:
+        self._forms: dict[tuple[DType, tuple[int, ...]], FileLayout] = {}
+
+    def record(self, chunk: OutChunk) -> FileLayout:
+        """Lay out the archive of a chunk."""
+        form = self._forms.get((chunk.dtype, chunk.sizes))
+        if form is None:
+            form = layout_tree(TensorRef("", chunk.dtype, chunk.sizes))
+            self._forms[chunk.dtype, chunk.sizes] = form
+        (placed,) = form.tensors
+        return FileLayout(
+            form.size, form.fixed, (Placed(chunk.key, placed.dtype, placed.shape, placed.offset),), "bin"
+        )
 
 
 def _tensor(parts: Sequence[OutChunk]) -> Record:

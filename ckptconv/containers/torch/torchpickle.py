@@ -108,6 +108,14 @@ class _Pickler:
                 if self._path:
                     self._path.pop()
 
+    def _put_leaf(self, value: object) -> bool:
+        """Write what holds nothing, and so need not be waited for; False if it is a container."""
+        leaf = _LEAVES.get(type(value))
+        if leaf is None:
+            return False
+        leaf(self, value)
+        return True
+
     def refuse(self, what: str, hint: str | None = None) -> PlanError:
         """Return the error for a value that cannot be written, with the keys that lead to it."""
         keys = [f"[{repr(k)[:80]}]" for k in self._path if k is not None]
@@ -291,7 +299,9 @@ class _Pickler:
             return
         if len(value) > 3:
             self.out += b"("
-        yield from value
+        for one in value:
+            if not self._put_leaf(one):
+                yield one
         self._tuple_of(len(value), value)
 
     def put_list(self, value: list[object]) -> Iterator[object]:
@@ -355,7 +365,9 @@ class _Pickler:
         for batch in _batches(values):
             many = len(batch) > 1
             self.out += b"(" if many else b""
-            yield from batch
+            for one in batch:
+                if not self._put_leaf(one):
+                    yield one
             self.out += b"e" if many else b"a"
 
     def _items(self, values: Mapping[object, object]) -> Iterator[object]:
@@ -363,9 +375,11 @@ class _Pickler:
             many = len(batch) > 1
             self.out += b"(" if many else b""
             for key, value in batch:
-                yield key
+                if not self._put_leaf(key):
+                    yield key
                 self._path[-1] = key
-                yield value
+                if not self._put_leaf(value):
+                    yield value
             self.out += b"u" if many else b"s"
 
 
