@@ -112,10 +112,12 @@ def name_tensors(
     options: Request,
     model: Architecture,
     terms: Terms = MappingProxyType({}),
+    held: Collection[str] = (),
 ) -> Named:
     """Apply drops and renames, the names ``save_pretrained`` uses, ties, and the dtype.
 
-    ``terms`` are what is to be added to tensors of the checkpoint; they follow the names.
+    ``terms`` are what is to be added to tensors of the checkpoint; they follow the names. ``held`` is what
+    an output is known to hold, if this is to be compared with it.
 
     Raises:
         UsageError: if a drop or rename matches nothing.
@@ -133,7 +135,7 @@ def name_tensors(
         # TensorFlow's rule gives the names of files.
         if options.lora != "adapter" and checkpoint.producer != "tensorflow":
             now, said = _as_saved(now, model)
-        now = _untied(now, model)
+        now = _untied(now, model, held)
     now, tied, notes = _tied(now, checkpoint, model)
     if options.dtype != "keep":
         kept = {n for n in now.relation.right if model.is_pinned(n) or n in checkpoint.pinned}
@@ -215,17 +217,21 @@ def _first_names(now: _Under, model: Architecture) -> _Under:
     )
 
 
-def _untied(now: _Under, model: Architecture) -> _Under:
+def _untied(now: _Under, model: Architecture, held: Collection[str]) -> _Under:
     """Make tensors of their own of names that a model needs, and that nothing ties to what they share.
 
-    A head that shares the embedding's data is tied, whatever the config says: it will say so.
+    A head that shares the embedding's data is tied, whatever the config says: it will say so. Where no
+    config tells what is needed, that is what an output holds.
     """
     family, config = model.family, model.config
-    if not now.aliases or family is None or not family.entries or config is None:
-        return now
     tensors = now.relation.right
-    needed = wanted(family, config.values, {*tensors, *now.aliases}).required
-    tie = family.name_of("head"), family.name_of("embed")
+    if not now.aliases:
+        return now
+    if family is not None and family.entries and config is not None:
+        needed: Collection[str] = wanted(family, config.values, {*tensors, *now.aliases}).required
+        tie: tuple[str | None, str | None] = family.name_of("head"), family.name_of("embed")
+    else:
+        needed, tie = held, (None, None)
     twice = {a: b for a, b in now.aliases.items() if a in needed and b in tensors and (a, b) != tie}
     if not twice:
         return now

@@ -143,9 +143,10 @@ def _in_names(
     checkpoint = made.checkpoint
     needed = writer.folder and request.assets and made.config is None
     model = find_architecture(checkpoint, request, needed=needed, lent=lent)
-    named = name_tensors(checkpoint, request, model, made.terms)
+    held = found or ()
+    named = name_tensors(checkpoint, request, model, made.terms, held)
     if found is not None and request.dtype == "keep" and (to := _cast_to(named.written, found)) is not None:
-        named = name_tensors(checkpoint, replace(request, dtype=to), model, made.terms)
+        named = name_tensors(checkpoint, replace(request, dtype=to), model, made.terms, held)
     if not named.written:
         raise PlanError(
             "no tensor is left to be written",

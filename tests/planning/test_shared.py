@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ckptconv.planning.shared import first_names
 from loads import assert_loads
-from running import succeeds
+from running import ckptconv, succeeds
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,8 @@ def test_what_is_shared_without_a_tie_is_written_twice(model: Path, tmp_path: Pa
     assert torch.equal(written[one], tensors[one]) and torch.equal(written[two], tensors[one])
     assert_loads(out)
     succeeds("verify-roundtrip", tmp_path / "shared.pt", out, "--config", model)
+    succeeds("verify-roundtrip", tmp_path / "shared.pt", out)
+    written[two][0, 0] += 1
+    save_file(written, out / "model.safetensors")
+    damaged = ckptconv("verify-roundtrip", tmp_path / "shared.pt", out)
+    assert damaged.code == 3 and two in damaged.out
