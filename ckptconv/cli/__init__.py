@@ -97,8 +97,8 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
         return int(code or 0), False
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
-        if code == _USAGE and as_json and not heard.number:
-            _say_usage(arguments)
+        if code == _USAGE and not heard.number:
+            _say_usage(arguments, as_json=as_json)
         if not heard.number or code == 0:
             return code, code in (1, 2)
         return _interrupted(heard, as_json), True
@@ -116,14 +116,24 @@ def _carry_out(arguments: list[str], heard: Heard) -> tuple[int, bool]:
         return (heard.exit_code if code == _INTERRUPTED else code), True
 
 
-def _say_usage(arguments: list[str]) -> None:
-    """Print as JSON what the command line's parser has printed as text: a flag unknown, a word missing."""
+def _say_usage(arguments: list[str], *, as_json: bool) -> None:
+    """Add to what the command line's parser has printed, of a flag unknown or a word missing.
+
+    A path in place of a command gets a command; with ``--json`` it is said as JSON too.
+    """
+    import shlex
+
     from ckptconv.cli.printing import print_json
 
     said = getattr(sys.stderr, "last", "").removeprefix("Error: ")
     command = next((a for a in arguments if not a.startswith("-")), "")
     known = command and not said.startswith("No such command")
     hint = f"ckptconv {command} -h" if known else "ckptconv -h"
+    if command and not known and os.path.exists(command):
+        hint = f"ckptconv inspect {shlex.quote(command)}"
+        print(f"  do: {hint}", file=sys.stderr)
+    if not as_json:
+        return
     error = {"message": said, "where": None, "hint": hint, "exit_code": _USAGE}
     print_json({"error": error}, indent=None)
 

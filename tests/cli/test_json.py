@@ -66,6 +66,11 @@ def test_what_the_parser_refuses_is_an_error_too(words: tuple[str, ...], message
     assert ckptconv(*words).out == ""
 
 
+def test_a_path_in_place_of_a_command() -> None:
+    result = ckptconv(DEMO)
+    assert result.code == 2 and result.err.endswith(f"  do: ckptconv inspect {DEMO}\n")
+
+
 def test_plans_and_conversions(tmp_path: Path) -> None:
     plan = printed("plan", "deepspeed-to-hf", DEMO, tmp_path / "a", "--dry-run", "--dtype", "bf16")
     done = printed("converted", "deepspeed-to-hf", DEMO, tmp_path / "a", "--dtype", "bf16", "--verify")
