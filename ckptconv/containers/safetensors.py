@@ -21,7 +21,7 @@ from ckptconv.places.jsonfile import parse_json
 from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
 
-__all__ = ["CONTAINER", "layout", "read_header"]
+__all__ = ["CONTAINER", "layout", "may_say", "read_header"]
 
 _MAX_HEADER: Final = 100_000_000
 _ALIGN: Final = 8
@@ -44,19 +44,12 @@ def read_header(path: str | PathLike[str]) -> tuple[dict[str, FileTensor], dict[
             header's, duplicate names, an unknown dtype.
     """
     name = fspath(path)
-    with open_binary(name) as file:
-        window = Window(file, name)
-        length = int.from_bytes(window.read(8), "little")
-        if window.size < 8 or length > min(_MAX_HEADER, window.size - 8):
-            _fail(
-                name, f"not a safetensors file, or cut off: a header of {length:,} bytes in {window.size:,}"
-            )
-        raw = window.read_at(8, length)
+    raw, size = _raw_header(name)
     header = _parse(raw, name)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         _fail(name, "__metadata__ is not a map of text to text")
-    start = 8 + length
+    start = 8 + len(raw)
     tensors = {key: _tensor(name, key, entry, start) for key, entry in header.items()}
     at = start
     for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
@@ -64,9 +57,30 @@ def read_header(path: str | PathLike[str]) -> tuple[dict[str, FileTensor], dict[
             what = "overlaps the one before" if tensor.offset < at else "leaves a gap before it"
             _fail(name, f"the tensor {short(key)} {what}: byte {tensor.offset:,}, not {at:,}")
         at += tensor.nbytes
-    if at != window.size:
-        _fail(name, f"the tensors end at byte {at:,}; the file has {window.size:,}")
+    if at != size:
+        _fail(name, f"the tensors end at byte {at:,}; the file has {size:,}")
     return tensors, metadata
+
+
+def may_say(path: str | PathLike[str], word: str) -> bool:
+    """Whether a header holds a word, in whatever place: a look that costs no parsing.
+
+    Raises:
+        FormatError: if it is no safetensors file, or cut off.
+    """
+    return word.encode() in _raw_header(fspath(path))[0]
+
+
+def _raw_header(name: str) -> tuple[bytes, int]:
+    """Return a file's header, and how long the file is."""
+    with open_binary(name) as file:
+        window = Window(file, name)
+        length = int.from_bytes(window.read(8), "little")
+        if window.size < 8 or length > min(_MAX_HEADER, window.size - 8):
+            _fail(
+                name, f"not a safetensors file, or cut off: a header of {length:,} bytes in {window.size:,}"
+            )
+        return window.read_at(8, length), window.size
 
 
 def _fail(path: str, message: str) -> NoReturn:

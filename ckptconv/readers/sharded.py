@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ckptconv.containers.base import FileTensor
-from ckptconv.containers.safetensors import read_header
+from ckptconv.containers.safetensors import may_say, read_header
 from ckptconv.errors import CkptconvError, FormatError
 from ckptconv.facts.typed import as_whole
 from ckptconv.places.jsonfile import parse_json
@@ -35,7 +35,7 @@ def _recognise(path: Path) -> bool:
     if not path.is_dir() or not (files := _files(path)):
         return False
     try:
-        return _INFO in read_header(files[0])[1]
+        return may_say(files[0], _INFO) and _INFO in read_header(files[0])[1]
     except (CkptconvError, OSError):
         return False
 
