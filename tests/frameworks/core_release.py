@@ -60,9 +60,9 @@ def weights(hf: dict[str, torch.Tensor], config: dict[str, int]) -> dict[str, to
     return found
 
 
-def save(hf: Path, out: Path) -> None:
-    """Build the model, fill it in, and save it."""
-    from megatron.core import dist_checkpointing, parallel_state
+def built(hf: Path) -> tuple[torch.nn.Module, dict[str, object], dict[str, object]]:
+    """Build the model and fill it in; return it with its sizes and its config."""
+    from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer import TransformerConfig
@@ -97,6 +97,14 @@ def save(hf: Path, out: Path) -> None:
     state = weights(load_file(hf / "model.safetensors"), config)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and all(n.endswith("_extra_state") for n in missing), (missing, unexpected)
+    return model, sizes, config
+
+
+def save(hf: Path, out: Path) -> None:
+    """Save the model with what its run was started with."""
+    from megatron.core import dist_checkpointing
+
+    model, sizes, config = built(hf)
     args = argparse.Namespace(
         **sizes,
         group_query_attention=True,

@@ -31,6 +31,7 @@ _TITAN = ("einops==0.8.2", *_TYPER)
 _RELEASES: Mapping[str, tuple[str, ...]] = {
     "litgpt-0.4.13": ("litgpt==0.4.13", *_LIT),
     "litgpt-0.5.13": ("litgpt==0.5.13", *_LIT, "psutil==7.2.2"),
+    "ms-swift-4.6.0": ("ms-swift==4.6.0", "megatron-core==0.19.2", "psutil==7.2.2"),
     "olmo-core-3.0.0": (
         *(
             "ai2-olmo-core==3.0.0",
@@ -48,9 +49,10 @@ _RELEASES: Mapping[str, tuple[str, ...]] = {
     ),
     "triton": ("triton==3.9.0",),  # large, and only imported
 }
-_BESIDE = {"torchtitan-0.2.2": ("triton",), "torchtitan-0.3.0": ("triton",)}
+_BESIDE = dict.fromkeys(("ms-swift-4.6.0", "torchtitan-0.2.2", "torchtitan-0.3.0"), ("triton",))
 _SCRIPTS = {
     "litgpt": "litgpt_save.py",
+    "ms-swift": "swift_save.py",
     "olmo": "olmo_save.py",
     "torchtitan-0.2": "torchtitan02_save.py",
     "torchtitan-0.3": "torchtitan_save.py",
@@ -63,6 +65,7 @@ _CASES = [
         "Gemma-2-2b", "Gemma-3-1b-it", "OLMo-1B-hf", "OLMo-2-1124-7B", "Qwen2.5-0.5B", "Qwen3-0.6B",
         "Qwen3-30B-A3B", "Mixtral-8x7B-v0.1", "stablelm-3b-4e1t", "Phi-4-mini-instruct",
     )),
+    ("ms-swift-4.6.0", "full"),
     *(("olmo-core-3.0.0", name) for name in ("llama", "qwen3", "olmo2", "olmo3", "olmo3-long")),
     *(("torchtitan-0.2.2", name) for name in ("llama3", "qwen3-moe", "deepseek_v3")),
     *(("torchtitan-0.3.0", name) for name in (
