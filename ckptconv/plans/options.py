@@ -13,7 +13,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ckptconv.dtypes import BY_NAME
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import UsageError
 from ckptconv.numbers.sizes import parse_size
@@ -136,7 +135,7 @@ class Choice:
         every = tuple(dict.fromkeys((*self.words, *self.more())))
         if word in every:
             return word
-        close = near(word, (*every, *self.others))
+        close = near(word, (*every, *(other for other, meant in self.others.items() if meant in every)))
         raise ValueError(f"one of {', '.join(every)}" + (f" ({close[0]}?)" if close else ""))
 
 
@@ -154,7 +153,7 @@ class DTypes(Choice):
         return Choice.read(self, text)
 
 
-DTYPES = DTypes(("keep", "float32", "bfloat16", "float16"), {n: n for n in BY_NAME})
+DTYPES = DTypes(("keep", "float32", "bfloat16", "float16"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,13 @@ def test_what_is_not_right_is_named_with_the_nearest_right_one(
     assert hint in f"{caught.value.message} {caught.value.hint}"
 
 
+def test_only_what_would_be_right_is_near() -> None:
+    for wrong, near in (("int8", ""), ("bfloat17", " (bfloat16?)"), ("float8_e4m3fn", "")):
+        with pytest.raises(UsageError) as found:
+            request_of({"to": "hf", "dtype": wrong})
+        assert found.value.hint == f"give one of keep, float32, bfloat16, float16{near}"
+
+
 def test_the_same_by_other_words() -> None:
     for dtype in ("bf16", "bfloat16", "torch.bfloat16", torch.bfloat16):
         assert request_of({"dtype": dtype}).dtype == "bfloat16"
