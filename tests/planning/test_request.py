@@ -60,7 +60,7 @@ def test_what_is_not_right_is_named_with_the_nearest_right_one(
 
 
 def test_only_what_would_be_right_is_near() -> None:
-    for wrong, near in (("int8", ""), ("bfloat17", " (bfloat16?)"), ("float8_e4m3fn", "")):
+    for wrong, near in (("int8", ""), ("bfloat17", " (bfloat16?)"), ("float8_e4m3fn", " (float32?)")):
         with pytest.raises(UsageError) as found:
             request_of({"to": "hf", "dtype": wrong})
         assert found.value.hint == f"give one of keep, float32, bfloat16, float16{near}"
