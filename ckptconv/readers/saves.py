@@ -64,8 +64,8 @@ def list_saves(path: Path, readers: Iterable[Reader]) -> Run:
 
 def has_steps(path: Path, readers: Iterable[Reader]) -> bool:
     """Whether a path is a run, in which a step is chosen: not one of its saves, nor a model by itself."""
-    inside = (s for s in list_saves(path, readers).saves if s.path != path or s.key is not None)
-    return numbers(path.name) is None and any(True for _ in inside)
+    inside = [s for s in list_saves(path, readers).saves if s.path != path or s.key is not None]
+    return len(inside) > 1 or (bool(inside) and numbers(path.name) is None)
 
 
 def find_known(path: Path, readers: Sequence[Reader]) -> Path | None:

@@ -71,6 +71,11 @@ def test_one_step_of_two_runs(one: Path, other: Path) -> None:
     fails(2, "diff", one, other, "--step-b", 300, naming=("there is no step 300",))
 
 
+def test_a_run_may_be_called_as_a_save_is(one: Path, tmp_path: Path) -> None:
+    other = run(tmp_path / "llama-step10", 100, 400)
+    assert compared(one, other, "--step", 100)["ok"] and not compared(one, other)["ok"]
+
+
 def test_where_neither_is_a_run(one: Path, tmp_path: Path) -> None:
     models = weights(tmp_path / "model", 100), weights(tmp_path / "model2", 100)
     fails(2, "diff", *models, "--step", 100, naming=("there is no step 100",))
