@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write a Hugging Face model of any size from random bytes: config.json and sharded safetensors.
 
-    python benchmarks/make_hf.py OUT --kind llama|moe|rows --gigabytes 8 [--dtype bfloat16|float32]
+    python benchmarks/make_hf.py OUT --kind llama|moe|experts|rows --gigabytes 8 [--dtype bfloat16|float32]
 
 The tensors have the names and shapes of the architecture; the values are random bits with an exponent below
 that of 2.0, so that all are finite and no cast overflows. Memory stays at one block, whatever the size.
@@ -87,6 +87,40 @@ def moe(parameters: float) -> tuple[dict[str, Any], Shapes]:
     return config, shapes
 
 
+def experts(parameters: float) -> tuple[dict[str, Any], Shapes]:
+    """Return a Qwen3-MoE of 48 layers with 128 experts each: 18,867 tensors, whatever their size."""
+    config, shapes = moe(1e9)
+    inner, layers, vocabulary, head = 64, 48, 4096, 32
+    hidden = max(64, round(parameters / (layers * 128 * 3 * inner) / 64) * 64)
+    layer: Shapes = {
+        "self_attn.q_proj.weight": (4 * head, hidden),
+        "self_attn.k_proj.weight": (4 * head, hidden),
+        "self_attn.v_proj.weight": (4 * head, hidden),
+        "self_attn.o_proj.weight": (hidden, 4 * head),
+        "self_attn.q_norm.weight": (head,),
+        "self_attn.k_norm.weight": (head,),
+        "mlp.gate.weight": (128, hidden),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    for e in range(128):
+        layer |= {
+            f"mlp.experts.{e}.gate_proj.weight": (inner, hidden),
+            f"mlp.experts.{e}.up_proj.weight": (inner, hidden),
+            f"mlp.experts.{e}.down_proj.weight": (hidden, inner),
+        }
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for i in range(layers):
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+    config |= {
+        "vocab_size": vocabulary, "hidden_size": hidden, "num_hidden_layers": layers, "head_dim": head,
+        "intermediate_size": inner, "moe_intermediate_size": inner, "num_experts": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 4,
+    }  # fmt: skip
+    return config, shapes
+
+
 def rows(parameters: float) -> tuple[dict[str, Any], Shapes]:
     """Return a Llama with many heads and a narrow MLP: nearly half of a layer is cut along its rows."""
     hidden, heads, inner = _width(parameters, (256, 16, 512), (1024, 64, 1024), (2048, 128, 2048))
@@ -111,7 +145,7 @@ def rows(parameters: float) -> tuple[dict[str, Any], Shapes]:
     return config, shapes
 
 
-KINDS = {"llama": llama, "moe": moe, "rows": rows}
+KINDS = {"llama": llama, "moe": moe, "experts": experts, "rows": rows}
 
 
 def _width(parameters: float, *widths: tuple[int, ...]) -> tuple[int, ...]:
