@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,8 +25,10 @@ from ckptconv.engine.part import Failure, Job, Seal, Sealed, from_anywhere, part
 from ckptconv.engine.remotesink import Outputs
 from ckptconv.engine.sink import create
 from ckptconv.engine.task import Result, Task, block_count, tasks_of
+from ckptconv.engine.witness import Witness
 from ckptconv.errors import ClusterError, InputChangedError
 from ckptconv.plans.plan import Plan
+from ckptconv.plans.shown import count
 
 # Read when ray is imported. The second keeps what it says of lost nodes, at length, off stdout.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -43,6 +47,11 @@ _SHORTEST, _LONGEST = (32 << 20) // DIGEST_BLOCK, (256 << 20) // DIGEST_BLOCK
 _CONNECTING = 10.0  # seconds for a connection to the head
 _CLIENT_TRIES = 4  # the head forks a server for each client, which on a busy one may die as it starts
 _STOPPING = 10.0  # seconds that tasks under way get to end, when the run has failed
+
+# Ray ends a process that asks, without a word to it, when the head has not answered for 60 seconds. One that
+# is started again in less than this takes its place.
+_SILENT = 20.0
+_LOOK, _ANSWER = 2.0, 5.0  # seconds between two looks at the head, and for its answer
 
 
 def run_on_ray(
@@ -91,8 +100,19 @@ def _connected(options: Options) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     try:
         yield
-    finally:
+    except HeadLostError:
+        _leave()
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+def _leave() -> None:
+    """Leave a cluster whose head is gone: Ray would wait for it until it ends this process."""
+    threading.Thread(target=ray.shutdown, daemon=True, name="leave").start()
+    atexit.unregister(ray._private.worker.shutdown)
 
 
 def _init(address: str, more: dict[str, Any]) -> None:
@@ -151,8 +171,64 @@ class _Group:
     left: int
 
 
+class HeadLostError(ClusterError):
+    """The head does not answer any more: nothing is to be asked of it, not even to end."""
+
+
+class _Silent(Exception):
+    """The head has not answered for a while."""
+
+
+class _Head:
+    """Look now and then whether the cluster's head is there, and how many cores it knows of.
+
+    Whoever asks a head for something that is not there any more waits until Ray ends the process, so that is
+    left to a thread; a connection tells whether it is there.
+    """
+
+    def __init__(self) -> None:
+        self.cores = _cpus()
+        self._over = threading.Event()
+        threading.Thread(target=self._count, daemon=True, name="cores").start()
+        self.address = ""
+        with suppress(Exception):  # a client knows no address of its own: its connection fails by itself
+            self.address = str(ray.get_runtime_context().gcs_address)
+        host, _, port = self.address.rpartition(":")
+        self._place = (host.strip("[]"), int(port)) if port.isdecimal() else None
+        self._seen = self._looked = time.monotonic()
+
+    def leave(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+    def _count(self) -> None:
+        with suppress(Exception):  # the cluster is gone
+            while not self._over.wait(_LOOK):
+                self.cores = _cpus()
+
+    def look(self) -> None:
+        """Look, if it is time to.
+
+        Raises:
+            _Silent: if it has not answered for a while.
+        """
+        now = time.monotonic()
+        if self._place is None or now - self._looked < _LOOK:
+            return
+        try:
+            socket.create_connection(self._place, timeout=_ANSWER).close()
+            self._seen = time.monotonic()
+        except OSError as e:
+            if time.monotonic() - self._seen > _SILENT:
+                raise _Silent(f"{self.address} does not answer") from e
+        self._looked = time.monotonic()
+
+
 class _Cluster:
-    """Keep so many tasks under way, and finish each file when its last task is done."""
+    """Keep so many tasks under way, and finish each file when its last task is done.
+
+    By default they are two a core, so that none waits for the next.
+    """
 
     def __init__(
         self,
@@ -167,6 +243,8 @@ class _Cluster:
         self._job, self._ledger, self._outputs = job, ledger, outputs
         self._pairs = pairs_by_tensor(plan.relation)
         self._groups: dict[int, _Group] = {}  # by file
+        self._todo = 0
+        self._witness = Witness()
         self._under_way: dict[Any, _Group] = {}  # by reference
         # Spread: copying is bound by the nodes' networks, so none should get many tasks first.
         self._remote = ray.remote(
@@ -174,35 +252,54 @@ class _Cluster:
         )(_work)
 
     def run(self, files: Sequence[int]) -> None:
-        tasks = self._tasks(files)
+        head, self._todo = _Head(), len(files)
         try:
-            more = True
-            while more or self._under_way:
-                while more and len(self._under_way) < self._limit():
-                    if (task := next(tasks, None)) is None:
-                        more = False
-                    else:
-                        self._submit(*task)
-                ready, _ = (
-                    ray.wait(list(self._under_way), num_returns=1, timeout=1) if self._under_way else ([], [])
-                )
-                for ref in ready:
-                    self._take(ref)
+            self._run(self._tasks(files, head.cores), head)
+        except (_Silent, ConnectionError) as e:
+            raise self._lost(str(e)) from e
         except BaseException:
             self._settle()
             raise
+        finally:
+            head.leave()
+            self._witness.dismiss()
 
-    def _limit(self) -> int:
-        """Return how many tasks may be under way: by default two a core, so that none waits for the next."""
-        return self._options.workers or max(2, 2 * _cpus())
+    def _run(self, tasks: Iterator[tuple[_Group, list[Task]]], head: _Head) -> None:
+        more = True
+        while more or self._under_way:
+            while more and len(self._under_way) < (self._options.workers or max(2, 2 * head.cores)):
+                if (task := next(tasks, None)) is None:
+                    more = False
+                else:
+                    self._submit(*task)
+            head.look()
+            ready, _ = (
+                ray.wait(list(self._under_way), num_returns=1, timeout=1) if self._under_way else ([], [])
+            )
+            for ref in ready:
+                self._take(ref)
 
-    def _tasks(self, files: Sequence[int]) -> Iterator[tuple[_Group, list[Task]]]:
+    def _lost(self, how: str) -> HeadLostError:
+        """Say what a run keeps, and what it loses, whose cluster is gone."""
+        every = len(self._plan.files)
+        return HeadLostError(
+            f"the head of the cluster is lost ({how}): {every - self._todo} of {count(every, 'file')} "
+            f"whole and kept, {len(self._groups)} begun and lost",
+            where=self._folder,
+            hint="start a cluster, then run the same command again with --resume",
+        )
+
+    def _keep_told(self) -> None:
+        """Tell what is to be said if Ray ends this process."""
+        self._witness.tell(f"error: {self._lost('Ray has ended this process')}")
+
+    def _tasks(self, files: Sequence[int], cores: int) -> Iterator[tuple[_Group, list[Task]]]:
         """Yield the tasks of all files in order, each file created when its first task is due.
 
         Files that share parts of the source are made abreast, by tasks of as many bytes in all.
         """
         total = sum(self._plan.files[f].layout.size for f in files)
-        share = total // DIGEST_BLOCK // (8 * (self._options.workers or max(1, _cpus())))
+        share = total // DIGEST_BLOCK // (8 * (self._options.workers or max(1, cores)))
         blocks = max(_SHORTEST, min(_LONGEST, share))
         for one in grouped(self._plan, files, self._pairs):
             group = self._begin(tuple(one.files))
@@ -223,6 +320,7 @@ class _Cluster:
         part = [ray.put(part_of(self._plan, files, self._pairs)), None if self._outputs is None else tokens]
         group = _Group(files, part, len(files))
         self._groups |= dict.fromkeys(files, group)
+        self._keep_told()
         return group
 
     def _least(self, files: tuple[int, ...]) -> int:
@@ -263,6 +361,8 @@ class _Cluster:
         if self._outputs is not None:
             self._outputs.whole(self._plan.files[file])
         self._ledger.whole(file)
+        self._todo -= 1
+        self._keep_told()
 
     def _result(self, ref: Any) -> Sequence[Result] | Sealed:
         try:

@@ -230,6 +230,48 @@ def test_a_driver_that_ends_is_resumed_by_either_engine(
     assert contents(out) == whole
 
 
+@pytest.mark.parametrize("kind", ["machine", "head alone"])
+def test_a_head_that_is_lost_is_told_of_and_the_run_resumed(
+    nodes: Cluster, big: Path, whole: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
+    """Ray ends who asks when the machine of the head is gone with its store, or the head does not answer."""
+    import psutil
+
+    doomed, out = Cluster(nodes.control), tmp_path / "out"
+    doomed.calm(slow=0.4)
+    patience = "import ckptconv.engine.ray as e; e._SILENT, e._LOOK, e._STOPPING = 2, 0.2, 1;"
+    words = ["convert", str(big), str(out), *FLAGS, "--engine", "ray"]
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", patience + _DRIVER, doomed.address, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        while process.poll() is None and not _done(out):
+            time.sleep(0.01)
+        doomed.calm(slow=8)
+        for name, running in doomed.nodes.head_node.all_processes.items():
+            for one in running:
+                if kind == "machine" or name == "gcs_server":
+                    psutil.Process(one.process.pid).kill()
+        stdout, stderr = process.communicate(timeout=50)
+    finally:
+        doomed.nodes.shutdown()
+    assert process.returncode == 1 and stdout == b""
+    assert b"the head of the cluster is lost" in stderr and b"Traceback" not in stderr
+    assert b"--resume" in stderr and str(out).encode() in stderr
+    done = _done(out)
+    assert 0 < done < FILES and f"{done} of {FILES} files whole and kept".encode() in stderr
+    assert final_names(out) == []
+    nodes.calm()
+    result = succeeds(
+        "convert", big, out, *FLAGS, "--engine", "ray", "--address", nodes.address, "--resume", "--json"
+    )
+    assert json.loads(result.out)["resumed_bytes"] > 0
+    assert contents(out) == whole
+
+
 def _done(out: Path) -> int:
     try:
         return (out / JOURNAL).read_text().count('"file"')
