@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Measure how `--engine ray` scales over nodes whose disks are slow: see docs/clusters.md.
 
-    python benchmarks/cluster.py plan WORK     a plan of 1 TB, its tasks sleeping for as long as their bytes take
-    python benchmarks/cluster.py bytes WORK    1 GB that is really read and written, each node's reads slowed down
+    python benchmarks/cluster.py plan WORK     a plan of 1 TB; its tasks sleep for as long as their bytes take
+    python benchmarks/cluster.py bytes WORK    1 GB that is read and written; each node's reads are slowed down
 
-Both are stand-ins for nodes with a disk each, on one machine: a Ray cluster of a head without cores and 1, 2 or
-4 nodes of one core. `plan` shows what the asking process, Ray and the journal bear; a second of the real cluster is
-`--scale` of one, so what these take counts ten times. `bytes` shows that the nodes' reads go on side by side.
+Both are stand-ins for nodes with a disk each, on one machine: a Ray cluster of a head without cores and 1, 2 or 4
+nodes of one core. `plan` shows what the asking process, Ray and the journal bear; its tasks sleep for `--scale` of
+what their bytes take, so that what Ray takes counts four times. `bytes` shows that nodes read side by side.
 Results are kept in `--results` (cluster.json).
 """
 
@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
-_NODES = (1, 2, 4)
 _RATE = "CKPTCONV_BENCHMARK_RATE"  # bytes a second
 _LAYERS = 156  # of Llama-3.1-405B: 1.00 TB in bfloat16
 _MAKE = (
     "from pathlib import Path; from sparse import *; "
-    "write_ranks(Path({out!r}), {{**MODELS['llama-405b'], 'num_hidden_layers': {layers}}}, Parallel(8, 12, 1, 1))"
+    "model = MODELS['llama-405b'] | {{'num_hidden_layers': {layers}}}; "
+    "write_ranks(Path({out!r}), model, Parallel(8, 12, 1, 1))"
 )
 
 
@@ -68,7 +68,6 @@ def run(plan: Any, out: Path, count: int, hook: str, rate: float) -> dict[str, f
     import ray
     from ray.cluster_utils import Cluster
 
-    import ckptconv.engine.ray as engine
     import ckptconv.engine.run as running
     from ckptconv.engine import sink
     from ckptconv.engine.events import Progress
@@ -107,7 +106,6 @@ def run(plan: Any, out: Path, count: int, hook: str, rate: float) -> dict[str, f
         ray.shutdown()
         nodes.shutdown()
         shutil.rmtree(out, ignore_errors=True)
-        assert engine is not None
 
 
 def source_of(kind: str, work: Path, gigabytes: float) -> Path:
@@ -125,12 +123,17 @@ def source_of(kind: str, work: Path, gigabytes: float) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=("plan", "bytes"))
     parser.add_argument("work", type=Path)
-    parser.add_argument("--rounds", type=int, default=2, help="of all sizes of the cluster, one after the other")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="of all sizes of the cluster, one after the other"
+    )
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rate", type=float, default=1e9, help="bytes a second of a node's disk (plan)")
-    parser.add_argument("--scale", type=float, default=0.1, help="of the time that tasks take (plan)")
+    parser.add_argument("--scale", type=float, default=0.25, help="of the time that tasks take (plan)")
     parser.add_argument("--slow", type=float, default=15e6, help="bytes a second of a node's disk (bytes)")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--results", type=Path, default=_HERE / "data" / "cluster.json")
@@ -139,7 +142,6 @@ def main() -> None:
 
     import ckptconv
 
-    begin = time.perf_counter()
     source = source_of(given.kind, given.work.absolute(), given.gigabytes)
     begin = time.perf_counter()
     if given.kind == "plan":
@@ -155,7 +157,7 @@ def main() -> None:
         "runs": [],
     }
     for _ in range(given.rounds):
-        for count in _NODES:
+        for count in given.nodes:
             with tempfile.TemporaryDirectory(dir=given.work) as out:
                 found["runs"].append(run(plan, Path(out) / "out", count, hook, rate))
             print(found["runs"][-1], flush=True)

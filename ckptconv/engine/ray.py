@@ -25,7 +25,7 @@ from ckptconv.engine.part import Failure, Job, Seal, Sealed, from_anywhere, part
 from ckptconv.engine.remotesink import Outputs
 from ckptconv.engine.sink import create
 from ckptconv.engine.task import Result, Task, block_count, tasks_of
-from ckptconv.engine.witness import Witness
+from ckptconv.engine.witness import WHAT, Witness
 from ckptconv.errors import ClusterError, InputChangedError
 from ckptconv.plans.plan import Plan
 from ckptconv.plans.shown import count
@@ -244,7 +244,7 @@ class _Cluster:
         self._pairs = pairs_by_tensor(plan.relation)
         self._groups: dict[int, _Group] = {}  # by file
         self._todo = 0
-        self._witness = Witness()
+        self._witness: Witness | None = None
         self._under_way: dict[Any, _Group] = {}  # by reference
         # Spread: copying is bound by the nodes' networks, so none should get many tasks first.
         self._remote = ray.remote(
@@ -253,16 +253,18 @@ class _Cluster:
 
     def run(self, files: Sequence[int]) -> None:
         head, self._todo = _Head(), len(files)
+        self._witness = Witness(head.address)
         try:
             self._run(self._tasks(files, head.cores), head)
         except (_Silent, ConnectionError) as e:
-            raise self._lost(str(e)) from e
+            raise self._lost(f"the head of the cluster is lost ({e})") from e
         except BaseException:
             self._settle()
             raise
         finally:
             head.leave()
             self._witness.dismiss()
+            self._witness = None
 
     def _run(self, tasks: Iterator[tuple[_Group, list[Task]]], head: _Head) -> None:
         more = True
@@ -279,11 +281,11 @@ class _Cluster:
             for ref in ready:
                 self._take(ref)
 
-    def _lost(self, how: str) -> HeadLostError:
+    def _lost(self, what: str) -> HeadLostError:
         """Say what a run keeps, and what it loses, whose cluster is gone."""
         every = len(self._plan.files)
         return HeadLostError(
-            f"the head of the cluster is lost ({how}): {every - self._todo} of {count(every, 'file')} "
+            f"{what}: {every - self._todo} of {count(every, 'file')} "
             f"whole and kept, {len(self._groups)} begun and lost",
             where=self._folder,
             hint="start a cluster, then run the same command again with --resume",
@@ -291,7 +293,8 @@ class _Cluster:
 
     def _keep_told(self) -> None:
         """Tell what is to be said if Ray ends this process."""
-        self._witness.tell(f"error: {self._lost('Ray has ended this process')}")
+        if self._witness is not None:
+            self._witness.tell(f"error: {self._lost(WHAT)}")
 
     def _tasks(self, files: Sequence[int], cores: int) -> Iterator[tuple[_Group, list[Task]]]:
         """Yield the tasks of all files in order, each file created when its first task is due.

@@ -6,18 +6,31 @@ import subprocess
 import sys
 from contextlib import suppress
 
-__all__ = ["Witness"]
+__all__ = ["WHAT", "Witness"]
+
+WHAT = "\x1e"
+"""Stands in what is told for what has happened."""
+
+_LINE = "\x1f"
 
 # It reads until the process that it stands by is gone, and says what it was told last.
 _PROGRAM = """
-import signal, sys
+import signal, socket, sys
 for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(one, signal.SIG_IGN)
 last = ""
 for last in sys.stdin:
     pass
-if last := last.strip():
-    sys.stderr.write("\\n" + last.replace("\\x1f", "\\n") + "\\n")
+last = last.strip("\\n")
+if last:
+    what = "this process was ended without a word, killed or by Ray when that was gone from this machine"
+    host, _, port = sys.argv[1].rpartition(":")
+    try:
+        if port:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        what = f"the head of the cluster is lost ({sys.argv[1]} does not answer)"
+    sys.stderr.write("\\n" + last.replace("\\x1e", what).replace("\\x1f", "\\n") + "\\n")
 """
 
 
@@ -26,11 +39,14 @@ class Witness:
 
     Ray ends the process at once when the store of its node is gone (``Terminate the process`` in
     connection.cc, 2.60), or the head for a minute (rpc_client.h): no error is raised, no handler is called.
+
+    Args:
+        head: Host and port of the cluster's head; empty if they are not known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _PROGRAM],
+            [sys.executable, "-S", "-E", "-c", _PROGRAM, head],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -38,10 +54,10 @@ class Witness:
         )
 
     def tell(self, text: str) -> None:
-        """Tell what is to be said from now on."""
+        """Tell what is to be said from now on, with `WHAT` for what happened; nothing if it is empty."""
         assert self._process.stdin is not None
         with suppress(OSError):
-            self._process.stdin.write(text.replace("\n", "\x1f") + "\n")
+            self._process.stdin.write(text.replace("\n", _LINE) + "\n")
             self._process.stdin.flush()
 
     def dismiss(self) -> None:

@@ -220,6 +220,7 @@ def test_a_driver_that_ends_is_resumed_by_either_engine(
         assert len(list(out.glob("*.part"))) == _done(out)
     else:
         assert process.returncode == -how
+        assert b"ended without a word" in stderr and b"--resume" in stderr
     assert stdout == b"" and final_names(out) == []
     assert 0 < _done(out) < FILES
     nodes.calm()
