@@ -2,12 +2,12 @@
 """Measure how `--engine ray` scales over nodes whose disks are slow: see docs/clusters.md.
 
     python benchmarks/cluster.py plan WORK     a plan of 1 TB; its tasks sleep for as long as their bytes take
-    python benchmarks/cluster.py bytes WORK    1 GB that is read and written; each node's reads are slowed down
+    python benchmarks/cluster.py bytes WORK    1 GB that is read and written; reads of each node are slow
 
-Both are stand-ins for nodes with a disk each, on one machine: a Ray cluster of a head without cores and 1, 2 or 4
-nodes of one core. `plan` shows what the asking process, Ray and the journal bear; its tasks sleep for `--scale` of
-what their bytes take, so that what Ray takes counts four times. `bytes` shows that nodes read side by side.
-Results are kept in `--results` (cluster.json).
+Both are stand-ins for nodes with a disk each, on one machine: a Ray cluster of a head without cores and 1, 2
+or 4 nodes of one core. `plan` shows what the asking process, Ray and the journal bear; its tasks sleep for
+`--scale` of what their bytes take, so that what Ray takes counts four times. `bytes` shows that nodes read
+side by side. Results are kept in `--results` (cluster.json).
 """
 
 from __future__ import annotations

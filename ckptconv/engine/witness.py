@@ -8,7 +8,7 @@ from contextlib import suppress
 
 __all__ = ["WHAT", "Witness"]
 
-WHAT = "\x1e"
+WHAT = "{what}"
 """Stands in what is told for what has happened."""
 
 _LINE = "\x1f"
@@ -30,7 +30,7 @@ if last:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError:
         what = f"the head of the cluster is lost ({sys.argv[1]} does not answer)"
-    sys.stderr.write("\\n" + last.replace("\\x1e", what).replace("\\x1f", "\\n") + "\\n")
+    sys.stderr.write("\\n" + last.replace("{what}", what).replace("\\x1f", "\\n") + "\\n")
 """
 
 
