@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from ckptconv.cli.console import notes, remarks
+from ckptconv.cli.console import keep_notes, remarks
 from ckptconv.engine.events import Discarded, Event, Progress, Started
 from ckptconv.numbers.rates import how_far
 
@@ -34,7 +34,7 @@ class Follower:
         """Take an event, from any thread."""
         if isinstance(event, Discarded):
             text = "the interrupted run there had other flags or another source: nothing of it is kept"
-            notes((("warning", f"{event.folder}: {text}"),))
+            keep_notes((("warning", f"{event.folder}: {text}"),))
 
     def stop(self) -> None:
         """Take the time."""

@@ -111,6 +111,15 @@ def test_warnings_stand_beside_the_outcome_once(untied: Path, tmp_path: Path) ->
     assert [line.split(":")[0].split()[0] for line in each][-2:] == ["warning", "done"]
 
 
+def test_what_is_found_on_the_way_stands_there_too(untied: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".ckptconv-journal").write_text('{"plan": "x", "overwrite": false}\n')
+    shown = _lines("deepspeed-to-hf", untied, out, "--resume")
+    assert [line.split()[0] for line in shown[-3:]] == ["warning:", "warning:", "done"]
+    assert "other flags or another source" in shown[-2]
+
+
 def test_warnings_follow_the_error_they_belong_to(untied: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.safetensors").write_bytes(b"x")
