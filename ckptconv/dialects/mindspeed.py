@@ -23,7 +23,7 @@ from ckptconv.dialects.core import (
     megatron,
 )
 from ckptconv.dialects.mindspeed_own import DEEPSEEK_V4, DEEPSEEK_V4_ENDS, LONGCAT
-from ckptconv.dialects.vision import IMAGE_ENCODER
+from ckptconv.dialects.vision import IMAGE_ENCODER, IMAGE_ENCODER_QWEN2
 from ckptconv.slots import concat, grouped
 
 # Every rank holds the compressed projections whole, and q and kv in one.
@@ -121,6 +121,9 @@ _V2 = (
 MINDSPEED = megatron("mindspeed", _model((*_NORMS, *_V2)), arguments="mindspeed")
 # MindSpeed-MM: core's names, and an image encoder of its own.
 MINDSPEED_MM = megatron("mindspeed-mm", CORE_LOCAL.lines, arguments="mindspeed", parts=(IMAGE_ENCODER,))
+MINDSPEED_MM_QWEN2 = megatron(
+    "mindspeed-mm-qwen2-vl", CORE_LOCAL.lines, arguments="mindspeed", parts=(IMAGE_ENCODER_QWEN2,)
+)
 MINDSPEED_TE = megatron("mindspeed-te", _model((*_TE_NORMS, *_V2)), arguments="mindspeed")
 
 # ModelLink, and MindSpeed-LLM 1.0 to 2.1; --mla-mm-split since 2.0.

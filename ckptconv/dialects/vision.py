@@ -1,17 +1,18 @@
 """What Megatron-Bridge and MindSpeed-MM call vision models that are transformers of their own.
 
 Names: Megatron-Bridge 0.6.2, ``models/qwen_vl/qwen3_vl_bridge.py``; its layers lie behind one another.
-MindSpeed-MM 57069cd5, ``checkpoint/vlm_model/converters/qwen2_5_vl.py``.
+MindSpeed-MM 57069cd5, ``checkpoint/vlm_model/converters/qwen2_5vl.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ckptconv.dialects.base import Line, column, norm, plain, row, whole
 from ckptconv.slots import Part, Table, concat, grouped
 
-__all__ = ["IMAGE_ENCODER", "VISION"]
+__all__ = ["IMAGE_ENCODER", "IMAGE_ENCODER_QWEN2", "VISION"]
 
 _MOST: Final = 32
 """Mergers of deeper layers, at most."""
@@ -55,22 +56,35 @@ VISION = Part(
 
 _BLOCK = "encoder.blocks.layers.*."
 _GATE_UP = concat("layers.*.mlp.gate", "layers.*.mlp.up")
-# Qwen2.5-VL's, whose MLP has a gate; spread over pipeline stages apart from the language model.
-IMAGE_ENCODER = Part(
-    "vision_model",
-    "image_encoder.",
-    Table(
-        (
-            *whole("patch", "encoder.patch_embed.proj"),
-            *norm("layers.*.attn_norm", f"{_BLOCK}input_layernorm."),
-            *column(_QKV, f"{_BLOCK}self_attention.linear_qkv"),
-            *row("layers.*.attn.o", f"{_BLOCK}self_attention.linear_proj"),
-            *norm("layers.*.mlp_norm", f"{_BLOCK}pre_mlp_layernorm."),
-            *column(_GATE_UP, f"{_BLOCK}mlp.linear_fc1", parts=2),
-            *row("layers.*.mlp.down", f"{_BLOCK}mlp.linear_fc2"),
-            *norm("merger.norm", "projector.layernorm."),
-            *column("merger.up", "projector.encoder.linear_fc1"),
-            *row("merger.down", "projector.encoder.linear_fc2"),
-        )
-    ),
-)
+
+
+def _encoder(up: Iterable[Line], norms: Callable[[str, str], tuple[Line, ...]]) -> Part:
+    """Return an image encoder; it is spread over pipeline stages apart from the language model."""
+    return Part(
+        "vision_model",
+        "image_encoder.",
+        Table(
+            (
+                *whole("patch", "encoder.patch_embed.proj"),
+                *norms("layers.*.attn_norm", f"{_BLOCK}input_layernorm."),
+                *column(_QKV, f"{_BLOCK}self_attention.linear_qkv"),
+                *row("layers.*.attn.o", f"{_BLOCK}self_attention.linear_proj"),
+                *norms("layers.*.mlp_norm", f"{_BLOCK}pre_mlp_layernorm."),
+                *up,
+                *row("layers.*.mlp.down", f"{_BLOCK}mlp.linear_fc2"),
+                *norms("merger.norm", "projector.layernorm."),
+                *column("merger.up", "projector.encoder.linear_fc1"),
+                *row("merger.down", "projector.encoder.linear_fc2"),
+            )
+        ),
+    )
+
+
+def _plain_norm(slot: str, stem: str) -> tuple[Line, ...]:
+    return (Line(f"{stem}weight", slot),)
+
+
+# Qwen2.5-VL's: a gate in the MLP, and no biases in norms.
+IMAGE_ENCODER = _encoder(column(_GATE_UP, f"{_BLOCK}mlp.linear_fc1", parts=2), _plain_norm)
+# Qwen2-VL's: no gate, and layer norms (``checkpoint/vlm_model/converters/qwen2vl.py``).
+IMAGE_ENCODER_QWEN2 = _encoder(column("layers.*.mlp.up", f"{_BLOCK}mlp.linear_fc1"), norm)

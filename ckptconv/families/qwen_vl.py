@@ -52,6 +52,17 @@ def _vision_sizes_2_5(config: Config) -> Mapping[str, int]:
     return _vision_sizes({"vision_config": {**assumed, **said}})
 
 
+def _vision_sizes_2(config: Config) -> Mapping[str, int]:
+    """Return Qwen2-VL's, whose ``hidden_size`` is what the merger gives (``configuration_qwen2_vl.py``)."""
+    vision = config.get("vision_config")
+    assumed = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "patch_size": 14}
+    said = {**assumed, **(vision if isinstance(vision, Mapping) else {})}
+    width, ratio = said["embed_dim"], said["mlp_ratio"]
+    inner = int(width * ratio) if isinstance(width, int) and isinstance(ratio, int | float) else None
+    renamed = {"hidden_size": width, "intermediate_size": inner, "out_hidden_size": said["hidden_size"]}
+    return _vision_sizes({"vision_config": {**said, **renamed}})
+
+
 def _merger(slot: str, module: str) -> tuple[Entry, ...]:
     return (
         *linear(f"{slot}.norm", f"{module}.norm", bias=True),
@@ -123,8 +134,30 @@ _VISION_2_5 = (
         },
     ),
 )
-_SEEING, _HEARING = passing("visual."), passing("audio_tower.", "visual.")
-QWEN2_VL = larger(QWEN2, "qwen2_vl", parts=_SEEING)
+# Qwen2-VL: no gate in the MLP, layer norms.
+_VISION_2 = (
+    FamilyPart(
+        "visual.",
+        "vision_model.",
+        entries=(
+            one("patch", "patch_embed.proj.weight"),
+            *linear("layers.*.attn_norm", "blocks.*.norm1", bias=True),
+            *linear(_QKV, "blocks.*.attn.qkv", bias=True),
+            *linear("layers.*.attn.o", "blocks.*.attn.proj", bias=True),
+            *linear("layers.*.mlp_norm", "blocks.*.norm2", bias=True),
+            *linear("layers.*.mlp.up", "blocks.*.mlp.fc1", bias=True),
+            *linear("layers.*.mlp.down", "blocks.*.mlp.fc2", bias=True),
+            *linear("merger.norm", "merger.ln_q", bias=True),
+            *linear("merger.up", "merger.mlp.0", bias=True),
+            *linear("merger.down", "merger.mlp.2", bias=True),
+        ),
+        sizes=_vision_sizes_2,
+        kept=("visual.",),
+        slots=_VISION_2_5[0].slots,
+    ),
+)
+_HEARING = passing("audio_tower.", "visual.")
+QWEN2_VL = larger(QWEN2, "qwen2_vl", parts=_VISION_2)
 QWEN2_5_VL = larger(QWEN2, "qwen2_5_vl", parts=_VISION_2_5)
 QWEN2_5_OMNI = larger(QWEN2, "qwen2_5_omni_thinker", parts=_HEARING)
 QWEN3_OMNI = larger(QWEN3_MOE, "qwen3_omni_moe_thinker", parts=_HEARING)
