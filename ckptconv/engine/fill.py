@@ -303,13 +303,17 @@ def _overflows(values: Array, result: Array, dtype: DType) -> int:
     """Count the elements that a cast made infinite."""
     if (infinity := _INFINITY.get(dtype.name)) is not None:
         # In the tile's own bits first: nearly always there is none, and that is all that is to be known.
-        bits = result.view(np.uint16) & 0x7FFF
-        if not np.count_nonzero(bits == infinity):
+        if _all_finite(result.view(np.uint16), infinity):
             return 0
     elif values.dtype.itemsize <= result.dtype.itemsize:
         return 0
     with np.errstate(invalid="ignore"):  # raised by signalling NaNs
         return int(np.isinf(result).sum() - np.isinf(values).sum())
+
+
+def _all_finite(bits: Array, infinity: int) -> bool:
+    """Whether no value of 16 bits is infinite or no number, by the largest of those of either sign."""
+    return not bits.size or bool(bits.view(np.int16).max() < infinity and bits.max() < 0x8000 | infinity)
 
 
 def _infinite(result: Array, dtype: DType) -> int:
@@ -318,10 +322,10 @@ def _infinite(result: Array, dtype: DType) -> int:
     if infinity is None:
         return 0
     bits, count = result.view(np.uint16), 0
+    if _all_finite(bits, infinity):
+        return 0
     for lo in range(0, bits.size, _FEW):
-        size = bits[lo : lo + _FEW] & 0x7FFF
-        if int(size.max()) >= infinity:
-            count += int(np.count_nonzero(size == infinity))
+        count += int(np.count_nonzero(bits[lo : lo + _FEW] & 0x7FFF == infinity))
     return count
 
 

@@ -189,7 +189,8 @@ class _Head:
     def __init__(self) -> None:
         self.cores = _cpus()
         self._over = threading.Event()
-        threading.Thread(target=self._count, daemon=True, name="cores").start()
+        self._counting = threading.Thread(target=self._count, daemon=True, name="cores")
+        self._counting.start()
         self.address = ""
         with suppress(Exception):  # a client knows no address of its own: its connection fails by itself
             self.address = str(ray.get_runtime_context().gcs_address)
@@ -200,6 +201,7 @@ class _Head:
     def leave(self) -> None:
         """Look no more."""
         self._over.set()
+        self._counting.join(timeout=1)  # for ever, where it waits for a head that is gone
 
     def _count(self) -> None:
         with suppress(Exception):  # the cluster is gone
@@ -256,7 +258,7 @@ class _Cluster:
         self._witness = Witness(head.address)
         try:
             self._run(self._tasks(files, head.cores), head)
-        except (_Silent, ConnectionError) as e:
+        except _Silent as e:
             raise self._lost(f"the head of the cluster is lost ({e})") from e
         except BaseException:
             self._settle()
@@ -275,11 +277,22 @@ class _Cluster:
                 else:
                     self._submit(*task)
             head.look()
-            ready, _ = (
-                ray.wait(list(self._under_way), num_returns=1, timeout=1) if self._under_way else ([], [])
-            )
-            for ref in ready:
+            for ref in self._ready():
                 self._take(ref)
+
+    def _ready(self) -> list[Any]:
+        """Wait a second for a task to end.
+
+        Raises:
+            _Silent: if this is a client whose connection is gone.
+        """
+        if not self._under_way:
+            return []
+        try:
+            ready: list[Any] = ray.wait(list(self._under_way), num_returns=1, timeout=1)[0]
+        except ConnectionError as e:
+            raise _Silent(str(e)) from e
+        return ready
 
     def _lost(self, what: str) -> HeadLostError:
         """Say what a run keeps, and what it loses, whose cluster is gone."""

@@ -22,7 +22,8 @@ from ckptconv.plans.plan import OutFile, Plan
 __all__ = ["Outputs", "Parts", "Spooled", "check_spool", "cut_to"]
 
 _SPOOLED = 2  # files that lie on disk at a time: one is sent while the next is made
-_SENDING = 4  # parts of what lies on disk that are on their way at a time
+_SENDING = 4  # parts of a file that lies on disk that are on their way at a time
+_held = threading.BoundedSemaphore(8)  # of all such files
 
 
 def check_spool(spool: Path, files: Iterable[OutFile]) -> None:
@@ -233,7 +234,7 @@ class Spooled(PartFile):
         upload, size = self._begin(), objects.part_size(self._file.layout.size)
 
         def send(index: int) -> None:
-            with open(self.path, "rb") as spooled:
+            with _held, open(self.path, "rb") as spooled:
                 spooled.seek(index * size)
                 upload.part(index, bytearray(spooled.read(size)))
 

@@ -22,7 +22,7 @@ from ckptconv.containers.stored import Extent, Stored
 from ckptconv.dtypes import BY_NAME
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.events import Event, FileDone
-from ckptconv.engine.fill import Filler, pairs_by_tensor
+from ckptconv.engine.fill import Filler, _all_finite, pairs_by_tensor
 from ckptconv.engine.options import DIGEST_BLOCK, Options, tile_bytes
 from ckptconv.engine.run import run
 from ckptconv.errors import MismatchError, OutputError
@@ -225,3 +225,11 @@ def test_no_memory_for_a_whole_tensor_is_taken(tmp_path: Path) -> None:
         peak: Any = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 6 << 20
+
+
+@pytest.mark.parametrize("infinity", [0x7C00, 0x7F80])
+def test_an_infinity_of_either_sign_is_seen(infinity: int) -> None:
+    for value in range(1 << 16):
+        bits = np.array([0x1234, value, 0x8001], np.uint16)
+        assert _all_finite(bits, infinity) == (value & 0x7FFF < infinity)
+    assert _all_finite(bits[:0], infinity)
