@@ -23,7 +23,12 @@ from ckptconv.dialects.core import (
     megatron,
 )
 from ckptconv.dialects.mindspeed_own import DEEPSEEK_V4, DEEPSEEK_V4_ENDS, LONGCAT
-from ckptconv.dialects.vision import IMAGE_ENCODER, IMAGE_ENCODER_QWEN2
+from ckptconv.dialects.vision import (
+    IMAGE_ENCODER,
+    IMAGE_ENCODER_PLAIN,
+    IMAGE_ENCODER_QWEN2,
+    IMAGE_ENCODER_QWEN2_PLAIN,
+)
 from ckptconv.slots import concat, grouped
 
 # Every rank holds the compressed projections whole, and q and kv in one.
@@ -123,6 +128,26 @@ MINDSPEED = megatron("mindspeed", _model((*_NORMS, *_V2)), arguments="mindspeed"
 MINDSPEED_MM = megatron("mindspeed-mm", CORE_LOCAL.lines, arguments="mindspeed", parts=(IMAGE_ENCODER,))
 MINDSPEED_MM_QWEN2 = megatron(
     "mindspeed-mm-qwen2-vl", CORE_LOCAL.lines, arguments="mindspeed", parts=(IMAGE_ENCODER_QWEN2,)
+)
+# The same with ``enable_canonical_hf_struct``, as for LoRA: query, key, value, gate and up apart.
+_MM_APART = (
+    *prefixed(
+        (
+            *column("layers.*.attn.q", "self_attention.q_proj"),
+            *column("layers.*.attn.k", "self_attention.k_proj"),
+            *column("layers.*.attn.v", "self_attention.v_proj"),
+            *column("layers.*.mlp.gate", "mlp.gate_proj"),
+            *column("layers.*.mlp.up", "mlp.up_proj"),
+        ),
+        "decoder.layers.*.",
+    ),
+    *CORE_LOCAL.lines,
+)
+MINDSPEED_MM_PLAIN = megatron(
+    "mindspeed-mm-canonical", _MM_APART, arguments="mindspeed", parts=(IMAGE_ENCODER_PLAIN,)
+)
+MINDSPEED_MM_QWEN2_PLAIN = megatron(
+    "mindspeed-mm-qwen2-vl-canonical", _MM_APART, arguments="mindspeed", parts=(IMAGE_ENCODER_QWEN2_PLAIN,)
 )
 MINDSPEED_TE = megatron("mindspeed-te", _model((*_TE_NORMS, *_V2)), arguments="mindspeed")
 

@@ -10,9 +10,15 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ckptconv.dialects.base import Line, column, norm, plain, row, whole
-from ckptconv.slots import Part, Table, concat, grouped
+from ckptconv.slots import Pack, Part, Table, concat, grouped
 
-__all__ = ["IMAGE_ENCODER", "IMAGE_ENCODER_QWEN2", "VISION"]
+__all__ = [
+    "IMAGE_ENCODER",
+    "IMAGE_ENCODER_PLAIN",
+    "IMAGE_ENCODER_QWEN2",
+    "IMAGE_ENCODER_QWEN2_PLAIN",
+    "VISION",
+]
 
 _MOST: Final = 32
 """Mergers of deeper layers, at most."""
@@ -58,7 +64,7 @@ _BLOCK = "encoder.blocks.layers.*."
 _GATE_UP = concat("layers.*.mlp.gate", "layers.*.mlp.up")
 
 
-def _encoder(up: Iterable[Line], norms: Callable[[str, str], tuple[Line, ...]]) -> Part:
+def _encoder(up: Iterable[Line], norms: Callable[[str, str], tuple[Line, ...]], qkv: Pack = _QKV) -> Part:
     """Return an image encoder; it is spread over pipeline stages apart from the language model."""
     return Part(
         "vision_model",
@@ -67,7 +73,7 @@ def _encoder(up: Iterable[Line], norms: Callable[[str, str], tuple[Line, ...]]) 
             (
                 *whole("patch", "encoder.patch_embed.proj"),
                 *norms("layers.*.attn_norm", f"{_BLOCK}input_layernorm."),
-                *column(_QKV, f"{_BLOCK}self_attention.linear_qkv"),
+                *column(qkv, f"{_BLOCK}self_attention.linear_qkv"),
                 *row("layers.*.attn.o", f"{_BLOCK}self_attention.linear_proj"),
                 *norms("layers.*.mlp_norm", f"{_BLOCK}pre_mlp_layernorm."),
                 *up,
@@ -87,4 +93,13 @@ def _plain_norm(slot: str, stem: str) -> tuple[Line, ...]:
 # Qwen2.5-VL's: a gate in the MLP, and no biases in norms.
 IMAGE_ENCODER = _encoder(column(_GATE_UP, f"{_BLOCK}mlp.linear_fc1", parts=2), _plain_norm)
 # Qwen2-VL's: no gate, and layer norms (``checkpoint/vlm_model/converters/qwen2vl.py``).
-IMAGE_ENCODER_QWEN2 = _encoder(column("layers.*.mlp.up", f"{_BLOCK}mlp.linear_fc1"), norm)
+_UP = column("layers.*.mlp.up", f"{_BLOCK}mlp.linear_fc1")
+IMAGE_ENCODER_QWEN2 = _encoder(_UP, norm)
+# With ``enable_canonical_hf_struct`` query, key and value stay as they are published, and so do gate and up.
+_AS_PUBLISHED = concat(*(f"layers.*.attn.{part}" for part in "qkv"))
+_APART = (
+    *column("layers.*.mlp.gate", f"{_BLOCK}mlp.gate_proj"),
+    *column("layers.*.mlp.up", f"{_BLOCK}mlp.up_proj"),
+)
+IMAGE_ENCODER_PLAIN = _encoder(_APART, _plain_norm, _AS_PUBLISHED)
+IMAGE_ENCODER_QWEN2_PLAIN = _encoder(_UP, norm, _AS_PUBLISHED)

@@ -102,6 +102,26 @@ def _whole(t: torch.Tensor) -> list[torch.Tensor]:
 Cut = Callable[[torch.Tensor], list[torch.Tensor]]
 
 
+def _as_published(hf: Tensors, found: dict[str, list[torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
+    """Return the same with ``enable_canonical_hf_struct``: nothing is packed anew."""
+    packed = ("self_attention.linear_qkv", "mlp.linear_fc1.weight")
+    text = "text_decoder.decoder.layers."
+    found = {n: c for n, c in found.items() if not (n.startswith(text) and any(p in n for p in packed))}
+    for layer in range(3):
+        old, new = f"model.layers.{layer}.", f"{text}{layer}."
+        for part in "qkv":
+            for leaf in ("weight", "bias"):
+                name = f"self_attn.{part}_proj.{leaf}"
+                found[f"{new}self_attention.{part}_proj.{leaf}"] = _rows(hf[old + name])
+        for part in ("gate", "up"):
+            found[f"{new}mlp.{part}_proj.weight"] = _rows(hf[f"{old}mlp.{part}_proj.weight"])
+    for layer in range(2):
+        for leaf in ("weight", "bias"):
+            name = f"image_encoder.encoder.blocks.layers.{layer}.self_attention.linear_qkv.{leaf}"
+            found[name] = _rows(hf[f"visual.blocks.{layer}.attn.qkv.{leaf}"])
+    return found
+
+
 def _cut(hf: Tensors) -> dict[str, list[torch.Tensor]]:
     """Return the tensors of MindSpeed-MM, layers numbered through the model, each cut over ranks."""
     found: dict[str, list[torch.Tensor]] = {
@@ -156,21 +176,26 @@ def _stage(name: str) -> tuple[int, str]:
     return int(last), name
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensors, dict[str, Tensors]]:
+@pytest.fixture(scope="module", params=["packed", "canonical"])
+def run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Tensors, dict[str, Tensors]]:
     """A run of two tensor and two pipeline parallel ranks, the model, and what lies in each file."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("mm")
     model = _model()
     files: dict[str, Tensors] = {}
-    for name, cuts in _cut(model).items():
+    held = _cut(model)
+    if request.param == "canonical":
+        held = _as_published(model, held)
+    for name, cuts in held.items():
         stage, local = _stage(name)
         for rank, part in enumerate(cuts):
             files.setdefault(f"mp_rank_{rank:02d}_{stage:03d}", {})[local] = part.contiguous()
-    for name, held in files.items():
+    for name, own in files.items():
         place = folder / "run" / "release" / name
         place.mkdir(parents=True)
-        torch.save({"model": held, "checkpoint_version": 3.0}, place / "model_optim_rng.pt")
+        torch.save({"model": own, "checkpoint_version": 3.0}, place / "model_optim_rng.pt")
     (folder / "run" / "latest_checkpointed_iteration.txt").write_text("release")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder, model, files
