@@ -17,6 +17,7 @@ _KEYS = {
     "n_group": "n_group",
     "topk_group": "topk_group",
     "routed_scaling_factor": "routed_scaling",
+    "norm_topk_prob": "norm_topk?",
 }
 _FIXED = {"score_function": "sigmoid", "router_bias": True, "shared_gate": False}
 _ASSUMED = {"attention_bias": False, "rms_norm_eps": 1e-6}
@@ -31,7 +32,7 @@ DOTS = Family(
         {**_KEYS, "first_k_dense_replace": "first_k_dense"},
         without=("head_dim",),
         fixed={"qk_norm": True, **_FIXED},
-        assumed=_ASSUMED,
+        assumed={**_ASSUMED, "norm_topk_prob": False},
         by_name=True,
     ),
 )
@@ -46,7 +47,7 @@ SOLAR = Family(
         _KEYS,
         without=("intermediate_size",),
         fixed=_FIXED,
-        assumed=_ASSUMED,
+        assumed={**_ASSUMED, "norm_topk_prob": True},
         by_name=True,
     ),
 )
