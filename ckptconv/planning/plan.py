@@ -193,13 +193,18 @@ def _in_names(
 
 
 def _cast_to(planned: Mapping[str, Spec], found: Mapping[str, Spec]) -> DTypeName | None:
-    """Return the element type that most tensors were cast to; None if none was."""
-    casts = Counter(
-        to
-        for name, spec in planned.items()
-        if name in found and (to := found[name].dtype) != spec.dtype and to in get_args(DTypeName)
-    )
-    return cast("DTypeName", casts.most_common(1)[0][0]) if casts else None
+    """Return the element type that most tensors have by a cast; None if most are as they were."""
+    types = Counter[tuple[str, bool]]()
+    for name, spec in planned.items():
+        if name in found and found[name].dtype in get_args(DTypeName):
+            types[found[name].dtype, found[name].dtype != spec.dtype] += 1
+    usual = Counter[str]()
+    for (dtype, _), count in types.items():
+        usual[dtype] += count
+    if not usual:
+        return None
+    most = usual.most_common(1)[0][0]
+    return cast("DTypeName", most) if types[most, True] else None
 
 
 def _in_slots(checkpoint: Checkpoint, request: Request, lent: ConfigFound | None) -> _Made:

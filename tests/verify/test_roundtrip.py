@@ -340,3 +340,14 @@ class TestLogits:
         texts = [m.text for m in verify_roundtrip(ranks, out, logits=True).mismatches if m.kind == "logits"]
         assert any("misses" in t for t in texts) and any("does not know" in t for t in texts)
         assert any("not finite" in t for t in texts)
+
+
+def test_one_tensor_of_another_type_is_one_difference(hf: Path, tmp_path: Path) -> None:
+    state = load_file(hf / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    other = torch.float16 if state[name].dtype != torch.float16 else torch.bfloat16
+    state[name] = state[name].to(other)
+    shutil.copytree(hf, tmp_path / "copy")
+    save_file(state, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    result = verify_roundtrip(hf, tmp_path / "copy")
+    assert [(m.kind, m.tensor) for m in result.mismatches] == [("dtype", name)]
