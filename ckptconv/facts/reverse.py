@@ -17,6 +17,7 @@ from ckptconv.facts.reverse_layers import (
 )
 from ckptconv.facts.reverse_rope import write_positions
 from ckptconv.facts.value import Facts
+from ckptconv.facts.wordless import cannot
 
 __all__ = ["ArgumentsDialect", "Form", "arguments_from"]
 
@@ -107,6 +108,9 @@ def arguments_from(facts: Facts, form: Form, gaps: list[str] | None = None) -> d
             if gaps is None:
                 raise
             gaps.append(e.message)
+    if gaps is not None and not mindspeed and v.get("router_bias") and v.get("score_function") == "softmax":
+        # megatron-core 0.19, ``transformer_config.py``: a bias goes with sigmoid alone.
+        gaps.append(cannot("a bias on experts that softmax chooses").message)
     if mindspeed:
         counts, noop = form.layers_per_stage, form.noop_layers
         args |= {

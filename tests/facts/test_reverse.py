@@ -154,3 +154,17 @@ def test_an_incomplete_config_is_refused() -> None:
     with pytest.raises(PlanError, match="hidden"):
         config = {k: v for k, v in LLAMA.items() if k != "hidden_size"}
         arguments_from(facts_of(config, family_of(LLAMA)), Form("megatron"))
+
+
+def test_core_has_no_bias_on_experts_that_softmax_chooses() -> None:
+    ernie = LLAMA | {
+        "model_type": "ernie4_5_moe",
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 8,
+    }
+    facts = facts_of(ernie, family_of(ernie))
+    gaps: list[str] = []
+    args = arguments_from(facts, Form("megatron"), gaps)
+    assert args["num_experts"] == 4
+    assert any("experts that softmax chooses" in gap for gap in gaps)
