@@ -6,7 +6,7 @@
 
 Both are stand-ins for nodes with a disk each, on one machine: a Ray cluster of a head without cores and 1, 2
 or 4 nodes of one core. `plan` shows what the asking process, Ray and the journal bear; its tasks sleep for
-`--scale` of what their bytes take, so that what Ray takes counts four times. `bytes` shows that nodes read
+`--scale` of what their bytes take, so that what Ray takes counts twice. `bytes` shows that nodes read
 side by side. Results are kept in `--results` (cluster.json).
 """
 
@@ -133,7 +133,7 @@ def main() -> None:
     )
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rate", type=float, default=1e9, help="bytes a second of a node's disk (plan)")
-    parser.add_argument("--scale", type=float, default=0.25, help="of the time that tasks take (plan)")
+    parser.add_argument("--scale", type=float, default=0.5, help="of the time that tasks take (plan)")
     parser.add_argument("--slow", type=float, default=15e6, help="bytes a second of a node's disk (bytes)")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--results", type=Path, default=_HERE / "data" / "cluster.json")
