@@ -167,7 +167,8 @@ def write_docs(data: Path) -> None:
         say("no plots: matplotlib is not installed (pip install 'ckptconv[bench]')")
     plots = [(text, f"images/{name}") for name, text in images.items() if (DOCS / "images" / name).is_file()]
     report.splice(DOCS / "benchmarks.md", "results", report.markdown(found, plots))
-    report.splice(DOCS / "benchmarks.zh-CN.md", "results", chinese(found, [path for _, path in plots]))
+    pictures = [f"../{path}" for _, path in plots]
+    report.splice(DOCS / "zh" / "benchmarks.md", "results", chinese(found, pictures))
     for name, labels in _READMES.items():
         if {"zero3", "zero3-bf16"} <= found[0].cases.keys():
             report.splice(ROOT / name, "benchmarks", report.headline(found[0], labels))

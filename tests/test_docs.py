@@ -13,7 +13,8 @@ import typer.main
 from ckptconv.cli.app import build
 from running import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+ENGLISH, CHINESE = ROOT / "docs", ROOT / "docs" / "zh"
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"(?m)^ {4}(?:\$ )?((?:[A-Z_]+=\S+ )*ckptconv .*)$")
 # What stands for something else, and is no flag.
@@ -38,12 +39,12 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name == "docs"], ids=lambda p: p.name)
-def test_every_page_has_a_twin_that_it_names(page: Path) -> None:
-    chinese = page.name.endswith(".zh-CN.md")
-    twin = page.name.replace(".zh-CN.md", ".md") if chinese else page.name.replace(".md", ".zh-CN.md")
-    assert (page.parent / twin).is_file()
-    assert f"]({twin})" in page.read_text(encoding="utf-8").split("\n## ")[0]
+@pytest.mark.parametrize("folder", [ENGLISH, CHINESE], ids=lambda p: p.name)
+def test_every_page_has_a_twin_that_it_names(folder: Path) -> None:
+    prefix, other = ("zh/", CHINESE) if folder == ENGLISH else ("../", ENGLISH)
+    for page in folder.glob("*.md"):
+        assert (other / page.name).is_file(), page.name
+        assert f"]({prefix}{page.name})" in page.read_text(encoding="utf-8").split("\n## ")[0], page.name
 
 
 def test_the_readmes_fit_a_screen_or_two() -> None:
@@ -88,13 +89,13 @@ def _shape(page: Path) -> tuple[int, int, int]:
     return tuple(len(re.findall(kind, text)) for kind in (r"(?m)^#+ ", r"(?m)^\|", r"(?m)^[-*] "))  # type: ignore[return-value]
 
 
-_TWINS = [p for p in PAGES if p.with_name(f"{p.stem}.zh-CN.md").is_file() and p.name != "benchmarks.md"]
+_TWINS = [(p, CHINESE / p.name) for p in sorted(ENGLISH.glob("*.md")) if p.name != "benchmarks.md"]
+_TWINS.append((ROOT / "README.md", ROOT / "README.zh-CN.md"))
 
 
-@pytest.mark.parametrize("page", _TWINS, ids=lambda p: p.name)
-def test_twins_show_the_same_commands_and_rows(page: Path) -> None:
+@pytest.mark.parametrize(("page", "twin"), _TWINS, ids=lambda p: p.name)
+def test_twins_show_the_same_commands_and_rows(page: Path, twin: Path) -> None:
     """The Chinese page has each command of the English one in its order, and may have more, for mirrors."""
-    twin = page.with_name(f"{page.stem}.zh-CN.md")
     ours, theirs = (
         [line.split(" #")[0].rstrip() for line in _BLOCK.findall(p.read_text(encoding="utf-8"))]
         for p in (page, twin)
@@ -115,7 +116,7 @@ _TERMS = {
 }
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if ".zh-CN" in p.name], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [t for _, t in _TWINS], ids=lambda p: p.name)
 def test_one_word_for_one_thing_in_chinese(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert [f"{word}: {right}" for word, right in _TERMS.items() if word in text] == []

@@ -9,7 +9,7 @@ from ckptconv.api.architectures import architectures
 DOCS = Path(__file__).parents[2] / "docs"
 WORDS = {
     "architectures.md": {"found": "from arguments", "named": "if the run names it", "given": "`--config`"},
-    "architectures.zh-CN.md": {
+    "zh/architectures.md": {
         "found": "由参数生成",
         "named": "参数写明时生成",
         "given": "`--config`",
