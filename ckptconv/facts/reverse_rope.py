@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,8 @@ def _scaling(scaling: Mapping[str, Any], v: Mapping[str, Any], mindspeed: bool) 
             "high_freq_factor": fixed[1],
             "original_max_position_embeddings": before,
         }
+    if kind == "yarn":
+        own, all_dim = _scales(scaling, free=not latent and not mindspeed)
     if kind == "yarn" and latent and not mindspeed:
         return {
             "rope_type": "yarn",
@@ -68,13 +71,19 @@ def _scaling(scaling: Mapping[str, Any], v: Mapping[str, Any], mindspeed: bool) 
             "original_max_position_embeddings": before,
             "beta_fast": scaling.get("beta_fast", 32),
             "beta_slow": scaling.get("beta_slow", 1),
-            "mscale": scaling.get("mscale", 1.0),
-            "mscale_all_dim": scaling.get("mscale_all_dim", 0.0),
+            "mscale": own,
+            "mscale_all_dim": all_dim,
         }
     if kind == "yarn" and not latent and not mindspeed:
+        # Megatron-Bridge's names of what Megatron-LM's command line calls as those of latent attention.
         return {
             "position_embedding_type": "yarn",
+            "rotary_scaling_factor": factor,
+            "mscale": own,
+            "mscale_all_dim": all_dim,
             "yarn_rotary_scaling_factor": factor,
+            "yarn_mscale": own,
+            "yarn_mscale_all_dim": all_dim,
             "yarn_original_max_position_embeddings": before,
             "yarn_beta_fast": scaling.get("beta_fast", 32),
             "yarn_beta_slow": scaling.get("beta_slow", 1),
@@ -87,8 +96,8 @@ def _scaling(scaling: Mapping[str, Any], v: Mapping[str, Any], mindspeed: bool) 
             "rope_scaling_original_max_position_embeddings": before,
             "beta_fast": scaling.get("beta_fast", 32),
             "beta_slow": scaling.get("beta_slow", 1),
-            "rope_scaling_mscale": scaling.get("mscale", 1.0),
-            "rope_scaling_mscale_all_dim": scaling.get("mscale_all_dim", 0.0),
+            "rope_scaling_mscale": own,
+            "rope_scaling_mscale_all_dim": all_dim,
         }
     if kind == "longrope" and mindspeed:
         return {
@@ -100,3 +109,25 @@ def _scaling(scaling: Mapping[str, Any], v: Mapping[str, Any], mindspeed: bool) 
     if kind == "dynamic" and mindspeed:
         return {"dynamic_factor": factor}
     raise cannot("rope_scaling", dict(scaling))
+
+
+def _scales(scaling: Mapping[str, Any], *, free: bool) -> tuple[float, float]:
+    """Return the scales whose ratio is what yarn multiplies queries and keys with.
+
+    An ``attention_factor`` comes first (transformers 5.23, ``modeling_rope_utils.py``).
+
+    Args:
+        scaling: Of the config.
+        free: Whether nothing else is computed with them, so that others of the same ratio do.
+    """
+    factor, wanted = scaling.get("factor"), scaling.get("attention_factor")
+    own, all_dim = scaling.get("mscale", 1.0), scaling.get("mscale_all_dim", 0.0)
+    if wanted is None:
+        return (own, all_dim) if not free or (own and all_dim) else (1.0, 0.0)
+    grown = 0.1 * math.log(factor) if factor is not None and factor > 1 else 0.0
+    usual = (1 + own * grown) / (1 + all_dim * grown) if own and all_dim else 1 + grown
+    if abs(wanted - usual) < 1e-9:
+        return own, all_dim
+    if free and grown:
+        return (wanted - 1) / grown, 0.0
+    raise cannot("attention_factor", wanted)

@@ -136,16 +136,25 @@ def _latent_yarn(args: Args) -> Fact | None:
         "original_max_position_embeddings": before.value if before else 4096,
         **{k: float(f.value) for k, f in more.items() if f is not None},
     }
-    if (own := _concentration(args, factor, "mscale", "mscale_all_dim")) is not None:
+    if (own := _concentration(args, factor, "mscale", "mscale_all_dim", written=True)) is not None:
         value["attention_factor"] = own.value
     return computed(value, factor, kind, *more.values(), before)
 
 
 def _yarn(args: Args) -> Fact | None:
-    """``position_embedding_type`` yarn of usual attention."""
+    """``position_embedding_type`` yarn of usual attention.
+
+    Megatron-Bridge's fields begin with ``yarn_``; the command line says factor and scales without, and has
+    defaults (Megatron-LM core_v0.19.2, ``training/argument_utils.py``, _apply_yarn_config_from_args).
+    """
     kind, factor = args.text("position_embedding_type"), args.number("yarn_rotary_scaling_factor")
     if kind is None or kind.value != "yarn":
         return None
+    usual: dict[str, Any] = {}
+    scales = "yarn_mscale", "yarn_mscale_all_dim"
+    if factor is None and (factor := args.number("rotary_scaling_factor")) is not None:
+        usual = {"original_max_position_embeddings": 4096, "beta_fast": 32.0, "beta_slow": 1.0}
+        scales = "mscale", "mscale_all_dim"
     more = {
         "factor": factor,
         "original_max_position_embeddings": args.whole("yarn_original_max_position_embeddings"),
@@ -154,14 +163,17 @@ def _yarn(args: Args) -> Fact | None:
     }
     if (rounded := args.flag("yarn_correction_range_round_to_int")) is not None and not rounded.value:
         more["truncate"] = rounded
-    more["attention_factor"] = _concentration(args, factor, "yarn_mscale", "yarn_mscale_all_dim")
-    return computed(
-        {"rope_type": "yarn", **{k: f.value for k, f in more.items() if f is not None}}, kind, *more.values()
-    )
+    more["attention_factor"] = _concentration(args, factor, *scales)
+    said = {k: f.value for k, f in more.items() if f is not None}
+    return computed({"rope_type": "yarn", **usual, **said}, kind, *more.values())
 
 
-def _concentration(args: Args, factor: Fact | None, own: str, all_dim: str) -> Fact | None:
+def _concentration(
+    args: Args, factor: Fact | None, own: str, all_dim: str, *, written: bool = False
+) -> Fact | None:
     """Return what queries and keys are multiplied with, where it is not what transformers computes itself.
+
+    It does from the two scales, where they are ``written`` to the config too.
 
     megatron-core 0.19, ``yarn_rotary_pos_embedding.py`` (_yarn_get_concentration_factor); transformers 5.23,
     ``modeling_rope_utils.py`` (_compute_yarn_parameters), which takes 0.1 ln(factor) + 1 where either is 0.
@@ -170,9 +182,9 @@ def _concentration(args: Args, factor: Fact | None, own: str, all_dim: str) -> F
     if factor is None or factor.value <= 1 or one is None or two is None:
         return None
     ratio = _mscale(factor.value, one.value) / _mscale(factor.value, two.value)
-    # Without the two of them in the config (usual attention), or with either 0, it is that of 1 and 0.
-    written = own == "mscale" and one.value and two.value
-    return None if written or abs(ratio - _mscale(factor.value, 1.0)) < 1e-9 else computed(ratio, one, two)
+    # Without the two of them in the config, or with either 0, it is that of 1 and 0.
+    known = written and one.value and two.value
+    return None if known or abs(ratio - _mscale(factor.value, 1.0)) < 1e-9 else computed(ratio, one, two)
 
 
 def _mscale(factor: float, scale: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -168,3 +169,54 @@ def test_core_has_no_bias_on_experts_that_softmax_chooses() -> None:
     args = arguments_from(facts, Form("megatron"), gaps)
     assert args["num_experts"] == 4
     assert any("experts that softmax chooses" in gap for gap in gaps)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}
+
+
+def rotary(config: dict[str, Any]) -> tuple[list[float], float]:
+    """Return the frequencies of a config, and what queries and keys are multiplied with, by transformers."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    made = LlamaConfig(**{k: v for k, v in config.items() if k not in ("model_type", "architectures")})
+    frequencies, scale = ROPE_INIT_FUNCTIONS["yarn"](made, "cpu")
+    return frequencies.tolist(), scale
+
+
+@pytest.mark.parametrize("named", ["yarn_", ""], ids=["Megatron-Bridge", "command line"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+        {"mscale": 0.7, "mscale_all_dim": 1.2},
+        {"mscale": 0.7},
+        {"attention_factor": 1.3},
+        {"attention_factor": 1.0},
+    ],
+    ids=repr,
+)
+def test_yarn_of_usual_attention_is_said_in_both_ways_and_computes_the_same(
+    more: dict[str, Any], named: str
+) -> None:
+    config = {**LLAMA, "max_position_embeddings": 128, "rope_parameters": {**YARN, **more}}
+    family = family_of(config)
+    args = arguments_from(facts_of(config, family), Form("megatron"))
+    factor, own, all_dim = (
+        args[f"{named}{n}"] for n in ("rotary_scaling_factor", "mscale", "mscale_all_dim")
+    )
+    grown = 0.1 * math.log(factor)
+    assert (1 + own * grown) / (1 + all_dim * grown) == pytest.approx(rotary(config)[1])
+    other = "" if named else "yarn_"
+    for name in ("rotary_scaling_factor", "mscale", "mscale_all_dim"):
+        del args[f"{other}{name}"]
+    made, _ = config_from(read_facts(args), family)
+    assert rotary(made)[0] == pytest.approx(rotary(config)[0])
+    assert rotary(made)[1] == pytest.approx(rotary(config)[1])
+
+
+def test_a_scale_that_no_argument_says_is_refused() -> None:
+    config = {**LLAMA, "max_position_embeddings": 128, "rope_parameters": {**YARN, "attention_factor": 1.3}}
+    with pytest.raises(PlanError, match="attention_factor"):
+        arguments_from(facts_of(config, family_of(config)), Form("mindspeed"))
