@@ -108,6 +108,7 @@ def arguments_from(facts: Facts, form: Form, gaps: list[str] | None = None) -> d
             if gaps is None:
                 raise
             gaps.append(e.message)
+    args["moe_apply_probs_on_input"] = bool(v.get("moe_apply_probs_on_input"))
     if gaps is not None and not mindspeed and v.get("router_bias") and v.get("score_function") == "softmax":
         # megatron-core 0.19, ``transformer_config.py``: a bias goes with sigmoid alone.
         gaps.append(cannot("a bias on experts that softmax chooses").message)

@@ -153,7 +153,8 @@ _SIZES = """
 """
 _NUMBERS = """
     rms_norm_eps layer_norm_epsilon layernorm_epsilon layer_norm_eps norm_eps rope_theta rope_ratio
-    rotary_emb_base rotary_pct partial_rotary_factor routed_scaling_factor scale_emb scale_depth factor
+    rotary_emb_base rotary_pct partial_rotary_factor routed_scaling_factor router_scaling_factor
+    scale_emb scale_depth factor
     attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar rope_local_base_freq
     attention_factor beta_fast beta_slow low_freq_factor high_freq_factor mscale mscale_all_dim
     embedding_multiplier residual_multiplier attention_multiplier logits_scaling initializer_range

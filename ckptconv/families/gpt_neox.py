@@ -34,6 +34,11 @@ FAMILY = Family(
         r"embed_out\.weight",
     ),
     sizes=ungrouped,
+    beyond=lambda config: (
+        ["attention and MLP side by side (use_parallel_residual)"]
+        if config.get("use_parallel_residual", True)
+        else []
+    ),
     template=decoder(
         "GPTNeoXForCausalLM",
         {

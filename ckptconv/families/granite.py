@@ -3,9 +3,10 @@
 The experts lie together (transformers 5.23, ``modeling_granitemoe.py``).
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from ckptconv.families.base import Family
+from ckptconv.families.base import Config, Family
 from ckptconv.families.llama import BIASED_MLP, EMBED, ENDS, IGNORED, NORMS, attention
 from ckptconv.families.template import decoder
 from ckptconv.slots import concat, one, stacked
@@ -15,6 +16,24 @@ FACTORS = {
     name: f"{name}?"
     for name in ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 }
+
+
+def factors(config: Config, *, scale: float | None = 1.0) -> Iterator[str]:
+    """Yield the factors of a config that are not what models without them compute.
+
+    Args:
+        config: The content of config.json.
+        scale: That of scores, where the config does not say it; None for the usual one.
+    """
+    wide = config.get("head_dim") or config.get("hidden_size", 0) / (config.get("num_attention_heads") or 1)
+    own = config.get("attention_multiplier", scale)
+    if own is not None and own != wide**-0.5:
+        yield f"attention_multiplier ({own})"
+    for name in FACTORS:
+        if name != "attention_multiplier" and config.get(name, 1.0) != 1.0:
+            yield f"{name} ({config[name]})"
+
+
 _ASSUMED = {"attention_bias": False, "rms_norm_eps": 1e-6}
 DENSE = Family(
     name="granite",
@@ -22,6 +41,7 @@ DENSE = Family(
     entries=(EMBED, *_ATTENTION, *NORMS, *BIASED_MLP, *ENDS),
     flags={"tie_word_embeddings": False},
     ignored=IGNORED,
+    beyond=factors,
     template=decoder(
         "GraniteForCausalLM",
         {**FACTORS, "attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},
@@ -54,6 +74,7 @@ MOE = Family(
     flags={"tie_word_embeddings": False},
     ignored=IGNORED,
     sizes=lambda config: {"shared_inner": config.get("shared_intermediate_size") or 0},
+    beyond=factors,
     template=decoder(
         "GraniteMoeForCausalLM",
         {

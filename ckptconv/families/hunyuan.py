@@ -17,12 +17,20 @@ _SPARSE = {"num_experts": "experts", "num_experts_per_tok": "topk?"}
 _ASSUMED = {"attention_bias": False, "rms_norm_eps": 1e-5}
 _EXPERTS = gated("layers.*.moe.experts.{e}", f"{_MLP}.experts.{{e}}")
 _SHARED = gated("layers.*.moe.shared", f"{_MLP}.shared_mlp")
+
+
+def _normed_late(config: Config) -> list[str]:
+    """Say what sets it apart from Qwen 3 (transformers 5.23, ``modeling_hunyuan_v1_dense.py``)."""
+    return ["norms of query and key after rotary embedding"]
+
+
 DENSE = Family(
     name="hunyuan_v1_dense",
     model_types=("hunyuan_v1_dense",),
     entries=(EMBED, *_ATTENTION, *NORMS, *MLP, *ENDS),
     flags={"tie_word_embeddings": False},
     ignored=IGNORED,
+    beyond=_normed_late,
     template=decoder(
         "HunYuanDenseV1ForCausalLM", _KEYS, fixed={"qk_norm": True}, assumed=_ASSUMED, by_name=True
     ),
@@ -43,6 +51,7 @@ MOE = Family(
     ignored=IGNORED,
     pinned=(r".*\.mlp\.gate\.wg\.weight",),
     sizes=lambda config: {"shared_inner": config.get("intermediate_size") or 0},
+    beyond=_normed_late,
     template=decoder(
         "HunYuanMoEV1ForCausalLM",
         {**_KEYS, "intermediate_size": "expert_inner", **_SPARSE},
@@ -80,9 +89,14 @@ HY_V3 = Family(
     sizes=_shared_inner,
     template=decoder(
         "HYV3ForCausalLM",
-        {**_KEYS, "moe_intermediate_size": "expert_inner", **_SPARSE},
+        {
+            **_KEYS,
+            **_SPARSE,
+            "moe_intermediate_size": "expert_inner",
+            "router_scaling_factor": "routed_scaling",
+        },
         fixed={"qk_norm": True, "norm_topk": True, "score_function": "sigmoid", "router_bias": True},
-        assumed=_ASSUMED,
+        assumed={**_ASSUMED, "router_scaling_factor": 2.826},
         by_name=True,
     ),
 )

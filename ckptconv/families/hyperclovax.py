@@ -1,9 +1,10 @@
 """HyperCLOVA X: Granite's factors, and norms after attention and MLP."""
 
 from dataclasses import replace
+from functools import partial
 
 from ckptconv.families.base import Family
-from ckptconv.families.granite import FACTORS
+from ckptconv.families.granite import FACTORS, factors
 from ckptconv.families.llama import BIASED_MLP, EMBED, ENDS, IGNORED, NORMS, attention
 from ckptconv.families.template import decoder
 from ckptconv.slots import one
@@ -25,6 +26,7 @@ FAMILY = Family(
     ),
     flags={"tie_word_embeddings": False, "use_post_norm": True},
     ignored=IGNORED,
+    beyond=partial(factors, scale=None),
     template=decoder(
         "HyperCLOVAXForCausalLM",
         {**FACTORS, "attention_bias": "qkv_bias o_bias", "mlp_bias": "linear_bias"},

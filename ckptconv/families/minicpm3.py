@@ -5,12 +5,14 @@ from ckptconv.families.deepseek import LATENT
 from ckptconv.families.llama import BIASED_MLP, EMBED, ENDS, IGNORED, NORMS
 from ckptconv.families.template import decoder
 
+_FACTORS = ("scale_emb", "scale_depth", "dim_model_base")
 FAMILY = Family(
     name="minicpm3",
     model_types=("minicpm3", "youtu"),
     entries=(EMBED, *LATENT, *NORMS, *BIASED_MLP, *ENDS),
     flags={"tie_word_embeddings": True},
     ignored=IGNORED,
+    beyond=lambda config: [f"{n} ({config[n]})" for n in _FACTORS if config.get(n) is not None],
     template=decoder(
         "MiniCPM3ForCausalLM",
         {

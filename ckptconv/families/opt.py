@@ -55,6 +55,15 @@ OPT = Family(
     sizes=_positions,
     template=decoder("OPTForCausalLM", _KEYS, without=_WITHOUT, fixed=_FIXED, by_name=True),
 )
+
+
+def _scaled(config: Config) -> list[str]:
+    scaled = (
+        [] if config.get("scale_embedding") is False else ["embeddings scaled by the root of their width"]
+    )
+    return [*scaled, "positions that begin at 2"]
+
+
 XGLM = Family(
     name="xglm",
     model_types=("xglm",),
@@ -67,6 +76,7 @@ XGLM = Family(
     flags={"tie_word_embeddings": True},
     ignored=(r"lm_head\.weight", r"model\.embed_positions\.weights"),
     sizes=ungrouped,
+    beyond=_scaled,
     template=decoder(
         "XGLMForCausalLM", _KEYS, without=_WITHOUT, fixed={**_FIXED, "position": "sinusoidal"}, by_name=True
     ),
@@ -84,6 +94,7 @@ BIOGPT = Family(
     flags={"tie_word_embeddings": True},
     ignored=(r"output_projection\.weight",),
     sizes=_positions,
+    beyond=_scaled,
     template=decoder(
         "BioGptForCausalLM",
         {"hidden_act": "activation"},

@@ -22,6 +22,7 @@ FAMILY = Family(
     ),
     flags={"tie_word_embeddings": False},
     ignored=IGNORED,
+    beyond=lambda config: ["experts chosen by SparseMixer"],
     template=decoder(
         "PhimoeForCausalLM",
         {

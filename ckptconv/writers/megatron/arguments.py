@@ -76,6 +76,8 @@ def arguments_of(layout: Layout, how: MegatronTarget, model: Laid, gaps: list[st
         moe_tp_extend_ep=how.extend_ep,
     )
     arguments = arguments_from(facts_of(model.config, model.family), form, gaps)
+    if model.family.beyond is not None:
+        gaps += [f"they do not say {what}" for what in model.family.beyond(model.config)]
     arguments |= beside(model.config, read_facts(arguments), model.family, gaps)
     arguments["use_legacy_models"] = dialect.name == "legacy"
     arguments["use_mcore_models"] = dialect.name != "legacy"
