@@ -93,7 +93,7 @@ CASES = {
     "smollm3": Case(_WIDE),
     "starcoder2": Case(_WIDE | dict(sliding_window=None)),
     "arcee": Case(),
-    "helium": Case(_WIDE),
+    "helium": Case(dict(head_dim=6)),
     "internlm3": Case(),
     "stablelm": Case(_WIDE | dict(num_attention_heads=6, num_key_value_heads=2)),
     "hy_v3": _spread(_EXPERTS | dict(num_shared_experts=1, first_k_dense_replace=1)),
