@@ -32,7 +32,9 @@ def main() -> None:
     # So it would through the millions of boxes of a plan for thousands of ranks.
     gc.set_threshold(100_000, 50, 1000)
     with _quiet():
-        sys.exit(_run(sys.argv[1:]))
+        code = _run(sys.argv[1:])
+        gc.freeze()  # nor at the end: all that is left goes with the process
+        sys.exit(code)
 
 
 @contextmanager
