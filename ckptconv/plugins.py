@@ -174,14 +174,14 @@ def _may_announce(folder: str) -> bool:
     if not os.path.isdir(folder):
         return os.path.exists(folder)  # an archive, which importlib.metadata can read
     try:
-        for package in os.scandir(folder):
-            if package.name.endswith((".egg", ".egg-link")):
-                return True
-            if package.name.endswith((".dist-info", ".egg-info")) and _has_group(package):
-                return True
+        with os.scandir(folder) as packages:
+            return any(
+                p.name.endswith((".egg", ".egg-link"))
+                or (p.name.endswith((".dist-info", ".egg-info")) and _has_group(p))
+                for p in packages
+            )
     except OSError:
         return True
-    return False
 
 
 def _has_group(package: os.DirEntry[str]) -> bool:

@@ -121,7 +121,8 @@ def _scales(scaling: Mapping[str, Any], *, free: bool) -> tuple[float, float]:
         free: Whether nothing else is computed with them, so that others of the same ratio do.
     """
     factor, wanted = scaling.get("factor"), scaling.get("attention_factor")
-    own, all_dim = scaling.get("mscale", 1.0), scaling.get("mscale_all_dim", 0.0)
+    said = (scaling.get("mscale"), scaling.get("mscale_all_dim"))
+    own, all_dim = 1.0 if said[0] is None else said[0], 0.0 if said[1] is None else said[1]
     if wanted is None:
         return (own, all_dim) if not free or (own and all_dim) else (1.0, 0.0)
     grown = 0.1 * math.log(factor) if factor is not None and factor > 1 else 0.0

@@ -161,8 +161,8 @@ class Family:
         language: The family that model is of by itself, if it is always the same.
         beneath: What frameworks put before the names of the language model then.
         parts: The other parts, those that see or hear.
-        beyond: Says what a config asks for that frameworks compute only by code of their own, so that no
-            arguments say it: a warning where arguments are written.
+        beyond: Says what the language model's config asks for that frameworks compute only by code of their
+            own, so that no arguments say it: a warning where arguments are written.
         text: The family of the language model, from the config, where any may stand in it; ``entries`` are
             then made of its.
     """

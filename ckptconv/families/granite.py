@@ -18,6 +18,9 @@ FACTORS = {
 }
 
 
+_ROUNDING = 1e-6  # of a factor that a config states in decimals
+
+
 def factors(config: Config, *, scale: float | None = 1.0) -> Iterator[str]:
     """Yield the factors of a config that are not what models without them compute.
 
@@ -27,7 +30,7 @@ def factors(config: Config, *, scale: float | None = 1.0) -> Iterator[str]:
     """
     wide = config.get("head_dim") or config.get("hidden_size", 0) / (config.get("num_attention_heads") or 1)
     own = config.get("attention_multiplier", scale)
-    if own is not None and own != wide**-0.5:
+    if own is not None and abs(own * own * wide - 1) > _ROUNDING:
         yield f"attention_multiplier ({own})"
     for name in FACTORS:
         if name != "attention_multiplier" and config.get(name, 1.0) != 1.0:

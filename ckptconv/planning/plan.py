@@ -194,17 +194,11 @@ def _in_names(
 
 def _cast_to(planned: Mapping[str, Spec], found: Mapping[str, Spec]) -> DTypeName | None:
     """Return the element type that most tensors have by a cast; None if most are as they were."""
-    types = Counter[tuple[str, bool]]()
-    for name, spec in planned.items():
-        if name in found and found[name].dtype in get_args(DTypeName):
-            types[found[name].dtype, found[name].dtype != spec.dtype] += 1
-    usual = Counter[str]()
-    for (dtype, _), count in types.items():
-        usual[dtype] += count
-    if not usual:
+    both = [(found[n].dtype, spec.dtype) for n, spec in planned.items() if n in found]
+    usual = Counter(to for to, _ in both if to in get_args(DTypeName)).most_common(1)
+    if not usual or all(of == to for to, of in both if to == usual[0][0]):
         return None
-    most = usual.most_common(1)[0][0]
-    return cast("DTypeName", most) if types[most, True] else None
+    return cast("DTypeName", usual[0][0])
 
 
 def _in_slots(checkpoint: Checkpoint, request: Request, lent: ConfigFound | None) -> _Made:

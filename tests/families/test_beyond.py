@@ -70,3 +70,21 @@ def test_helium_turns_neighbouring_pairs(tmp_path: Path) -> None:
     }
     args = arguments_from(facts_of({**sizes, **routed, "model_type": "hy_v3"}, hy), Form("megatron"), [])
     assert args["moe_router_topk_scaling_factor"] == 2.5
+
+
+def test_a_model_that_sees_is_asked_by_the_config_of_its_language_model(tmp_path: Path) -> None:
+    """Granite Vision is LLaVA-NeXT around Granite."""
+    from transformers import (
+        CLIPVisionConfig,
+        GraniteConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+    )
+
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    text = GraniteConfig(vocab_size=64, num_key_value_heads=2, attention_multiplier=0.1, **sizes)
+    seen = CLIPVisionConfig(image_size=8, patch_size=4, **sizes)
+    config = LlavaNextConfig(text_config=text, vision_config=seen, image_token_index=3)
+    LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "hf")
+    said = succeeds("megatron-split", tmp_path / "hf", tmp_path / "run", "--tp", "2").err
+    assert "they do not say attention_multiplier (0.1)" in said

@@ -77,7 +77,7 @@ def arguments_of(layout: Layout, how: MegatronTarget, model: Laid, gaps: list[st
     )
     arguments = arguments_from(facts_of(model.config, model.family), form, gaps)
     if model.family.beyond is not None:
-        gaps += [f"they do not say {what}" for what in model.family.beyond(model.config)]
+        gaps += [f"they do not say {what}" for what in model.family.beyond(model.family.own(model.config))]
     arguments |= beside(model.config, read_facts(arguments), model.family, gaps)
     arguments["use_legacy_models"] = dialect.name == "legacy"
     arguments["use_mcore_models"] = dialect.name != "legacy"
