@@ -39,7 +39,7 @@ def without_padding(checkpoint: Checkpoint, rows: int) -> Checkpoint:
     cut = {n for n in held & there.keys() if there[n].shape and there[n].shape[0] > rows}
     if not cut:
         return checkpoint
-    right = {n: replace(s, shape=(rows, *s.shape[1:])) if n in cut else s for n, s in there.items()}
+    right = {n: s._replace(shape=(rows, *s.shape[1:])) if n in cut else s for n, s in there.items()}
     pairs = []
     padding = []
     for name, spec in there.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ckptconv.dialects.base import Dialect, Line
 from ckptconv.errors import PlanError
@@ -91,7 +91,7 @@ def spread(layout: Layout, slots: Mapping[str, Spec], dims: Dims) -> Spread:
     whole = table.specs(found, slots, dims)
     for f in found:
         if layout.vocab is not None and f.entry.pack in ("embed", "head", "head.bias"):
-            whole[f.name] = replace(whole[f.name], shape=(layout.vocab, *whole[f.name].shape[1:]))
+            whole[f.name] = whole[f.name]._replace(shape=(layout.vocab, *whole[f.name].shape[1:]))
     held: dict[Rank, dict[int, dict[str, Spec]]] = {
         rank: {v: {} for v in range(layout.grid.vpp)} for rank in layout.grid.ranks()
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from ckptconv.errors import PlanError
 from ckptconv.relations import Box, Pair, Relation, Spec
@@ -30,13 +31,12 @@ class Cut:
     parts: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """Hold one rank's slice: its key, shape and dtype, and its number along the cut."""
 
     key: str
     spec: Spec
-    index: int = 0
+    at: int = 0
 
 
 def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Relation:
@@ -53,7 +53,7 @@ def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Re
     """
     firsts: dict[int, Shard] = {}
     for shard in shards:
-        first = firsts.setdefault(shard.index, shard)
+        first = firsts.setdefault(shard.at, shard)
         if first.spec != shard.spec:
             raise PlanError(
                 f"{name} is {_text(first.spec)} in {first.key} and {_text(shard.spec)} in {shard.key}",
@@ -97,9 +97,9 @@ def merge_shards(name: str, shards: Sequence[Shard], cut: Cut, count: int) -> Re
         if sizes[i]
     }
     pairs = [
-        Pair(_named(boxes[s.index][0], s.key), boxes[s.index][1], left_copy=s is not firsts[s.index])
+        Pair(_named(boxes[s.at][0], s.key), boxes[s.at][1], left_copy=s is not firsts[s.at])
         for s in shards
-        if s.index in boxes
+        if s.at in boxes
     ]
     return Relation(left, {name: whole}, tuple(pairs))
 

@@ -127,7 +127,7 @@ class _Joined:
             return name if name in kept else _operand(number, name)
 
         def held(box: Box) -> Box:
-            return replace(box, tensor=_operand(number, box.tensor))
+            return box._replace(tensor=_operand(number, box.tensor))
 
         self.left.update({_operand(number, k): s for k, s in relation.left.items()})
         self.stored.update({_operand(number, k): s for k, s in plan.stored.items()})
@@ -135,12 +135,12 @@ class _Joined:
         for pair in relation.pairs:
             name = pair.right.tensor
             again = number > 1 and name in kept  # what the first one has filled is compared
-            right = replace(pair.right, tensor=named(name))
+            right = pair.right._replace(tensor=named(name))
             self.pairs.append(Pair(held(pair.left), right, pair.left_copy or again, pair.right_copy))
         for drop in relation.right_only:
             name = drop.box.tensor
             if number == 1 or name not in kept:
-                self.right_only.append(Drop(replace(drop.box, tensor=named(name)), drop.reason))
+                self.right_only.append(Drop(drop.box._replace(tensor=named(name)), drop.reason))
         for name, spec in relation.right.items():
             if name in kept:
                 continue

@@ -340,7 +340,7 @@ def _with_dtype(relation: Relation, target: DType, kept: Collection[str]) -> Rel
         return name not in kept and dtype_named(dtype).kind == "float"
 
     right = {
-        n: replace(s, dtype=target.name) if is_cast(n, s.dtype) else s for n, s in relation.right.items()
+        n: s._replace(dtype=target.name) if is_cast(n, s.dtype) else s for n, s in relation.right.items()
     }
     return replace(relation, right=right)
 

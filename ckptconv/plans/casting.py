@@ -98,7 +98,7 @@ def rounded(plan: Plan) -> Plan:
             held, dtype = plan.stored[key], chains[name][1]
             assert isinstance(held, Decoded)
             stored[key] = held.rounded(dtype)
-            left[key] = replace(left[key], dtype=dtype.name)
+            left[key] = left[key]._replace(dtype=dtype.name)
     casts = {n: c for n, c in plan.casts.items() if n not in chosen}
     return replace(plan, relation=replace(plan.relation, left=left), stored=stored, casts=casts)
 
@@ -130,7 +130,7 @@ def recast(plan: Plan, dtypes: Mapping[str, str]) -> Plan:
         casts.pop(name, None)
         if len(short) > 1:
             casts[name] = short
-    right = {n: replace(s, dtype=changed.get(n, s.dtype)) for n, s in plan.relation.right.items()}
+    right = {n: s._replace(dtype=changed.get(n, s.dtype)) for n, s in plan.relation.right.items()}
     files = []
     for file in plan.files:
         tensors = tuple(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from ckptconv.errors import PlanError
 
 __all__ = ["Box"]
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """Address a strided hyper-rectangle of the row-major elements of a named tensor.
 
     Element ``(i0, i1, ...)`` is flat index ``offset + i0 * stride[0] + i1 * stride[1] + ...`` of the tensor.

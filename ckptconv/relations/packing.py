@@ -8,7 +8,6 @@ tensor to its query, key and value. Axes may be negative. All raise `PlanError` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 
 from ckptconv.errors import PlanError
@@ -153,7 +152,7 @@ def halved(
     for lo, hi in ((0, start), (start + turned, dim)):
         if lo < hi:
             kept = Box.of(packed, spec.shape, view=view, start=(0, lo, 0), size=(rows, hi - lo, columns))
-            pairs.append(Pair(kept, replace(kept, tensor=whole)))
+            pairs.append(Pair(kept, kept._replace(tensor=whole)))
     return Relation({packed: spec}, {whole: spec}, tuple(pairs))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from ckptconv.errors import PlanError
 from ckptconv.relations.box import Box
@@ -31,8 +31,7 @@ __all__ = [
 NEXT = "compare the checkpoint with the model's configuration and the parallel layout; nothing was read"
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(NamedTuple):
     """The shape of a tensor and the name of its element type."""
 
     shape: tuple[int, ...]
@@ -43,8 +42,7 @@ class Spec:
         return prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """Say that the elements of two boxes, in their order, are the same.
 
     Attributes:
@@ -102,8 +100,7 @@ class Pair:
         return size, left_stride, right_stride
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(NamedTuple):
     """Elements that one side has alone, and why: a ZeRO tail, padding rows, an unused buffer."""
 
     box: Box

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ckptconv.errors import PlanError
 from ckptconv.relations import Pair, Relation, Spec, packing
@@ -19,8 +20,7 @@ __all__ = ["Found", "Table"]
 _OWN = {"layers": "decoder.layers.*.own.", "mtp": "mtp.layers.*.own.", "": "own."}
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """Join one stored tensor to the slots it holds.
 
     Attributes:
@@ -297,7 +297,7 @@ class Table:
         for entry in self.entries:
             if entry is f.entry or form(entry.name) != form(f.entry.name) or entry.copy:
                 continue
-            other = replace(f, entry=entry)
+            other = f._replace(entry=entry)
             if not self.words.holds(entry.when, f.layer) or set(other.slots) != set(f.slots):
                 continue
             related = _related(f.name, every_expert(other.fill(), dims), spec, dims)
@@ -376,7 +376,7 @@ def _stacks(entry: Entry) -> bool:
 
 
 def _copied(pair: Pair) -> Pair:
-    return replace(pair, left_copy=True)
+    return pair._replace(left_copy=True)
 
 
 def _where(slot: str) -> tuple[str, str]:

@@ -107,7 +107,7 @@ def without(relation: Relation, names: Collection[str], reason: str) -> Relation
 def as_copy(relation: Relation, name: str, kept: str) -> Relation:
     """Turn a tensor into a replica of another: it is compared with it instead of written."""
     pairs = tuple(
-        replace(p, right=replace(p.right, tensor=kept), left_copy=True) if p.right.tensor == name else p
+        p._replace(right=p.right._replace(tensor=kept), left_copy=True) if p.right.tensor == name else p
         for p in relation.pairs
     )
     return replace(relation, pairs=pairs, right={n: s for n, s in relation.right.items() if n != name})
@@ -119,7 +119,7 @@ def with_tied_head(relation: Relation, target: Relation) -> Relation:
         return relation
     embed = relation.right["embed"]
     copies = tuple(
-        replace(p, right=replace(p.right, tensor="head"), right_copy=True)
+        p._replace(right=p.right._replace(tensor="head"), right_copy=True)
         for p in relation.pairs
         if p.right.tensor == "embed" and not p.left_copy
     )
@@ -148,7 +148,7 @@ def retyped(relation: Relation, tensors: Mapping[str, Spec]) -> Relation:
             f"{n} is {list(tensors[n].shape)} in the source, {list(relation.left[n].shape)} in the target"
         )
     dtypes = {p.right.tensor: tensors[p.left.tensor].dtype for p in relation.pairs}
-    right = {n: replace(s, dtype=dtypes.get(n, s.dtype)) for n, s in relation.right.items()}
+    right = {n: s._replace(dtype=dtypes.get(n, s.dtype)) for n, s in relation.right.items()}
     return replace(relation, left={n: tensors[n] for n in relation.left}, right=right)
 
 
@@ -160,7 +160,7 @@ def follow_through(via: Mapping[str, DType], relation: Relation) -> dict[str, DT
 def as_stored(relation: Relation, wanted: Mapping[str, str]) -> Relation:
     """Give floating-point tensors of the right side the element types ``wanted``, by name."""
     right = {
-        n: replace(s, dtype=wanted[n])
+        n: s._replace(dtype=wanted[n])
         if n in wanted and dtype_named(wanted[n]).kind == dtype_named(s.dtype).kind == "float"
         else s
         for n, s in relation.right.items()

@@ -237,7 +237,7 @@ def _with(
 def wholly_read(plan: Plan) -> Plan:
     """Return a plan whose file no one writes: all tensors as they are stored, one after the other."""
     right = {
-        n: replace(s, dtype=plan.casts[n][0].name) if n in plan.casts else s
+        n: s._replace(dtype=plan.casts[n][0].name) if n in plan.casts else s
         for n, s in plan.relation.right.items()
     }
     tensors, at = [], 0

@@ -89,7 +89,7 @@ class Finder:
     def _differs(self, name: str, copy: Pair, values: Array, dtype: DType, lo: int) -> bool:
         hi = lo + values.size
         theirs_dtype = self._plan.stored[copy.left.tensor].dtype
-        theirs = self._raw(name, [replace(copy, left_copy=False)], theirs_dtype, lo, hi)
+        theirs = self._raw(name, [copy._replace(left_copy=False)], theirs_dtype, lo, hi)
         ours = values if theirs_dtype == dtype else cast(values, dtype, theirs_dtype)
         raw = raw_dtype(theirs_dtype.itemsize)
         differ = ours.view(raw) != theirs.view(raw)

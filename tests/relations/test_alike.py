@@ -52,9 +52,9 @@ def test_what_is_wrong_in_one_layer_is_found(number: int, how: str) -> None:
     elif how == "twice":
         pairs.append(pair)
     elif how == "unknown":
-        pairs[number] = replace(pair, left=replace(pair.left, tensor="nowhere"))
+        pairs[number] = pair._replace(left=pair.left._replace(tensor="nowhere"))
     else:
-        pairs[number] = replace(pair, right=replace(pair.right, offset=pair.right.offset + 1))
+        pairs[number] = pair._replace(right=pair.right._replace(offset=pair.right.offset + 1))
     _, wrong = prove([replace(sound, pairs=tuple(pairs))], {}, {})
     assert len(wrong) == 1
     layer = pair.right.tensor.partition(".")[0]

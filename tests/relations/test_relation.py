@@ -201,7 +201,7 @@ def test_a_shifted_pair_is_refused_by_name(relation: Relation, data: st.DataObje
     index = data.draw(st.integers(0, len(relation.pairs) - 1))
     pair = relation.pairs[index]
     assume(pair.left.numel)
-    moved = replace(pair, left=replace(pair.left, offset=pair.left.offset + shift))
+    moved = pair._replace(left=pair.left._replace(offset=pair.left.offset + shift))
     pairs = (*relation.pairs[:index], moved, *relation.pairs[index + 1 :])
     with pytest.raises(PlanError, match=pair.left.tensor):
         replace(relation, pairs=pairs).check()
@@ -249,7 +249,7 @@ HEAD = Pair(Box.interval("a", 0, 4), Box.interval("b", 0, 4))
             broken(HEAD, left_only=(Drop(Box.interval("a", 4, 5), "tail"),)),
             r"left a.*: element \(1, 2\) is covered by no pair or drop \(others .* the drop \(tail\)\)",
         ),
-        (broken(replace(WHOLE, left_copy=True)), r"right b\[2, 3\]: element \(0, 0\) is covered by no pair"),
+        (broken(WHOLE._replace(left_copy=True)), r"right b\[2, 3\]: element \(0, 0\) is covered by no pair"),
         (
             broken(
                 replace(WHOLE, left_copy=True),
@@ -286,10 +286,10 @@ def test_scalars_and_empty_tensors_are_whole(shape: tuple[int, ...]) -> None:
 def test_a_wrong_round_trip_is_not_the_identity() -> None:
     turned = permuted("a", "b", spec(3, 3))
     assert not Relation(turned.right, turned.right, tuple(
-        replace(pair, left=replace(pair.left, tensor="b")) for pair in turned.pairs
+        pair._replace(left=pair.left._replace(tensor="b")) for pair in turned.pairs
     )).is_identity()  # fmt: skip
     assert not turned.is_identity()
-    copies_only = replace(WHOLE, right=Box.whole("a", (2, 3)), left_copy=True, right_copy=True)
+    copies_only = WHOLE._replace(right=Box.whole("a", (2, 3)), left_copy=True, right_copy=True)
     assert not Relation({"a": spec(2, 3)}, {"a": spec(2, 3)}, (copies_only,)).is_identity()
 
 
@@ -310,11 +310,11 @@ def test_the_digest_ignores_order_alone(relation: Relation) -> None:
     pair = relation.pairs[0]
     left = pair.left
     changes = [
-        replace(pair, left=replace(left, offset=left.offset + 1)),
-        replace(pair, left=replace(left, tensor="other")),
-        replace(pair, right=replace(pair.right, size=(*pair.right.size, 1), stride=(*pair.right.stride, 1))),
-        replace(pair, left_copy=not pair.left_copy),
-        replace(pair, right_copy=not pair.right_copy),
+        pair._replace(left=left._replace(offset=left.offset + 1)),
+        pair._replace(left=left._replace(tensor="other")),
+        pair._replace(right=pair.right._replace(size=(*pair.right.size, 1), stride=(*pair.right.stride, 1))),
+        pair._replace(left_copy=not pair.left_copy),
+        pair._replace(right_copy=not pair.right_copy),
     ]
     others = [replace(relation, pairs=(change, *relation.pairs[1:])).digest() for change in changes]
     others.append(replace(relation, pairs=relation.pairs[1:]).digest())

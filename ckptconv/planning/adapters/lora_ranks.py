@@ -184,9 +184,9 @@ def _beside(base: Checkpoint, trained: Checkpoint) -> Checkpoint:
     left = {f"adapter/{n}": s for n, s in trained.relation.left.items()}
     pairs, drops = [], [_drop(d.box, d.reason) for d in trained.relation.left_only]
     for pair in trained.relation.pairs:
-        own = replace(pair.left, tensor=f"adapter/{pair.left.tensor}")
+        own = pair.left._replace(tensor=f"adapter/{pair.left.tensor}")
         if pair.right.tensor in factors:
-            pairs.append(replace(pair, left=own))
+            pairs.append(pair._replace(left=own))
         elif pair.right.tensor in compared:
             pairs.append(Pair(own, pair.right, left_copy=True))
         elif not pair.right_copy:
@@ -212,4 +212,4 @@ def _beside(base: Checkpoint, trained: Checkpoint) -> Checkpoint:
 
 
 def _drop(box: Box, reason: str) -> Drop:
-    return Drop(replace(box, tensor=f"adapter/{box.tensor}"), reason)
+    return Drop(box._replace(tensor=f"adapter/{box.tensor}"), reason)

@@ -354,8 +354,8 @@ def _with_lent(checkpoint: Checkpoint, lent: Lent) -> Checkpoint:
     relation = Relation(
         {moved[n]: s for n, s in lent.relation.left.items()},
         lent.relation.right,
-        tuple([replace(p, left=replace(p.left, tensor=moved[p.left.tensor])) for p in lent.relation.pairs]),
-        tuple([replace(d, box=replace(d.box, tensor=moved[d.box.tensor])) for d in lent.relation.left_only]),
+        tuple([p._replace(left=p.left._replace(tensor=moved[p.left.tensor])) for p in lent.relation.pairs]),
+        tuple([d._replace(box=d.box._replace(tensor=moved[d.box.tensor])) for d in lent.relation.left_only]),
         lent.relation.right_only,
     )
     note = Note("info", f"adapter {lent.path}: {len(relation.right)} factors")

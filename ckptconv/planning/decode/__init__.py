@@ -258,7 +258,7 @@ def of_one_type(checkpoint: Checkpoint, relation: Relation) -> tuple[Checkpoint,
             held, dtype = stored[key], dtypes.pop()
             assert isinstance(held, Decoded)
             stored[key] = held.rounded(BY_NAME[dtype])
-            left[key] = replace(left[key], dtype=dtype)
+            left[key] = left[key]._replace(dtype=dtype)
     return replace(checkpoint, stored=stored), replace(relation, left=left)
 
 

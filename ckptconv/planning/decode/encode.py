@@ -98,7 +98,7 @@ def in_blocks(named: Named, form: str | None) -> Named:
             drops.append(Drop(Box.whole(made, right[made].shape), _MADE))
     right |= {m: relation.right[n] for n, m in matrices.items()}
     pairs = tuple(
-        replace(p, right=replace(p.right, tensor=matrices[p.right.tensor]))
+        p._replace(right=p.right._replace(tensor=matrices[p.right.tensor]))
         if p.right.tensor in matrices
         else p
         for p in relation.pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.dialects.mindformers.entries import MASTER, beside_weights
@@ -59,7 +58,7 @@ def _replace(content: Content, replaced: set[str]) -> None:
     gone = {p.left.tensor for p in graph.pairs if p.right.tensor in replaced}
     content.left_out[_LEFT_OUT] += sum(graph.stored.pop(key).nbytes for key in sorted(gone))
     graph.pairs = [
-        replace(p, right=replace(p.right, tensor=p.right.tensor.removeprefix(MASTER)))
+        p._replace(right=p.right._replace(tensor=p.right.tensor.removeprefix(MASTER)))
         for p in graph.pairs
         if p.right.tensor not in replaced
     ]

@@ -108,7 +108,7 @@ def _file(
             right[placed] = Spec(spec.shape if n not in parts else (part.numel,), spec.dtype)
             for piece in restrict(whole, part.start, part.start + part.numel):
                 moved = Box(placed, piece.right.offset - part.start, piece.right.size, piece.right.stride)
-                pairs.append(replace(piece, right=moved))
+                pairs.append(piece._replace(right=moved))
     renamed = tuple(replace(t, name=prefix + t.name) for t in layout.tensors)
     return right, pairs, OutFile(name, container, replace(layout, tensors=renamed))
 
