@@ -24,6 +24,7 @@ __all__ = [
     "pair_window",
     "restrict",
     "sorted_axes",
+    "spec_text",
     "where_is",
     "window",
 ]
@@ -240,6 +241,11 @@ def is_same(pair: Pair) -> bool:
         (left.tensor, left.offset, left.numel) == (right.tensor, right.offset, right.numel)
         and all(n == 1 or a == b for n, a, b in zip(*pair.aligned(), strict=True))
     )
+
+
+def spec_text(spec: Spec) -> str:
+    """Say what a tensor is, for errors."""
+    return f"{spec.dtype}{list(spec.shape)}"
 
 
 def where_is(box: Box) -> str:

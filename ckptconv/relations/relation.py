@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from typing import Any
 
 from ckptconv.errors import PlanError
 from ckptconv.relations.box import Box
+from ckptconv.relations.gather import Gathering, Stamp
 from ckptconv.relations.meet import Joint, Window, meet, overlapping
-from ckptconv.relations.pair import NEXT, Drop, Ends, Pair, Spec, ends, is_same, pair_window, window
+from ckptconv.relations.pair import Drop, Ends, Pair, Spec, ends, is_same, pair_window, spec_text, window
 from ckptconv.relations.problems import by_name, problems, refuse
 from ckptconv.relations.tiling import tile
 
@@ -47,22 +48,21 @@ class Relation:
         Raises:
             PlanError: if two of them give one tensor different shapes or types.
         """
-        left: dict[str, Spec] = {}
-        right: dict[str, Spec] = {}
-        pairs: list[Pair] = []
-        left_only: list[Drop] = []
-        right_only: list[Drop] = []
+        together = Gathering()
         for one in relations:
-            for specs, more in ((left, one.left), (right, one.right)):
-                for name, spec in more.items():
-                    if specs.setdefault(name, spec) != spec:
-                        raise PlanError(
-                            f"{name} is {spec_text(specs[name])} and {spec_text(spec)}", hint=NEXT
-                        )
-            pairs += one.pairs
-            left_only += one.left_only
-            right_only += one.right_only
-        return cls(left, right, tuple(pairs), tuple(left_only), tuple(right_only))
+            together.add(one.left, one.right, one.pairs, one.left_only, one.right_only)
+        return cls.gathered(together)
+
+    @classmethod
+    def gathered(cls, parts: Gathering) -> Relation:
+        """Make one relation of what was collected."""
+        sides = tuple(parts.pairs), tuple(parts.left_only), tuple(parts.right_only)
+        return cls(parts.left, parts.right, *sides)
+
+    def stamp(self, lefts: Sequence[str], rights: Sequence[str]) -> Stamp:
+        """Take the names out, to put others in (`Gathering.stamp`); these are its own, in their order."""
+        sides = self.pairs, self.left_only, self.right_only
+        return Stamp(self.left, self.right, *sides, lefts=lefts, rights=rights)
 
     def invert(self) -> Relation:
         """Read the relation from the other end."""
@@ -225,10 +225,6 @@ def _agree(ours: Mapping[str, Spec], theirs: Mapping[str, Spec]) -> None:
         if one != two and (one.numel, one.dtype) != (two.numel, two.dtype):
             problems.append(f"{name}: {spec_text(one)} in the first relation, {spec_text(two)} in the second")
     refuse(sorted(problems))
-
-
-def spec_text(spec: Spec) -> str:
-    return f"{spec.dtype}{list(spec.shape)}"
 
 
 def _by_tensor(

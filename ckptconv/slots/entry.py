@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ckptconv.slots.pack import Pack, leaves, over_leaves
@@ -23,6 +23,7 @@ class Entry:
         optional: Whether a model is complete without it.
         copy: It repeats a slot that another entry holds.
         as_model: Whether a norm has the model's own values, wherever norms are stored around zero.
+        slots: The slots in the pack, in order.
     """
 
     name: str
@@ -31,10 +32,10 @@ class Entry:
     optional: bool = False
     copy: bool = False
     as_model: bool = False
+    slots: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def slots(self) -> tuple[str, ...]:
-        return tuple(leaves(self.pack))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slots", tuple(leaves(self.pack)))
 
 
 def one(
@@ -104,13 +105,8 @@ _ANY = 987_654_321  # stands for any number
 @lru_cache(maxsize=1 << 17)
 def numbers(name: str) -> tuple[str, tuple[int, ...]]:
     """Split a name into its form and its numbers: ``a.3.b`` is ``a.#.b`` and ``(3,)``."""
-    found: list[int] = []
-
-    def take(match: re.Match[str]) -> str:
-        found.append(int(match[0]))
-        return "#"
-
-    return _NUMBER.sub(take, name), tuple(found)
+    found = _NUMBER.findall(name)
+    return (_NUMBER.sub("#", name) if found else name), tuple(map(int, found))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -129,5 +125,11 @@ def form(name: str) -> str:
 
 def fill_in(name: str, values: tuple[int, ...]) -> str:
     """Put numbers into the ``*`` and ``{e}`` of a table's name, in order."""
-    left = iter(values)
-    return _HOLE.sub(lambda _: str(next(left)), name)
+    first, *rest = _between_holes(name)
+    filled = [f"{value}{text}" for value, text in zip(values[: len(rest)], rest, strict=True)]
+    return first + "".join(filled)
+
+
+@lru_cache(maxsize=1 << 14)
+def _between_holes(name: str) -> tuple[str, ...]:
+    return tuple(_HOLE.split(name))

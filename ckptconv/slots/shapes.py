@@ -152,13 +152,15 @@ class Sizes(dict[str, int]):
         return self.beneath + name
 
 
-_NUMBER = re.compile(r"^(layers|mtp)\.\d+\.|(?<=\.experts\.)\d+(?=\.)")
+_LAYER_NUMBER = re.compile(r"^(layers|mtp)\.\d+\.")
+_EXPERT_NUMBER = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
 @lru_cache(maxsize=1 << 17)
 def template(slot: str) -> str:
     """Return a slot's name as tables write it: ``layers.3.attn.q`` is ``layers.*.attn.q``."""
-    return _NUMBER.sub(lambda m: f"{m[1]}.*." if m[1] else "{e}", slot)
+    slot = _LAYER_NUMBER.sub(r"\1.*.", slot)
+    return _EXPERT_NUMBER.sub("{e}", slot) if ".experts." in slot else slot
 
 
 def shape_of(slot: str, dims: Dims) -> tuple[int, ...]:

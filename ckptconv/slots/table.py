@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from ckptconv.errors import PlanError
-from ckptconv.relations import Pair, Relation, Spec, packing
+from ckptconv.relations import Relation, Spec, packing
+from ckptconv.relations.gather import Gathering, Stamp
 from ckptconv.slots.entry import Entry, fill_in, form, holes, is_apart, numbers
 from ckptconv.slots.pack import Pack, every_expert, leaves, over_leaves, relate
 from ckptconv.slots.part import Part, part_of
@@ -43,6 +45,10 @@ class Found(NamedTuple):
     def slots(self) -> tuple[str, ...]:
         """The slots by their full names."""
         return tuple([_fill(s, self.layer, self.expert) for s in self.entry.slots])
+
+    def held(self, dims: Dims) -> tuple[str, ...]:
+        """Return the slots by their full names, those of every expert where one tensor holds all."""
+        return tuple(leaves(every_expert(self.fill(), dims))) if _stacks(self.entry) else self.slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,31 +121,35 @@ class Table:
         index: dict[str, list[Entry]] = {}
         for entry in self.entries:
             index.setdefault(holes(entry.name)[0], []).append(entry)
+        layers: dict[tuple[str, int, int], str | None] = {}
         found, unknown = [], []
         for name in names:
-            part = None
-            if self.parts:
-                part = next((p for p in self.parts if name.startswith(p.prefix)), None)
+            hit = None
+            part = next((p for p in self.parts if name.startswith(p.prefix)), None) if self.parts else None
             if part is not None:
                 hit = _beside(part, name)
             else:
                 shape, values = numbers(name)
-                hit = next((f for e in index.get(shape, ()) if (f := self._read(name, e, values))), None)
+                for i, entry in enumerate(index.get(shape, ())):
+                    own = _own_numbers(entry, values)
+                    if own is None:
+                        continue
+                    key = (shape, i, own[0] if own else -1)
+                    if key not in layers:
+                        layers[key] = self._layer(entry, own)
+                    if (layer := layers[key]) is not None:
+                        hit = Found(name, entry, layer, str(own[-1]) if "{e}" in entry.name else "")
+                        break
             if hit is None:
                 unknown.append(name)
             else:
                 found.append(hit)
         return found, unknown
 
-    def _read(self, name: str, entry: Entry, values: tuple[int, ...]) -> Found | None:
-        in_layer = "*" in entry.name
+    def _layer(self, entry: Entry, values: tuple[int, ...]) -> str | None:
+        """Return the layer of an entry's tensor of these numbers, empty for none; None if it has no such."""
         layer = ""
-        _, at, fixed = holes(entry.name)
-        if fixed:  # a name may have numbers of its own
-            if any(values[i] != value for i, value in fixed):
-                return None
-            values = tuple([values[i] for i in at])
-        if in_layer:
+        if "*" in entry.name:
             first = entry.slots[0]  # a copy of what is in no layer lies in a layer for prediction alone
             number, own = values[0], first.startswith("mtp.") or "*" not in first
             if self.layers is None or (own and is_apart(entry)):
@@ -148,9 +158,7 @@ class Table:
                 return None
             else:
                 layer = f"layers.{number}" if number < self.layers else f"mtp.{number - self.layers}"
-        if not self.words.holds(entry.when, layer):
-            return None
-        return Found(name, entry, layer, str(values[in_layer]) if "{e}" in entry.name else "")
+        return layer if self.words.holds(entry.when, layer) else None
 
     def holding(self, slots: Collection[str]) -> tuple[list[Found], list[str]]:
         """Name the tensors that hold slots; return also the slots the table has no place for.
@@ -161,30 +169,27 @@ class Table:
         slots = [s for s in everywhere if not part_of(s)]
         here = set(slots)
         by_template: dict[str, list[tuple[str, str]]] = {}
+        experts: dict[str, dict[str, None]] = {}
         for slot in slots:
             layer, expert = _where(slot)
             by_template.setdefault(template(slot), []).append((layer, expert))
-        experts: dict[str, dict[str, None]] = {}
-        for places in by_template.values():
-            for layer, expert in places:
+            if expert:
                 experts.setdefault(layer, {})[expert] = None
-        for numbered in experts.values():
-            numbered.pop("", None)
         left = dict.fromkeys(slots)
         found: list[Found] = []
         for entry in self.entries:
+            stacks, there = _stacks(entry), here if entry.copy else left
+            holds: dict[str, bool] = {}
             for layer, expert in self._places(entry, by_template):
-                if not self.words.holds(entry.when, layer):
+                if layer not in holds:
+                    holds[layer] = self.words.holds(entry.when, layer)
+                if not holds[layer]:
                     continue
-                made = Found(self._write(entry, layer, expert), entry, layer, expert)
-                every = experts[layer] if _stacks(entry) else (expert,)
+                every = experts.get(layer, ()) if stacks else (expert,)
                 held = [_fill(s, layer, e) for e in every for s in entry.slots]
-                if entry.copy:
-                    if all(s in here for s in held):
-                        found.append(made)
-                elif all(s in left for s in held):
-                    found.append(made)
-                    for s in held:
+                if all(map(there.__contains__, held)):
+                    found.append(Found(self._write(entry, layer, expert), entry, layer, expert))
+                    for s in () if entry.copy else held:
                         del left[s]
         made_beside, left_beside = self._holding_parts([s for s in everywhere if part_of(s)])
         return [*self._in_order(found), *made_beside], [*left, *left_beside]
@@ -270,27 +275,40 @@ class Table:
             PlanError: naming every tensor whose shape is not the one these sizes ask for.
         """
         dims = Sizes.of(dims, self.grid)
-        made: list[Relation] = []
+        made = Gathering()
         wrong: list[str] = []
-        for f in found:
-            spec, pack = tensors[f.name], every_expert(f.fill(), dims)
-            related = _related(f.name, pack, spec, dims)
-            if related is None or related.left[f.name].shape != spec.shape:
-                asked = related.left[f.name].shape if related else shape_of(str(pack), dims)
-                related = self.otherwise(f, spec, dims)
-            if related is None:
-                wrong.append(f"{f.name} is {list(spec.shape)}, {what} asks for {list(asked)}")
-            elif f.entry.copy:
-                made.append(replace(related, pairs=tuple([_copied(p) for p in related.pairs])))
-            else:
-                made.append(related)
+        stamps: dict[tuple[int, str, Spec], Stamp] = {}  # the experts of a layer are packed alike
+        every = list(found)  # which keeps their entries, so that none has the id of another
+        for f in every:
+            spec, held = tensors[f.name], f.held(dims)
+            key = id(f.entry), f.layer, spec
+            if key not in stamps:
+                related = self._related(f, spec, dims)
+                if isinstance(related, str):
+                    wrong.append(f"{f.name} is {list(spec.shape)}, {what} asks for {related}")
+                    continue
+                stamps[key] = related.stamp((f.name,), held)
+            made.stamp(stamps[key], (f.name,), held)
         if wrong:
             more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
             raise PlanError(
                 f"{what} contradicts the checkpoint: " + "; ".join(wrong[:5]) + more,
                 hint="give the config of this very model with --config",
             )
-        return Relation.union(made)
+        return Relation.gathered(made)
+
+    def _related(self, f: Found, spec: Spec, dims: Dims) -> Relation | str:
+        """Relate a tensor to its slots; return the shape it is asked to have if that is another."""
+        pack = every_expert(f.fill(), dims)
+        related = _related(f.name, pack, spec, dims)
+        if related is None or related.left[f.name].shape != spec.shape:
+            asked = related.left[f.name].shape if related else shape_of(str(pack), dims)
+            related = self.otherwise(f, spec, dims)
+            if related is None:
+                return str(list(asked))
+        if f.entry.copy:
+            return replace(related, pairs=tuple([p._replace(left_copy=True) for p in related.pairs]))
+        return related
 
     def otherwise(self, f: Found, spec: Spec, dims: Dims) -> Relation | None:
         """Relate a tensor as another line of its name packs it, if one does in this shape."""
@@ -313,27 +331,46 @@ class Table:
         """
         dims = Sizes.of(dims, self.grid)
         made: dict[str, Spec] = {}
-        for f in found:
-            pack = every_expert(f.fill(), dims)
-            lacking = [s for s in leaves(pack) if s not in slots]
-            if lacking:
+        known: dict[tuple[int, str, tuple[Spec, ...]], Spec] = {}
+        every = list(found)  # which keeps their entries, so that none has the id of another
+        for f in every:
+            names = f.held(dims)
+            try:
+                held = tuple([slots[s] for s in names])
+            except KeyError as lacking:
                 raise PlanError(
-                    f"{f.name} cannot be made: the source has no {lacking[0]}",
+                    f"{f.name} cannot be made: the source has no {lacking.args[0]}",
                     hint="the source is incomplete, or --config is of another model",
-                )
-            held = {s: slots[s] for s in leaves(pack)}
-            if len({s.dtype for s in held.values()}) > 1:
-                raise PlanError(
-                    f"{f.name} holds slots of several dtypes: "
-                    + ", ".join(f"{n} {s.dtype}" for n, s in held.items()),
-                    hint="give --dtype to write all in one",
-                )
-            made[f.name] = (
-                held[pack]
-                if isinstance(pack, str)
-                else relate(f.name, pack, held, _counting(pack, dims)).left[f.name]
-            )
+                ) from None
+            key = id(f.entry), f.layer, held
+            if key not in known:
+                known[key] = _packed(f, dict(zip(names, held, strict=True)), dims)
+            made[f.name] = known[key]
         return made
+
+
+def _own_numbers(entry: Entry, values: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return those numbers of a name that are in an entry's holes; None if the others are not its own."""
+    _, at, fixed = holes(entry.name)
+    if not fixed:
+        return values
+    if any(values[i] != value for i, value in fixed):
+        return None
+    return tuple([values[i] for i in at])
+
+
+def _packed(f: Found, held: Mapping[str, Spec], dims: Dims) -> Spec:
+    """Return shape and dtype of a tensor that holds these slots."""
+    if len({s.dtype for s in held.values()}) > 1:
+        raise PlanError(
+            f"{f.name} holds slots of several dtypes: "
+            + ", ".join(f"{n} {s.dtype}" for n, s in held.items()),
+            hint="give --dtype to write all in one",
+        )
+    pack = every_expert(f.fill(), dims)
+    if isinstance(pack, str):
+        return held[pack]
+    return relate(f.name, pack, held, _counting(pack, dims)).left[f.name]
 
 
 def _beside(part: Part, name: str) -> Found | None:
@@ -375,10 +412,7 @@ def _stacks(entry: Entry) -> bool:
     return "{e}" not in entry.name and any("{e}" in s for s in entry.slots)
 
 
-def _copied(pair: Pair) -> Pair:
-    return pair._replace(left_copy=True)
-
-
+@lru_cache(maxsize=1 << 17)
 def _where(slot: str) -> tuple[str, str]:
     """Return a slot's layer and expert as text, empty if it has none."""
     parts = slot.split(".")
@@ -387,9 +421,16 @@ def _where(slot: str) -> tuple[str, str]:
 
 
 def _fill(slot: str, layer: str, expert: str) -> str:
-    if slot.startswith(("layers.*.", "mtp.*.")):
-        slot = layer + slot[slot.index("*") + 1 :]
-    return slot.replace("{e}", expert) if expert else slot
+    in_layer, parts = _cut(slot)
+    rest = parts[0] if len(parts) == 1 else (expert or "{e}").join(parts)
+    return layer + rest if in_layer else rest
+
+
+@lru_cache(maxsize=1 << 14)
+def _cut(slot: str) -> tuple[bool, tuple[str, ...]]:
+    """Return whether a slot is of a layer, and what is before and after the expert's number."""
+    in_layer = slot.startswith(("layers.*.", "mtp.*."))
+    return in_layer, tuple((slot[slot.index("*") + 1 :] if in_layer else slot).split("{e}"))
 
 
 def _put(pack: str | Pack, layer: str, expert: str) -> str | Pack:

@@ -252,7 +252,7 @@ HEAD = Pair(Box.interval("a", 0, 4), Box.interval("b", 0, 4))
         (broken(WHOLE._replace(left_copy=True)), r"right b\[2, 3\]: element \(0, 0\) is covered by no pair"),
         (
             broken(
-                replace(WHOLE, left_copy=True),
+                WHOLE._replace(left_copy=True),
                 right_only=(Drop(WHOLE.right, "new"),),
             ),
             r"right b\[2, 3\]: element \(0, 0\) is in a copy by a, but dropped: new",
