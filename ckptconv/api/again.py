@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ckptconv.plans.plan import Plan
 from ckptconv.plans.request import Request
 from ckptconv.readers.reader import Reader, options_of
 from ckptconv.readers.registry import find_reader, open_checkpoint
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation
 from ckptconv.verify.held import differences, planned, way_of
 from ckptconv.writers.registry import WRITERS

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckptconv.api.spoken import spoken
 from ckptconv.families import FAMILIES, Family
+from ckptconv.records import dataclass
 from ckptconv.slots.pack import leaves
 
 __all__ = ["Architectures", "architectures"]

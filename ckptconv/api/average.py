@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import fsum, isfinite
 from pathlib import Path
@@ -30,6 +30,7 @@ from ckptconv.plans.plan import AssetFile, Plan
 from ckptconv.plans.request import Request
 from ckptconv.readers.reader import options_of
 from ckptconv.readers.registry import READERS, find_reader
+from ckptconv.records import dataclass
 from ckptconv.verify.beside import IDLE
 
 __all__ = ["RECORD", "Averaged", "average", "plan_average", "read_record"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +28,7 @@ from ckptconv.plans.request import Request
 from ckptconv.readers.reader import options_of
 from ckptconv.readers.registry import READERS, find_reader, open_checkpoint
 from ckptconv.readers.saves import has_steps
+from ckptconv.records import dataclass
 from ckptconv.relations.terms import operands
 from ckptconv.slots import Entry
 from ckptconv.verify.diff import compare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,6 +17,7 @@ from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.request import Request
 from ckptconv.plans.shown import Shown
 from ckptconv.readers.registry import open_checkpoint
+from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 from ckptconv.verify.explain import Explained
 from ckptconv.verify.explain import explain as explain_plan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckptconv.api.model import Model
@@ -13,6 +12,7 @@ from ckptconv.api.outlook import outlook
 from ckptconv.numbers.sizes import size_text
 from ckptconv.places.places import PathArg
 from ckptconv.plans.shown import Shown
+from ckptconv.records import dataclass
 
 __all__ = ["Inspection", "inspect"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ckptconv.readers.complete import files_of, lacking
 from ckptconv.readers.reader import Save
 from ckptconv.readers.registry import READERS, open_checkpoint
 from ckptconv.readers.saves import Run, find_save, list_saves, numbered
+from ckptconv.records import dataclass
 
 __all__ = ["Saved", "Saves", "choose", "ls", "saved"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -25,6 +25,7 @@ from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import OutFile
 from ckptconv.plans.shown import Shown, count
 from ckptconv.readers.registry import open_checkpoint
+from ckptconv.records import dataclass
 from ckptconv.relations import Pair, Relation
 from ckptconv.relations.terms import Terms, concerning, operands
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.assets.find import CONFIG, find_assets
@@ -15,6 +14,7 @@ from ckptconv.planning.request import request_of
 from ckptconv.plans.checkpoint import Checkpoint, beside_of
 from ckptconv.readers.registry import READERS
 from ckptconv.readers.saves import list_saves
+from ckptconv.records import dataclass
 
 __all__ = ["Outlook", "outlook"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ckptconv.errors import FormatError, MismatchError, UsageError
 from ckptconv.places.jsonfile import read_json
 from ckptconv.places.places import PathArg, is_remote, place
 from ckptconv.places.unfinished import JOURNAL
+from ckptconv.records import dataclass
 from ckptconv.verify import certificate
 from ckptconv.verify.certificate import NAME
 

@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final
+
+from ckptconv.records import dataclass
 
 __all__ = ["Loading", "ask", "load_on_meta"]
 

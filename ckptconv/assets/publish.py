@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.errors import CkptconvError, UsageError, keep_secret
+from ckptconv.records import dataclass
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -13,6 +13,7 @@ import typer
 
 from ckptconv.cli.help import SETTINGS, HelpCommand, examples
 from ckptconv.plans.options import SOURCE, Choice, Option, Switch, Texts, declared, flag_of
+from ckptconv.records import dataclass
 
 __all__ = [
     "Command",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from ckptconv.dtypes import DType
+from ckptconv.records import dataclass
 
 __all__ = ["FileLayout", "FileTensor", "Placed", "contiguous_stride"]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ckptconv.containers.base import FileLayout
 from ckptconv.dtypes import DType
 from ckptconv.plugins import Registry
+from ckptconv.records import dataclass
 
 __all__ = ["CONTAINERS", "Container", "Tensor", "seal_of"]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from ckptconv.containers.stored import Extent, Stored
 from ckptconv.dtypes import DType
+from ckptconv.records import dataclass
 
 if TYPE_CHECKING:
     from ckptconv.numbers.codecs import Params

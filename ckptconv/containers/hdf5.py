@@ -9,7 +9,7 @@ so that a file made to do harm ends in an error soon.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from os import PathLike, fspath
 from typing import Final, NoReturn
@@ -20,6 +20,7 @@ from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError
 from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
+from ckptconv.records import dataclass
 
 __all__ = ["Group", "open_hdf5"]
 

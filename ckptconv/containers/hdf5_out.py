@@ -7,7 +7,7 @@ contiguous datasets. What HDF5 1.14 reads is all there is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import Final
 
@@ -15,6 +15,7 @@ from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 
 __all__ = ["Dataset", "Node", "layout"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import product
 from math import prod
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError
+from ckptconv.records import dataclass
 
 __all__ = ["Extent", "Stored", "concatenated", "dense_axes", "from_file_tensor"]
 

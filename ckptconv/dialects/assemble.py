@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckptconv.dialects.base import Dialect, Line
 from ckptconv.dialects.factors import factor_cut, factor_of, is_gate_told, unpack_factor, with_implied
 from ckptconv.dialects.stacked import turned
 from ckptconv.errors import PlanError
 from ckptconv.parallel import Chunk, Cut, Grid, Rank, Shard, merge_shards, number_layers
+from ckptconv.records import dataclass
 from ckptconv.relations import Box, Pair, Relation, Spec
 from ckptconv.slots import Pack, Table, Words
 from ckptconv.slots.entry import fill_in, form, numbers

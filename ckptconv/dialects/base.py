@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
 from ckptconv.facts.value import Fact
 from ckptconv.parallel import Cut
+from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Pack, Part, Table, Words, linear
 from ckptconv.slots.entry import form, numbers

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from ckptconv.dialects.stacked import turned
 from ckptconv.errors import PlanError
 from ckptconv.parallel import Cut
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec
 
 __all__ = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from ckptconv.dialects.base import Dialect, Line
 from ckptconv.errors import PlanError
 from ckptconv.parallel import Chunk, Grid, Rank, Stages, chunk_order
+from ckptconv.records import dataclass
 from ckptconv.relations import Spec, chunk_sizes
 from ckptconv.slots import Dims, Found, Words
 from ckptconv.slots.entry import fill_in

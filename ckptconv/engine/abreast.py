@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.options import SMALLEST_TILE
 from ckptconv.engine.task import Opened, Result, Task, steps
 from ckptconv.plans.plan import Plan
+from ckptconv.records import dataclass
 from ckptconv.relations import Pair
 
 __all__ = ["HELD", "Group", "Job", "abreast", "grouped", "make", "tile_abreast", "tiles_of"]

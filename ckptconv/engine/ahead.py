@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 from typing import Any
 
 from ckptconv.places.files import SourceFiles
+from ckptconv.records import dataclass
 
 __all__ = ["Ahead", "Range", "Turn", "coalesced"]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from ckptconv.records import dataclass
 
 __all__ = ["Discarded", "Event", "FileDone", "Listener", "Progress", "Started", "Stored"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -23,6 +22,7 @@ from ckptconv.errors import MismatchError
 from ckptconv.numbers.casts import cast, cast_chain
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.records import dataclass
 from ckptconv.relations import InBlocks, Mean, Pair, Relation, restrict
 from ckptconv.relations.terms import Term, operands
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -20,6 +19,7 @@ from ckptconv.engine.rows import Rows
 from ckptconv.engine.turned import copy_box, is_turned, read_turned
 from ckptconv.numbers.codecs import Rect
 from ckptconv.places.files import SourceFiles
+from ckptconv.records import dataclass
 
 __all__ = ["Array", "Shared", "gather", "raw_dtype", "runs", "shared_rows", "window"]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ckptconv.errors import OutputError
 from ckptconv.places.unfinished import JOURNAL
+from ckptconv.records import dataclass
 
 __all__ = ["JOURNAL", "Entries", "Journal", "marks", "parse", "read_entries"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import xxhash
@@ -13,6 +13,7 @@ from ckptconv.engine.journal import Journal
 from ckptconv.engine.output import remove_empty
 from ckptconv.engine.task import Crc, Result, block_count
 from ckptconv.plans.plan import Plan
+from ckptconv.records import dataclass
 
 __all__ = ["Ledger"]
 

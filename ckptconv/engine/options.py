@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ckptconv.errors import UsageError
@@ -12,6 +11,7 @@ from ckptconv.numbers.sizes import size_text
 from ckptconv.plans.options import Choice, Count, Size, Switch, Text, option
 from ckptconv.plans.shown import Shown, count
 from ckptconv.plugins import installed
+from ckptconv.records import dataclass
 
 __all__ = [
     "DEFAULT_MEMORY",

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ckptconv.errors import CkptconvError, ClusterError
 from ckptconv.places.files import FileStamp, SourceFiles, stamp
 from ckptconv.places.places import ZEROS, forget, is_remote, place
 from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.records import dataclass
 from ckptconv.relations import Pair, Relation
 from ckptconv.relations.terms import concerning, operands
 from ckptconv.version import __version__

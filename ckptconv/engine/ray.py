@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from ckptconv.engine.witness import WHAT, Witness
 from ckptconv.errors import ClusterError, InputChangedError
 from ckptconv.plans.plan import Plan
 from ckptconv.plans.shown import count
+from ckptconv.records import dataclass
 
 # Read when ray is imported. The second keeps what it says of lost nodes, at length, off stdout.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ from ckptconv.errors import UsageError
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import Plan
 from ckptconv.plugins import Registry
+from ckptconv.records import dataclass
 
 __all__ = ["ENGINES", "Engine", "find_engine"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import xxhash
 from isal.isal_zlib import crc32, crc32_combine
@@ -14,6 +14,7 @@ from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.fill import Filler
 from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.sink import Sink
+from ckptconv.records import dataclass
 
 __all__ = ["Crc", "Opened", "Result", "Task", "block_count", "seal", "steps", "tasks_of"]
 

@@ -7,10 +7,10 @@ so that a value beside the default is a refusal by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ckptconv.facts.value import Fact
+from ckptconv.records import dataclass
 
 __all__ = ["ARGUMENTS", "Argument", "odd_arguments"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from ckptconv.facts.reverse_layers import (
 from ckptconv.facts.reverse_rope import write_positions
 from ckptconv.facts.value import Facts
 from ckptconv.facts.wordless import cannot
+from ckptconv.records import dataclass
 
 __all__ = ["ArgumentsDialect", "Form", "arguments_from"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckptconv.dtypes import BY_NAME, dtype
 from ckptconv.errors import FormatError
 from ckptconv.facts.typed import as_number, as_whole, bounded
+from ckptconv.records import dataclass
 
 __all__ = ["Args", "Fact", "Facts", "computed"]
 

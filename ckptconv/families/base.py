@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from ckptconv.errors import PlanError
 from ckptconv.facts.typed import MOST_LAYERS
 from ckptconv.families.template import Template
+from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Found, Part, Sizes, Table, Words, shape_of, template
 from ckptconv.slots.words import beginnings, block, conditions

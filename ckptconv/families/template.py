@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from ckptconv.records import dataclass
 
 __all__ = ["Template", "decoder", "usual"]
 

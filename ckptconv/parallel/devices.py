@@ -8,11 +8,11 @@ that slice once more over device axes that cut no other (``_construct_tensor_lay
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Final
 
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 from ckptconv.relations import Box
 
 __all__ = ["Cut", "DeviceLayout", "cut", "slice_box", "stacked_box"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import lcm
 from typing import Final, NamedTuple
 
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 
 __all__ = ["Grid", "Rank"]
 

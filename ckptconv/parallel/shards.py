@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 from ckptconv.relations import Box, Pair, Relation, Spec
 
 __all__ = ["Cut", "Shard", "merge_shards"]

@@ -8,13 +8,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ckptconv.errors import FormatError, InputChangedError
 from ckptconv.places.places import ZEROS, forget, is_remote, place
 from ckptconv.places.regular import open_descriptor
+from ckptconv.records import dataclass
 
 if TYPE_CHECKING:
     from ckptconv.places.remoteread import RemoteReader

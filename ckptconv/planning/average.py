@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from ckptconv.dtypes import BY_NAME, DType
@@ -11,6 +11,7 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
 from ckptconv.places.files import FileStamp
 from ckptconv.plans.plan import Plan, Step
+from ckptconv.records import dataclass
 from ckptconv.relations import Box, Drop, Mean, Pair, Relation, Spec
 from ckptconv.relations.terms import Term, operands
 

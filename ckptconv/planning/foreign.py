@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ckptconv.assets.loading import ask
@@ -22,6 +21,7 @@ from ckptconv.families.saved.rules import natural
 from ckptconv.planning.model import Architecture
 from ckptconv.planning.signs import RENAME, Sign, sign_of
 from ckptconv.plans.checkpoint import Checkpoint, Note
+from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 from ckptconv.slots.translate import some
 

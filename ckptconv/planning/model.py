@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ckptconv.families.detect import fitting, lacks_one, nearest, observed
 from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.plans.plan import ConfigChange, Step
 from ckptconv.plans.request import Request
+from ckptconv.records import dataclass
 from ckptconv.slots import template
 
 __all__ = ["Architecture", "ConfigFound", "find_architecture"]

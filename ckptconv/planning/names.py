@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +29,7 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.plan import AssetFile, Step
 from ckptconv.plans.request import Request
 from ckptconv.readers.weight_map import read_weight_map
+from ckptconv.records import dataclass
 from ckptconv.relations import LowRank, Relation, Spec
 from ckptconv.relations.rename import names_relation, parse_renames, under_names
 from ckptconv.relations.terms import Terms, operands

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -37,6 +37,7 @@ from ckptconv.plans.replicas import with_replicas
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
 from ckptconv.readers.registry import open_checkpoint
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec
 from ckptconv.slots import template
 from ckptconv.slots.translate import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Final
+
+from ckptconv.records import dataclass
 
 __all__ = ["RENAME", "SIGNS", "Sign", "sign_of"]
 

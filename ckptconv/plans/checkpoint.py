@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from ckptconv.facts.value import Fact
 from ckptconv.places.files import FileStamp
 from ckptconv.plans.plan import AssetFile
 from ckptconv.plans.shown import Shown
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec
 from ckptconv.relations.terms import Terms
 from ckptconv.slots import ANY, Table, Words

@@ -7,7 +7,7 @@ The command line builds its flags from them, and the same checks hold for Python
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import UsageError
 from ckptconv.numbers.sizes import parse_size
+from ckptconv.records import dataclass
 
 __all__ = [
     "DTYPES",

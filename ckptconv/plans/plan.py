@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from ckptconv.containers.base import FileLayout
@@ -16,6 +16,7 @@ from ckptconv.dtypes import DType
 from ckptconv.numbers.sizes import size_text
 from ckptconv.places.files import FileStamp
 from ckptconv.plans.shown import Shown, count
+from ckptconv.records import dataclass
 from ckptconv.relations.relation import Relation
 from ckptconv.relations.terms import Terms, check_terms, operands, term_dict
 

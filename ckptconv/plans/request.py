@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from ckptconv.plans.options import (
     Texts,
     option,
 )
+from ckptconv.records import dataclass
 
 __all__ = ["Request"]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckptconv.families import Family
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.plan import AssetFile, OutFile
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec
 
 __all__ = ["Laid", "Target"]

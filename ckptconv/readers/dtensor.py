@@ -5,7 +5,6 @@ DTensors: torch 2.13, ``torch/distributed/tensor/``; ShardedTensors: ``torch/dis
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
@@ -13,6 +12,7 @@ from ckptconv.containers.torch.inert import Global, Record
 from ckptconv.containers.torch.torchtensors import odd_tensor, refuse_odd
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError, PlanError
+from ckptconv.records import dataclass
 
 __all__ = ["Part", "Sizes", "read_part"]
 

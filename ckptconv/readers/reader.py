@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckptconv.plans.checkpoint import Checkpoint, Weights
 from ckptconv.plans.options import Choice, Count, NoOptions, Option, Text, declared, option
+from ckptconv.records import dataclass
 
 __all__ = [
     "PANEL",

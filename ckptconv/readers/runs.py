@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ckptconv.errors import UsageError
 from ckptconv.places.places import is_remote
+from ckptconv.records import dataclass
 
 __all__ = ["FINAL", "Found", "find_weights", "numbers", "with_models"]
 

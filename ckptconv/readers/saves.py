@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ from ckptconv.places.inside import is_inside
 from ckptconv.plans.options import near
 from ckptconv.readers.reader import Reader, Save
 from ckptconv.readers.runs import FINAL, find_weights, numbers
+from ckptconv.records import dataclass
 
 __all__ = ["Run", "find_known", "find_save", "has_steps", "list_saves", "numbered"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.options import Text, option
 from ckptconv.readers.reader import PANEL, Reader
+from ckptconv.records import dataclass
 
 __all__ = ["READER", "named_tensors"]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from typing import Any
 
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 from ckptconv.relations.box import Box
 from ckptconv.relations.gather import Gathering, Stamp
 from ckptconv.relations.meet import Joint, Window, meet, overlapping

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 from ckptconv.relations.pair import Spec
 
 __all__ = [

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from ckptconv.records import dataclass
 from ckptconv.relations.meet import Axes, Joint, Window, meet_axes, reach, rows_of
 
 __all__ = ["Tiling", "tile"]

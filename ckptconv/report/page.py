@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from typing import Final
 
 from ckptconv.errors import printable
+from ckptconv.records import dataclass
 
 __all__ = [
     "GENERATOR",

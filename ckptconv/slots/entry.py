@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 
+from ckptconv.records import dataclass
 from ckptconv.slots.pack import Pack, leaves, over_leaves
 
 __all__ = ["Entry", "fill_in", "form", "holes", "is_apart", "linear", "numbers", "one", "predicting"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec, packing
 from ckptconv.slots.shapes import Dims
 

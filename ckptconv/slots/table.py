@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec, packing
 from ckptconv.relations.gather import Gathering, Stamp
 from ckptconv.slots.entry import Entry, fill_in, form, holes, is_apart, numbers

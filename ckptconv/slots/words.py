@@ -15,8 +15,10 @@ Where a word is not told (`Words.told`), conditions on it count either way: name
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
+
+from ckptconv.records import dataclass
 
 __all__ = ["ANY", "Words", "beginnings", "block", "conditions", "of_family"]
 

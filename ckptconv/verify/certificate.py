@@ -9,7 +9,6 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +25,7 @@ from ckptconv.places.places import PathArg, forget, is_remote, place
 from ckptconv.places.regular import open_binary
 from ckptconv.plans.loaded import is_model, part_of
 from ckptconv.plans.shown import Shown, count
+from ckptconv.records import dataclass
 from ckptconv.verify.result import FileDigest, Result
 from ckptconv.version import __version__
 

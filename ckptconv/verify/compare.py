@@ -7,7 +7,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 import xxhash
@@ -26,6 +26,7 @@ from ckptconv.engine.threads import on_threads
 from ckptconv.errors import MismatchError
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.records import dataclass
 from ckptconv.relations import Drop, Pair, restrict
 from ckptconv.verify.replicas import Finder
 from ckptconv.verify.result import FileDigest, Mismatch, Place

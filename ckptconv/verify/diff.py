@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from math import fsum, inf, prod, sqrt
 from time import perf_counter
 from typing import Any
@@ -23,6 +23,7 @@ from ckptconv.engine.threads import on_threads
 from ckptconv.errors import MismatchError
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.records import dataclass
 from ckptconv.relations import Pair
 from ckptconv.relations.terms import operands
 from ckptconv.verify.elements import BLOCK, Tile, nans, rank, raw, squares, wide

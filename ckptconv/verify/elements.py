@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ckptconv.dtypes import DType
 from ckptconv.engine.gather import Array, raw_dtype
+from ckptconv.records import dataclass
 
 __all__ = ["BLOCK", "Tile", "nans", "rank", "raw", "squares", "wide"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -14,6 +13,7 @@ from ckptconv.containers.stored import Stored
 from ckptconv.numbers.codecs import codec
 from ckptconv.plans.plan import Plan
 from ckptconv.plans.shown import Shown
+from ckptconv.records import dataclass
 from ckptconv.relations import Box, Pair
 from ckptconv.relations.meet import meet
 from ckptconv.relations.pair import sorted_axes, window

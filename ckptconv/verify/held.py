@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.containers.stored import Stored
@@ -13,6 +13,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.plans.casting import rounded
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.plan import OutFile, Plan
+from ckptconv.records import dataclass
 from ckptconv.relations import Box, Drop, Pair, Relation, Spec
 from ckptconv.relations.terms import concerning, operands
 from ckptconv.verify.result import Mismatch

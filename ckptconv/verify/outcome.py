@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any
 
 from ckptconv.plans.shown import Shown
+from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 
 __all__ = ["Diff", "Same", "TensorDiff"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import isfinite
 from typing import Any, Literal
 
 from ckptconv.errors import CkptconvError
 from ckptconv.numbers.sizes import size_text
 from ckptconv.plans.shown import Shown, count
+from ckptconv.records import dataclass
 
 __all__ = ["FileDigest", "Kind", "Logits", "Mismatch", "Place", "Proof", "Result"]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ckptconv.engine.gather import Array
+from ckptconv.records import dataclass
 from ckptconv.verify.result import Mismatch
 
 __all__ = ["Tally"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckptconv.containers.base import FileLayout
 from ckptconv.containers.dcp import METADATA
 from ckptconv.containers.dcp.dcp_out import DcpLayout, OutChunk, layout
@@ -13,6 +11,7 @@ from ckptconv.plans.options import Size, Text, option
 from ckptconv.plans.plan import OutFile
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
+from ckptconv.records import dataclass
 from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITER", "DcpOptions", "as_files"]

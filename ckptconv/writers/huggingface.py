@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
@@ -15,6 +14,7 @@ from ckptconv.plans.options import Choice, Size, Switch, Text, option
 from ckptconv.plans.plan import AssetFile, OutFile
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
+from ckptconv.records import dataclass
 from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITER", "HuggingFaceOptions", "layout_weights"]

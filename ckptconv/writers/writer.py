@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.options import NoOptions
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
+from ckptconv.records import dataclass
 
 __all__ = ["LayOut", "Writer"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -26,6 +26,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.places import place
 from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
+from ckptconv.records import dataclass
 
 __all__ = ["Chunk", "DcpFolder", "DcpTensor", "Entry", "open_dcp", "open_dcp_inside"]
 

@@ -8,7 +8,6 @@ Each record is an archive of ``torch.save`` of its own, here at a multiple of 64
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Final
@@ -19,6 +18,7 @@ from ckptconv.containers.torch.torchbin import ALIGN, TensorRef, complete, joine
 from ckptconv.containers.torch.torchpickle import dump
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 
 __all__ = ["DcpLayout", "OutChunk", "OutObject", "Place", "cut", "describe", "layout"]
 

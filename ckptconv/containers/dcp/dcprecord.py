@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
@@ -24,6 +24,7 @@ from ckptconv.containers.torch.torchtensors import odd_tensor
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.regular import open_binary
+from ckptconv.records import dataclass
 
 __all__ = ["RecordReader"]
 

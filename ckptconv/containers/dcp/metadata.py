@@ -8,7 +8,6 @@ others with the same fields: megatron-core 0.15 saves a ``Metadata`` of its own
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from math import prod
 from operator import add, gt
 from pathlib import Path
@@ -21,6 +20,7 @@ from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.inside import is_inside
 from ckptconv.places.regular import read_bytes
+from ckptconv.records import dataclass
 
 __all__ = ["Chunk", "DcpTensor", "Entry", "Told", "read_metadata"]
 

@@ -14,7 +14,7 @@ ends in ``crc_num`` and the CRC-32 of all before it, 10 bytes, big-endian.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from os import PathLike, fspath
 from typing import BinaryIO, Final, Literal
@@ -29,6 +29,7 @@ from ckptconv.dtypes import BY_NAME, DType
 from ckptconv.errors import FormatError
 from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
+from ckptconv.records import dataclass
 
 __all__ = ["DTYPES", "TRAILER", "MindSporeFile", "check_crc", "is_mindspore", "open_mindspore"]
 

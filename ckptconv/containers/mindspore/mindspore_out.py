@@ -7,7 +7,6 @@ The records and the CRC-32 behind them: mindspore 2.9, ``train/serialization.py`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Final
 
@@ -19,6 +18,7 @@ from ckptconv.containers.mindspore.mindspore import DTYPES, TRAILER
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 
 __all__ = ["CONTAINER", "MindSporeLayout", "Part", "layout", "seal"]
 

@@ -16,7 +16,6 @@ one for each tensor, 4,096 ranks of DeepSeek-V3 would take half a million reads 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
@@ -28,6 +27,7 @@ from ckptconv.containers.torch import inert
 from ckptconv.containers.torch.zipindex import ZipIndex
 from ckptconv.errors import FormatError
 from ckptconv.places.window import Window
+from ckptconv.records import dataclass
 
 __all__ = ["Bytes", "Outline", "number_at", "numbers_apart", "outline"]
 

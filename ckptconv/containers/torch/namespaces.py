@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ckptconv.containers.torch.picklevm import Global, Record
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError
+from ckptconv.records import dataclass
 
 __all__ = ["EnumValue", "namespace", "plain"]
 

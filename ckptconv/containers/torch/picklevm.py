@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from ckptconv.errors import FormatError
+from ckptconv.records import dataclass
 
 __all__ = [
     "ENTRY", "FACTORIES", "LIST", "WORD", "Global", "Hook", "Limits", "Machine", "Record", "Truncated",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from ckptconv.containers.torch.torchtensors import refuse_odd
 from ckptconv.errors import FormatError
 from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
+from ckptconv.records import dataclass
 
 __all__ = ["RankFile", "RankReader", "read_rank", "tensor_key"]
 

@@ -7,7 +7,6 @@ writes with ``checkpoint_serialization: false``. Their layout: torch 2.13, ``tor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Final, Literal
 
@@ -22,6 +21,7 @@ from ckptconv.errors import FormatError
 from ckptconv.places.places import is_remote
 from ckptconv.places.regular import open_binary
 from ckptconv.places.window import Window
+from ckptconv.records import dataclass
 
 __all__ = ["FileStorage", "TorchFile", "open_torch", "state_dict_of"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from struct import Struct
 from typing import Any, Final, TypeVar
@@ -19,6 +18,7 @@ from ckptconv.containers.torch.picklevm import FACTORIES, Global, Record, is_har
 from ckptconv.containers.torch.torchtensors import FileStorage
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 
 __all__ = ["MAX_DEPTH", "TensorRef", "dump"]
 

@@ -10,7 +10,6 @@ whoever wants it as a weight refuses it with the reason :func:`odd_tensor` gives
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from os import PathLike
@@ -20,6 +19,7 @@ from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.picklevm import Global, Hook, Record, short
 from ckptconv.dtypes import BY_NAME, BY_TORCH_STORAGE, DType
 from ckptconv.errors import FormatError
+from ckptconv.records import dataclass
 
 __all__ = ["FileStorage", "TensorHooks", "odd_tensor", "refuse_odd", "storage_dtype"]
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from ckptconv.parallel.devices import DeviceLayout
 from ckptconv.places.jsonfile import read_json
 from ckptconv.places.places import place
 from ckptconv.places.regular import open_binary, read_bytes
+from ckptconv.records import dataclass
 
 __all__ = ["Strategy", "find_strategies", "map_entries", "read_strategies"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from ckptconv.dialects.tensorflow.classes import scope_of
 from ckptconv.dialects.tensorflow.names import Variable, torch_variable, unscoped
 from ckptconv.dialects.tensorflow.special import Model, settle
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 
 __all__ = ["Placement", "variables_for"]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.errors import FormatError
+from ckptconv.records import dataclass
 
 __all__ = ["Variable", "stripped", "torch_variable", "unscoped"]
 

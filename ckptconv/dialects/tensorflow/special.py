@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from ckptconv.dialects.tensorflow.names import Variable
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 
 __all__ = ["Left", "Model", "settle"]
 

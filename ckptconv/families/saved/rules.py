@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
+
+from ckptconv.records import dataclass
 
 __all__ = ["Match", "Rule", "after", "natural", "rule_of", "used"]
 

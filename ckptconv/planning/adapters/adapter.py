@@ -7,7 +7,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.jsonfile import read_json
 from ckptconv.plans.plan import AssetFile
 from ckptconv.plans.request import Request
+from ckptconv.records import dataclass
 from ckptconv.relations import LowRank, Spec
 
 __all__ = [

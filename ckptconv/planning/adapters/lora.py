@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckptconv.errors import PlanError
 from ckptconv.planning.adapters.adapter import PREFIX, WITH_PEFT, AdapterConfig, config_file, saved_name
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.plan import AssetFile, Step
+from ckptconv.records import dataclass
 from ckptconv.relations import Box, Constant, Drop, LowRank, Pair, Relation, Scaled, Spec
 from ckptconv.relations.terms import Term, Terms
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ckptconv.dialects.factors import factor_of, is_beyond_lora, weight_of_factor
@@ -18,6 +18,7 @@ from ckptconv.plans.options import declared
 from ckptconv.plans.request import Request
 from ckptconv.readers.reader import Parallel
 from ckptconv.readers.registry import open_checkpoint
+from ckptconv.records import dataclass
 from ckptconv.relations import Drop, LowRank, Pair, Relation, Spec
 from ckptconv.relations.box import Box
 from ckptconv.relations.terms import Term

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckptconv.dialects.factors import factor_of, own_name
 from ckptconv.errors import CkptconvError
 from ckptconv.planning.adapters.adapter import AdapterConfig
 from ckptconv.planning.adapters.said import find_adapter_config
 from ckptconv.plans.checkpoint import Checkpoint
+from ckptconv.records import dataclass
 
 __all__ = ["Adapters", "adapters_in"]
 

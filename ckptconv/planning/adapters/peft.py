@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.plans.request import Request
 from ckptconv.readers.torch_file import named_tensors
+from ckptconv.records import dataclass
 from ckptconv.relations import LowRank, Relation, Scaled, Spec
 from ckptconv.slots.translate import some
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import Any
 
 from ckptconv.errors import PlanError
 from ckptconv.planning.decode.says import Says
+from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 
 __all__ = ["COPY", "Given", "Part", "matrix", "refuse"]

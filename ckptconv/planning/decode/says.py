@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from ckptconv.assets.config import QUANTISATION
 from ckptconv.assets.find import CONFIG
 from ckptconv.places.jsonfile import read_json
+from ckptconv.records import dataclass
 
 __all__ = ["Says", "read_says"]
 

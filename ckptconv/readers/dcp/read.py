@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from ckptconv.plans.checkpoint import Checkpoint, Note
 from ckptconv.readers.chunks import place
 from ckptconv.readers.dcp.find import NUMBERED, OPTIMIZER, find
 from ckptconv.readers.reader import Weighed
+from ckptconv.records import dataclass
 
 __all__ = ["check_masters", "open_checkpoint"]
 

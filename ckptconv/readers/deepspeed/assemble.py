@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from ckptconv.containers.base import FileTensor
@@ -18,6 +18,7 @@ from ckptconv.readers.deepspeed.releases import buffers_of
 from ckptconv.readers.deepspeed.states import ModelRank, as_dict
 from ckptconv.readers.deepspeed.zero3 import zero3_frozen
 from ckptconv.readers.sample import Sampler
+from ckptconv.records import dataclass
 from ckptconv.relations.terms import Term
 
 __all__ = ["Reading", "aliases_of", "assemble", "rename_by_values", "tied_layers", "training_dtype"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from os.path import normpath
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ckptconv.errors import FormatError, PlanError, UsageError
 from ckptconv.places.inside import is_inside
 from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
+from ckptconv.records import dataclass
 
 __all__ = ["Run", "TagFiles", "find_run", "is_tag", "looks_like_deepspeed", "sort_files", "tags"]
 

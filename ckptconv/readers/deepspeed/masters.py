@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ckptconv.records import dataclass
 from ckptconv.relations import Box, Pair
 
 __all__ = ["Master", "Shape"]

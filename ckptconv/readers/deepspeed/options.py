@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckptconv.readers.reader import Weighed
+from ckptconv.records import dataclass
 
 __all__ = ["DeepSpeedOptions"]
 

@@ -8,7 +8,6 @@ they are joined in rank order, never by arithmetic on equal parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from ckptconv.containers.stored import Stored, concatenated
 from ckptconv.containers.torch.torchtensors import refuse_odd
 from ckptconv.errors import FormatError, PlanError
 from ckptconv.readers.deepspeed.states import ModelRank
+from ckptconv.records import dataclass
 
 __all__ = ["Run", "alignment_paddings", "runs_of"]
 

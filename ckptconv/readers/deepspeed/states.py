@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.readers.deepspeed.experts import is_expert
 from ckptconv.readers.deepspeed.find import TagFiles
 from ckptconv.readers.deepspeed.renamed import renames
+from ckptconv.records import dataclass
 
 __all__ = ["ModelRank", "as_dict", "load", "open_ranks", "shape_of", "value"]
 

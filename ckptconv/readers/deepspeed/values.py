@@ -10,7 +10,6 @@ gaps, and in no such order they are not told apart. What is found is compared in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Final
 
@@ -19,6 +18,7 @@ import numpy as np
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.stored import Stored
 from ckptconv.readers.sample import Sampler
+from ckptconv.records import dataclass
 
 __all__ = ["Placed", "Wanted", "find_by_values", "is_proven"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.parallel import Grid
 from ckptconv.places.regular import read_head
 from ckptconv.readers.reader import Save
+from ckptconv.records import dataclass
 
 __all__ = ["Run", "find_run", "iteration_folder", "lacking", "rank_folders", "recognise", "saves"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckptconv.plans.options import Switch, option
 from ckptconv.readers.reader import PANEL, Parallel, Weighed
+from ckptconv.records import dataclass
 from ckptconv.slots import Words
 
 __all__ = ["MegatronOptions"]

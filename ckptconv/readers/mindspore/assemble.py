@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 from ckptconv.containers.stored import Extent, Stored
 from ckptconv.errors import PlanError
 from ckptconv.parallel.devices import Cut, slice_box, stacked_box
 from ckptconv.plans.builder import GraphBuilder
+from ckptconv.records import dataclass
 from ckptconv.relations import Box, join
 
 __all__ = ["Holder", "add_tensor", "stack"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ckptconv.parallel.devices import Cut
 from ckptconv.plans.builder import GraphBuilder
 from ckptconv.plans.checkpoint import Note
 from ckptconv.readers.mindspore.assemble import Holder, add_tensor
+from ckptconv.records import dataclass
 
 __all__ = ["Content", "add_whole"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ from ckptconv.places.regular import read_head
 from ckptconv.plans.checkpoint import Note
 from ckptconv.plugins import later
 from ckptconv.readers.reader import Save
+from ckptconv.records import dataclass
 
 __all__ = ["NAME_MAP", "Found", "Step", "find", "looks_like_mindspore", "saves"]
 

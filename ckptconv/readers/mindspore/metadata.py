@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.parallel.devices import Cut, DeviceLayout, cut
 from ckptconv.places.inside import is_plain_name
 from ckptconv.places.jsonfile import read_json
+from ckptconv.records import dataclass
 
 __all__ = ["Metadata", "Slice", "read_metadata"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ckptconv.plans.options import Choice, Paths, Switch, option
 from ckptconv.readers.reader import Weighed
+from ckptconv.records import dataclass
 
 __all__ = ["MindSporeOptions"]
 

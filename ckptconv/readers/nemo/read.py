@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from ckptconv.readers.nemo.find import CONFIG, FOLDER, WEIGHTS
 from ckptconv.readers.torch_dist.find import Located
 from ckptconv.readers.torch_dist.options import TorchDistOptions
 from ckptconv.readers.torch_dist.read import opened
+from ckptconv.records import dataclass
 
 __all__ = ["open_checkpoint"]
 

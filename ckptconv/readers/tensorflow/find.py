@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,7 @@ from ckptconv.places.jsonfile import read_json
 from ckptconv.places.regular import read_text
 from ckptconv.readers.reader import Save
 from ckptconv.readers.weight_map import read_weight_map
+from ckptconv.records import dataclass
 
 __all__ = ["Found", "bundle_of", "config_of", "looks_like_tensorflow", "saves", "step_of", "variables"]
 

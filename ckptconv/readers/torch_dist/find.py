@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ from ckptconv.errors import FormatError
 from ckptconv.places.regular import read_bytes, read_head
 from ckptconv.readers.dcp.find import lacking_files
 from ckptconv.readers.megatron.find import TRACKER, iteration_folder
+from ckptconv.records import dataclass
 
 __all__ = ["DAMAGED", "MARKER", "Located", "find", "lacking", "recognise"]
 

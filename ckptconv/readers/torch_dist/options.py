@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckptconv.readers.reader import Parallel, Weighed
+from ckptconv.records import dataclass
 from ckptconv.slots import Words
 
 __all__ = ["TorchDistOptions"]

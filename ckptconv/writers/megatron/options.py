@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ckptconv.plans.options import Choice, Count, Paths, Switch, Text, Whole, option
+from ckptconv.records import dataclass
 
 __all__ = ["Grids", "MegatronTarget"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ckptconv.plans.options import Choice, Paths, Switch, Text, option
+from ckptconv.records import dataclass
 
 __all__ = ["MindFormersTarget"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ckptconv.dialects import Dialect
 from ckptconv.dialects.mindformers import (
@@ -22,6 +21,7 @@ from ckptconv.plans.checkpoint import Checkpoint, Note, beside_of
 from ckptconv.plans.plan import AssetFile
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
+from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 from ckptconv.slots import Words
 from ckptconv.slots.translate import as_stored, from_slots, pad_vocabulary, retyped, some

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.parallel import Rank
 from ckptconv.plans.plan import AssetFile, OutFile
 from ckptconv.plans.target import Target
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.relations.packing import tiled
 from ckptconv.slots import Dims, Sizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckptconv.containers.dcp.dcp import open_dcp
@@ -21,6 +21,7 @@ from ckptconv.plans.checkpoint import Checkpoint
 from ckptconv.plans.options import Size, option
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
+from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.slots.translate import pad_vocabulary
 from ckptconv.writers.megatron.arguments import guessed, mtp_layers, simple_arguments, unsaid
