@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 
 from ckptconv.containers.base import contiguous_stride
 from ckptconv.containers.decoded import Decoded
@@ -60,9 +59,9 @@ def raw_dtype(itemsize: int) -> np.dtype[Any]:
 
 
 def window(flat: Array, offset: int, size: Sequence[int], stride: Sequence[int]) -> Array:
-    """Return a strided view of a flat array; the caller guarantees it lies inside."""
+    """Return a strided view of a flat array; numpy refuses one that does not lie inside."""
     item = flat.itemsize
-    return as_strided(flat[offset:], shape=tuple(size), strides=tuple(s * item for s in stride))
+    return np.ndarray(size, flat.dtype, flat, offset * item, tuple([s * item for s in stride]))
 
 
 def gather(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Set
 
 import numpy as np
@@ -12,6 +13,7 @@ __all__ = ["Rows"]
 _Bytes = npt.NDArray[np.uint8]
 _ALIGNMENT = 64
 _NOTHING: frozenset[str] = frozenset()
+_Range = tuple[str, int, int]
 
 
 class Rows:
@@ -21,7 +23,8 @@ class Rows:
         self._room: _Bytes = np.empty(0, np.uint8)
         self._most = self._end = 0
         self._shared: Set[str] = _NOTHING
-        self._held: dict[tuple[str, int, int], tuple[int, int]] = {}
+        self._held: dict[_Range, tuple[int, int]] = {}
+        self._order: deque[_Range] = deque()  # as they lie in the room, the oldest first
 
     def serve(self, shared: Set[str], nbytes: int) -> None:
         """Hold up to so many bytes of these tensors from now on; of no tensor, nothing."""
@@ -29,6 +32,7 @@ class Rows:
         if shared is self._shared and nbytes == self._most:
             return
         self._held.clear()
+        self._order.clear()
         self._shared, self._most, self._end = shared, nbytes, 0
         if self._room.nbytes < nbytes:
             self._room = np.empty(nbytes, np.uint8)
@@ -50,12 +54,23 @@ class Rows:
         key = (tensor, lo, hi)
         if (found := self._held.get(key)) is not None:
             return self._room[slice(*found)]
-        at = self._end if self._end + nbytes <= self._most else 0
+        at = self._end
+        if at + nbytes > self._most:  # what lies behind is older than all at the start of the room
+            self._let_go(at, self._most)
+            at = 0
         end = at + nbytes
-        for old in [k for k, (a, b) in self._held.items() if a < end and at < b]:
-            del self._held[old]
+        self._let_go(at, end)
         out = self._room[at:end]
         read(out)
         self._held[key] = (at, end)
+        self._order.append(key)
         self._end = -(-end // _ALIGNMENT) * _ALIGNMENT
         return out
+
+    def _let_go(self, lo: int, hi: int) -> None:
+        """Forget the oldest ranges, which lie between bytes ``lo`` and ``hi`` of the room."""
+        while self._order:
+            a, b = self._held[self._order[0]]
+            if b <= lo or a >= hi:
+                return
+            del self._held[self._order.popleft()]
