@@ -15,6 +15,7 @@ Tensor = tuple[str, DType, tuple[int, ...]]
 """Name, element type and shape of a tensor to be written."""
 
 Seal = Callable[[FileLayout, Sequence[int]], tuple[tuple[int, bytes], ...]]
+SealPiece = Callable[[FileLayout, int, int, int], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class Container:
         lay_out: Lays a file out: every byte except the tensors' data, which lie contiguous and row-major.
         seal: Returns what is written over a finished file once the CRC-32 sums of its tensors' data are
             known; None if the container records none.
+        seal_piece: Returns the piece of this number of ``fixed``, behind the tensor of this number and CRC-32
+            sum, as `seal` leaves it; None if it says sums of other tensors too. Without it, all that lies
+            behind tensors is written when the file is sealed.
         stem: What a Hugging Face model's file of weights is called, without the suffix; empty if models are
             not kept in it.
     """
@@ -33,6 +37,7 @@ class Container:
     name: str
     lay_out: Callable[[Sequence[Tensor]], FileLayout]
     seal: Seal | None = None
+    seal_piece: SealPiece | None = None
     stem: str = ""
 
 
@@ -46,8 +51,8 @@ CONTAINERS: Registry[Container] = Registry("containers", _OWN, lambda: Container
 """ckptconv's containers, then those of installed plug-ins (entry point ``ckptconv.containers``)."""
 
 
-def seal_of(layout: FileLayout) -> Seal:
-    """Return the function that seals a file of this layout.
+def seal_of(layout: FileLayout) -> tuple[Seal, SealPiece]:
+    """Return the functions that seal a file of this layout, and one piece of it.
 
     Raises:
         LookupError: if no container has that name, or it records no sums.
@@ -55,4 +60,8 @@ def seal_of(layout: FileLayout) -> Seal:
     found = CONTAINERS.find(layout.sealed_by)
     if found is None or found.seal is None:
         raise LookupError(f"no container {layout.sealed_by!r} that records sums")
-    return found.seal
+    return found.seal, found.seal_piece or _never
+
+
+def _never(layout: FileLayout, piece: int, tensor: int, crc: int) -> None:
+    return None

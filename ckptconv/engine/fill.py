@@ -17,6 +17,7 @@ from ckptconv.engine.encode import Encoder
 from ckptconv.engine.gather import Array, Shared, gather, raw_dtype, window
 from ckptconv.engine.mean import fill_mean
 from ckptconv.engine.rows import Rows
+from ckptconv.engine.sums import Sums
 from ckptconv.engine.terms import Adder, blocks
 from ckptconv.errors import MismatchError
 from ckptconv.numbers.casts import cast, cast_chain
@@ -56,6 +57,9 @@ class Filler:
         file: The file of the plan.
         sources: The source files.
         pairs: The plan's pairs by tensor, from `pairs_by_tensor`, which serves all files.
+
+    Attributes:
+        sums: Seals the file, where its container records sums of the data.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Filler:
         self._pairs = {n: indexed(pairs.get(n, ())) for n in (*names, *parts)}
         self._decoded: dict[str, bool] = {}
         self._adder = Adder(plan.relation.right, self._operand)
+        self.sums = Sums(file.layout) if file.layout.needs_crc else None
         self._encoder = Encoder(plan.relation.right, self._operand)
 
     def fill(self, lo: int, hi: int, buffers: Buffers) -> tuple[Array, list[tuple[int, int, int]], int]:

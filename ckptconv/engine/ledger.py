@@ -11,7 +11,8 @@ import xxhash
 from ckptconv.engine.events import FileDone, Listener, Progress
 from ckptconv.engine.journal import Journal
 from ckptconv.engine.output import remove_empty
-from ckptconv.engine.task import Crc, Result, block_count
+from ckptconv.engine.sums import Crc
+from ckptconv.engine.task import Result, block_count
 from ckptconv.plans.plan import Plan
 from ckptconv.records import dataclass
 

@@ -16,7 +16,8 @@ from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import Options, default_workers, tile_bytes
 from ckptconv.engine.reads import turns_of
 from ckptconv.engine.sink import PartFile, Sink, create
-from ckptconv.engine.task import Opened, seal, tasks_of
+from ckptconv.engine.sums import seal
+from ckptconv.engine.task import Opened, tasks_of
 from ckptconv.engine.threads import on_threads
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan

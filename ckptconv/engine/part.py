@@ -29,7 +29,8 @@ from ckptconv.engine.options import Options, tile_bytes
 from ckptconv.engine.output import explain
 from ckptconv.engine.reads import turns_of
 from ckptconv.engine.sink import PartFile, Sink
-from ckptconv.engine.task import Crc, Opened, Result, Task, seal
+from ckptconv.engine.sums import Crc, seal
+from ckptconv.engine.task import Opened, Result, Task
 from ckptconv.errors import CkptconvError, ClusterError
 from ckptconv.places.files import FileStamp, SourceFiles, stamp
 from ckptconv.places.places import ZEROS, forget, is_remote, place
@@ -64,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """The last task of a file whose container records sums: see `ckptconv.engine.task.seal`."""
+    """The last task of a file whose container records sums: see `ckptconv.engine.sums.seal`."""
 
     file: int
     crcs: Mapping[int, Sequence[Crc]]

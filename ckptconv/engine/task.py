@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 
 import xxhash
-from isal.isal_zlib import crc32, crc32_combine
 
 from ckptconv.containers.base import FileLayout
-from ckptconv.containers.container import seal_of
 from ckptconv.engine.buffers import Buffers
 from ckptconv.engine.fill import Filler
 from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.sink import Sink
+from ckptconv.engine.sums import Crc
 from ckptconv.records import dataclass
 
-__all__ = ["Crc", "Opened", "Result", "Task", "block_count", "seal", "steps", "tasks_of"]
+__all__ = ["Opened", "Result", "Task", "block_count", "steps", "tasks_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +39,12 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Crc:
-    """The CRC-32 of a run of bytes at byte ``at`` of a file, ``length`` bytes long."""
-
-    at: int
-    value: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """Say what a task that is done found.
 
     Attributes:
         task: The task.
-        digests: XXH3-64 of each of its blocks, as the plan has them: with zeros in place of the sums that
-            `seal` writes.
+        digests: XXH3-64 of each of its blocks, as the plan has them: with zeros in place of sums of data.
         crcs: The sum of each tensor's bytes in its span, by the tensor's number in the layout, where the
             container records sums.
         overflows: Values that became infinite in a cast.
@@ -100,7 +89,7 @@ def steps(task: Task, opened: Opened, buffers: Buffers, *, tile: int) -> Iterato
     """Fill the task's bytes and write them, in order, at their offsets.
 
     What is written depends on the plan alone, so that a task may run again, or twice at the same time. Of a
-    container that records sums only the tensors' bytes are written: the rest is known to `seal`.
+    container that records sums nothing is written that `ckptconv.engine.sums.seal` writes.
 
     Args:
         task: The task.
@@ -129,29 +118,12 @@ def steps(task: Task, opened: Opened, buffers: Buffers, *, tile: int) -> Iterato
             overflows += over
             view = data.data
             hasher.update(view)
-            if not layout.needs_crc:
-                sink.write(view, at)
-            for tensor, a, b in spans if layout.needs_crc else ():
-                found = crcs.get(tensor, Crc(at + a, 0, 0))
-                crcs[tensor] = Crc(found.at, crc32(view[a:b], found.value), found.length + b - a)
+            runs = [(0, len(view))]
+            if filler.sums is not None:
+                filler.sums.add(spans, view, at, crcs)
+                runs = filler.sums.settle(data, at, crcs)
+            for a, b in runs:
                 sink.write(view[a:b], at + a)
             yield None
         digests.append(hasher.digest())
     yield Result(task, tuple(digests), crcs, overflows)
-
-
-def seal(layout: FileLayout, crcs: Mapping[int, Sequence[Crc]], sink: Sink) -> None:
-    """Write what lies between the tensors of a file whose data is complete.
-
-    Args:
-        layout: The layout, of a container that records sums.
-        crcs: The sums of each tensor's parts, by its number; empty tensors have none.
-        sink: Where the file is.
-    """
-    sums = [0] * len(layout.tensors)
-    for tensor, parts in crcs.items():
-        for part in sorted(parts, key=lambda c: c.at):
-            sums[tensor] = crc32_combine(sums[tensor], part.value, part.length)
-    pieces = dict(layout.fixed) | dict(seal_of(layout)(layout, sums))
-    for at, data in pieces.items():
-        sink.write(data, at)

@@ -17,7 +17,8 @@ from ckptconv.engine.ledger import Ledger
 from ckptconv.engine.options import DIGEST_BLOCK, Options
 from ckptconv.engine.run import run
 from ckptconv.engine.sink import PartFile, create
-from ckptconv.engine.task import Opened, Result, Task, seal, steps, tasks_of
+from ckptconv.engine.sums import seal
+from ckptconv.engine.task import Opened, Result, Task, steps, tasks_of
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import Plan
 

@@ -8,9 +8,11 @@ its C++ library; ours is made of the tensors' names and CRC-32 sums.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
+from math import prod
 from struct import Struct
 from typing import Final
 
@@ -31,6 +33,11 @@ _32: Final = 0xFFFFFFFF
 _16: Final = 0xFFFF
 _UTF8: Final = 0x0800
 _DESCRIPTOR: Final = 0x0008
+_OTHERS: Final = 6  # entries beside the tensors'
+_IDENTIFIER: Final = 40  # digits
+_DESCRIPTOR_CRC: Final = 4  # positions of the checksum in a data descriptor,
+_CENTRAL_CRC: Final = 16  # and in a directory entry
+_U32 = Struct("<L")
 _LOCAL = Struct("<4s5H3L2H")
 _CENTRAL = Struct("<4s6H3L5H2L")
 _END64 = Struct("<4sQ2H2L4Q")
@@ -110,11 +117,100 @@ def seal(layout: FileLayout, crcs: Sequence[int]) -> tuple[tuple[int, bytes], ..
     for start, one in _archives(layout):
         if not one.tensors:  # complete as it is
             continue
-        sealed = _assemble(_pickle_in(one), one.tensors, crcs[done : done + len(one.tensors)])
+        known = crcs[done : done + len(one.tensors)]
         done += len(one.tensors)
+        if len(one.tensors) == 1:
+            (at, tail), (tensor,), (crc,) = one.fixed[-1], one.tensors, known
+            changed.append((start + at, _sealed_tail(tail, tensor.name, crc)))
+            continue
+        sealed = _assemble(_pickle_in(one), one.tensors, known)
         pairs = zip(one.fixed, sealed.fixed, strict=True)
         changed += [(start + at, new) for (at, old), (_, new) in pairs if old != new]
     return tuple(changed)
+
+
+def seal_piece(layout: FileLayout, piece: int, tensor: int, crc: int) -> bytes | None:
+    """Return what lies behind a tensor's data, as `seal` leaves it.
+
+    Args:
+        layout: What :func:`layout`, :func:`layout_tree` or :func:`joined` returned.
+        piece: The number of the piece of ``fixed``.
+        tensor: The number of the last tensor before it.
+        crc: The sum of its bytes.
+
+    Returns:
+        The piece; None where it is the directory of several tensors.
+    """
+    (at, data), one = layout.fixed[piece], layout.tensors[tensor]
+    if at != one.offset + one.nbytes:  # the head of an archive
+        return data
+    if data[-_END.size :][:4] == b"PK\5\6":
+        return _sealed_tail(data, one.name, crc) if _tail(data) is not None else None
+    return _with(data, {_DESCRIPTOR_CRC: crc}) if one.nbytes else data
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """Say where the end of an archive of one tensor says sums.
+
+    Attributes:
+        data: Positions of the sum of the tensor's data.
+        identifier: Where the serialization's identifier begins.
+        identified: Positions of its sum.
+    """
+
+    data: tuple[int, ...]
+    identifier: int
+    identified: tuple[int, int]
+
+
+@lru_cache(maxsize=64)  # there are as many as types and shapes: a model has few
+def _tail(piece: bytes) -> _Tail | None:
+    """Read the end of an archive; None if there are other tensors in it than one."""
+    end = len(piece) - _END.size - _LOCATOR.size - _END64.size
+    *_, count, size, _ = _END64.unpack_from(piece, end)
+    if count != _OTHERS + 1:
+        return None
+    at, entries = end - size, []
+    for _ in range(count):
+        fields = _CENTRAL.unpack_from(piece, at)
+        entries.append((at + _CENTRAL_CRC, bool(fields[11])))
+        at += _CENTRAL.size + sum(fields[10:13])
+    (data, _), (identified, wide) = entries[-3], entries[-1]
+    descriptor = end - size - (24 if wide else 16)
+    has_data = piece[:4] == b"PK\7\x08"
+    return _Tail(
+        (_DESCRIPTOR_CRC, data) if has_data else (data,),
+        descriptor - _IDENTIFIER,
+        (descriptor + _DESCRIPTOR_CRC, identified),
+    )
+
+
+def _sealed_tail(piece: bytes, name: str, crc: int) -> bytes:
+    """Return the end of an archive of one tensor with the sum of its data."""
+    tail = _tail(piece)
+    assert tail is not None
+    made = _identifier(((name, crc),))
+    sums = dict.fromkeys(tail.data, crc) | dict.fromkeys(tail.identified, crc32(made))
+    return _with(piece, sums, (tail.identifier, made))
+
+
+def _with(piece: bytes, sums: Mapping[int, int], text: tuple[int, bytes] = (0, b"")) -> bytes:
+    """Return a piece with sums at these positions, and a text at another."""
+    changed = bytearray(piece)
+    for at, crc in sums.items():
+        _U32.pack_into(changed, at, crc)
+    at, raw = text
+    changed[at : at + len(raw)] = raw
+    return bytes(changed)
+
+
+def _identifier(sums: Iterable[tuple[str, int]]) -> bytes:
+    """Return the identifier of a serialization whose tensors have these names and sums."""
+    digest = blake2b(digest_size=16)
+    for name, crc in sums:
+        digest.update(f"{len(name)}:{name}:{crc};".encode("utf-8", "surrogatepass"))
+    return f"{int.from_bytes(digest.digest(), 'big'):0{_IDENTIFIER}d}".encode()
 
 
 def _archives(layout: FileLayout) -> Iterator[tuple[int, FileLayout]]:
@@ -149,13 +245,13 @@ def _assemble(pickle: bytes, tensors: Sequence[TensorRef | Placed], crcs: Sequen
     archive.add(".storage_alignment", str(ALIGN).encode())
     archive.add("byteorder", b"little")
     placed: list[Placed] = []
-    digest = blake2b(digest_size=16)
     for i, (tensor, crc) in enumerate(zip(tensors, crcs, strict=True)):
-        one = Placed(tensor.name, tensor.dtype, tensor.shape, 0)
-        placed.append(replace(one, offset=archive.reserve(f"data/{i}", one.nbytes, crc)))
-        digest.update(f"{len(one.name)}:{one.name}:{crc};".encode("utf-8", "surrogatepass"))
+        nbytes = prod(tensor.shape) * tensor.dtype.itemsize
+        at = archive.reserve(f"data/{i}", nbytes, crc)
+        placed.append(Placed(tensor.name, tensor.dtype, tensor.shape, at))
     archive.add("version", b"3\n")
-    archive.add(".data/serialization_id", f"{int.from_bytes(digest.digest(), 'big'):040d}".encode())
+    names = (tensor.name for tensor in tensors)
+    archive.add(".data/serialization_id", _identifier(zip(names, crcs, strict=True)))
     return FileLayout(archive.finish(), tuple(archive.pieces), tuple(placed), sealed_by="bin")
 
 
@@ -251,4 +347,4 @@ def _zip64(at: int, size: int, packed: int) -> bytes:
 
 
 # transformers 5.23, utils/__init__.py (WEIGHTS_NAME)
-CONTAINER = Container("bin", layout, seal, stem="pytorch_model")
+CONTAINER = Container("bin", layout, seal, seal_piece, stem="pytorch_model")
