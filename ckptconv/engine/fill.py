@@ -17,6 +17,7 @@ from ckptconv.engine.encode import Encoder
 from ckptconv.engine.gather import Array, Shared, gather, raw_dtype, window
 from ckptconv.engine.mean import fill_mean
 from ckptconv.engine.rows import Rows
+from ckptconv.engine.straight import Reads, Straight, straight
 from ckptconv.engine.sums import Sums
 from ckptconv.engine.terms import Adder, blocks
 from ckptconv.errors import MismatchError
@@ -25,7 +26,7 @@ from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan
 from ckptconv.records import dataclass
 from ckptconv.relations import InBlocks, Mean, Pair, Relation, restrict
-from ckptconv.relations.terms import Term, operands
+from ckptconv.relations.terms import Term
 
 __all__ = ["Filler", "Pairs", "indexed", "pairs_by_tensor"]
 
@@ -70,9 +71,9 @@ class Filler:
         self._sources = sources
         self._offsets = [t.offset for t in file.layout.tensors]
         self._fixed = [at for at, _ in file.layout.fixed]
-        names = [t.name for t in file.layout.tensors]
-        parts = operands(plan.terms, names)
-        self._pairs = {n: indexed(pairs.get(n, ())) for n in (*names, *parts)}
+        self._by_tensor = pairs
+        self._pairs: dict[str, Pairs] = {}
+        self._straight: dict[int, Straight | None] = {}
         self._decoded: dict[str, bool] = {}
         self._adder = Adder(plan.relation.right, self._operand)
         self.sums = Sums(file.layout) if file.layout.needs_crc else None
@@ -110,9 +111,34 @@ class Filler:
             if a < b:
                 out[a - lo : b - lo] = np.frombuffer(data, np.uint8)[a - at : b - at]
         overflows = 0
+        reads = Reads(out.data)
         for i, a, b in spans:
-            overflows += self._fill_bytes(layout.tensors[i], lo + a, out[a:b], buffers)
+            tensor = layout.tensors[i]
+            if (found := self._straight_of(i, tensor, buffers.rows)) is None:
+                overflows += self._fill_bytes(tensor, lo + a, out[a:b], buffers)
+                continue
+            at = lo - tensor.offset
+            for path, offset, nbytes in found.spans(at + a, at + b):
+                reads.add(path, offset, a, a + nbytes)
+                a += nbytes
+        reads.read(self._sources)
         return out, spans, overflows
+
+    def _straight_of(self, number: int, tensor: Placed, rows: Rows) -> Straight | None:
+        """Return where a tensor's bytes lie as they are written, unless its rows are held for others."""
+        if self._sources.is_remote:  # what is asked for ahead is asked for tensor by tensor
+            return None
+        if number not in self._straight:
+            self._straight[number] = straight(self._plan, tensor, self._by_tensor.get(tensor.name, ()))
+        found = self._straight[number]
+        return None if found is None or any(map(rows.room_for, found.names)) else found
+
+    def _indexed(self, name: str) -> Pairs:
+        """Return the pairs that fill a tensor of the file, or one that such a tensor is made of."""
+        found = self._pairs.get(name)
+        if found is None:
+            found = self._pairs[name] = indexed(self._by_tensor.get(name, ()))
+        return found
 
     def _fill_bytes(self, tensor: Placed, position: int, out: Array, buffers: Buffers) -> int:
         """Fill a range that may start and end inside an element: not every container aligns its tensors."""
@@ -177,7 +203,7 @@ class Filler:
         chain = self._plan.casts.get(name)
         if dtype is None:
             dtype = chain[0] if chain else dtype_named(self._plan.relation.right[name].dtype)
-        pairs, hi = self._pairs[name], lo + source.size
+        pairs, hi = self._indexed(name), lo + source.size
         for pair in pairs.over(lo, hi):
             if (first := self._turned(pair, lo, hi)) is not None:
                 wide = np.empty(first[1] - first[0], source.dtype)
@@ -247,7 +273,7 @@ class Filler:
             return False
         known = self._decoded.get(name)
         if known is None:
-            pairs = self._pairs[name]
+            pairs = self._indexed(name)
             of = [self._plan.stored[p.left.tensor] for p in (*pairs.fills, *pairs.copies)]
             known = self._decoded[name] = all(isinstance(s, Decoded) for s in of) and not pairs.copies
         return known and chain[1].name in _ROUNDED

@@ -1,7 +1,7 @@
 """Put the sums that a container records of its tensors' data beside these while they are written.
 
-What lies behind a tensor says its sum, and is made with it where both lie in one block: so nearly all of a file
-is written in long runs, and once. The rest, and what says several sums, is left to `seal`.
+What lies behind a tensor says its sum, and is made with it where both lie in one block: so nearly all of a
+file is written in long runs, and once. The rest, and what says several sums, is left to `seal`.
 """
 
 from __future__ import annotations

@@ -120,8 +120,9 @@ def seal(layout: FileLayout, crcs: Sequence[int]) -> tuple[tuple[int, bytes], ..
         known = crcs[done : done + len(one.tensors)]
         done += len(one.tensors)
         if len(one.tensors) == 1:
-            (at, tail), (tensor,), (crc,) = one.fixed[-1], one.tensors, known
-            changed.append((start + at, _sealed_tail(tail, tensor.name, crc)))
+            at, tail = one.fixed[-1]
+            named = zip(one.tensors, known, strict=True)
+            changed += [(start + at, _sealed_tail(tail, tensor.name, crc)) for tensor, crc in named]
             continue
         sealed = _assemble(_pickle_in(one), one.tensors, known)
         pairs = zip(one.fixed, sealed.fixed, strict=True)
