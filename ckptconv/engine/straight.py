@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ckptconv.containers.base import Placed
 from ckptconv.containers.decoded import Decoded
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import Plan
+from ckptconv.records import dataclass
 from ckptconv.relations import Pair
 
 __all__ = ["Reads", "Straight", "straight"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from isal.isal_zlib import crc32, crc32_combine
@@ -18,6 +17,7 @@ from ckptconv.containers.container import seal_of
 from ckptconv.engine.gather import Array
 from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.sink import Sink
+from ckptconv.records import dataclass
 
 __all__ = ["Crc", "Sums", "seal"]
 

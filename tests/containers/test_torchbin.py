@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from isal.isal_zlib import crc32_combine
 
 from ckptconv.containers.base import FileLayout
-from ckptconv.containers.torch.torchbin import layout, seal
+from ckptconv.containers.torch.torchbin import TensorRef, joined, layout, layout_tree, seal, seal_piece
 from ckptconv.containers.torch.torchfile import open_torch, state_dict_of
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import PlanError
@@ -102,6 +102,21 @@ def test_the_id_follows_the_content() -> None:
     assert seal(layout, [1]) != seal(layout, [2])
     with pytest.raises(ValueError, match="zip"):
         seal(layout, [])
+
+
+def test_a_piece_is_sealed_as_the_whole_file_is() -> None:
+    """Once the sum of the tensor before it is known, but for a directory that says several sums."""
+    single = [layout_tree(TensorRef(f"t{n}", BY_NAME["int8"], (n,))) for n in (5, 0, (1 << 32) + 64)]
+    for file in (plan(many(7)), joined([*single, plan(many(3)), *single])):
+        sums = [7 * i for i in range(1, len(file.tensors) + 1)]
+        whole, left = dict(file.fixed) | dict(seal(file, sums)), []
+        for number, (at, _) in enumerate(file.fixed):
+            before = [i for i, t in enumerate(file.tensors) if t.offset <= at]
+            if before and (piece := seal_piece(file, number, before[-1], sums[before[-1]])) is not None:
+                assert piece == whole[at]
+            elif before:
+                left.append(number)
+        assert len(left) == 1, "the directory of the only archive of several tensors"
 
 
 def test_names_are_given_once() -> None:

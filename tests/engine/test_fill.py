@@ -88,13 +88,13 @@ def conversions(draw: st.DrawFn) -> Made:
 
 
 @contextmanager
-def planned(made: Made, dtype: str = "float32") -> Iterator[Plan]:
-    """Write the left side to files, cut in two wherever it has two elements, and plan the conversion."""
+def planned(made: Made, dtype: str = "float32", parts: int = 2) -> Iterator[Plan]:
+    """Write the left side to files, whole or in two parts where it has two elements, and plan."""
     with TemporaryDirectory() as folder:
         stored, specs, stamps = {}, {}, []
         for key, array in made.left.items():
             name = "bfloat16" if array.dtype == ml_dtypes.bfloat16 else "float32"
-            flat, half = array.reshape(-1), array.size // 2
+            flat, half = array.reshape(-1), array.size // 2 if parts == 2 else 0
             extents = []
             for at, part in ((0, flat[:half]), (half, flat[half:])):
                 path = Path(folder, f"{key}.{at}")
@@ -124,11 +124,12 @@ def expected(made: Made, dtype: str) -> bytes:
     made=conversions(),
     cuts=st.lists(st.integers(0, 400), max_size=6),
     dtype=st.sampled_from(["float32", "bfloat16"]),
+    parts=st.sampled_from([1, 2]),
 )
-def test_every_range_is_that_of_the_file(made: Made, cuts: list[int], dtype: str) -> None:
+def test_every_range_is_that_of_the_file(made: Made, cuts: list[int], dtype: str, parts: int) -> None:
     whole = expected(made, dtype)
     edges = sorted({0, len(whole), *(c * 4 for c in cuts if c * 4 < len(whole))})
-    with planned(made, dtype) as plan, SourceFiles(plan.inputs) as sources:
+    with planned(made, dtype, parts) as plan, SourceFiles(plan.inputs) as sources:
         filler, buffers = Filler(plan, plan.files[0], sources, pairs_by_tensor(plan.relation)), Buffers()
         found = b"".join(bytes(filler.fill(lo, hi, buffers)[0]) for lo, hi in pairwise(edges))
     assert found == whole

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ckptconv.api.convert import plan as plan_of
 from ckptconv.engine.buffers import Buffers
@@ -88,6 +90,35 @@ def test_a_task_can_be_left_between_tiles(plan: Plan, tmp_path: Path) -> None:
         assert [next(run), next(run)] == [None, None]
         sink.abort()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("container", ["safetensors", "bin"])
+def test_many_small_tensors_are_read_and_written_in_long_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str
+) -> None:
+    """What a tile of a thousand tensors costs is not a thousand calls of the system."""
+    source, out = tmp_path / "model.safetensors", tmp_path / "out"
+    save_file({f"t{i:04}": torch.full((128, 8), i, dtype=torch.float32) for i in range(3000)}, source)
+    calls = {"pwrite": 0, "preadv": 0}
+
+    def counted(name: str, call: Callable[..., int]) -> Callable[..., int]:
+        def count(*args: object) -> int:
+            calls[name] += 1
+            return call(*args)
+
+        return count
+
+    plan = plan_of(source, to="hf", assets=False, format=container)
+    for name in calls:
+        monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
+    run(plan, out, Options(workers=1))
+    monkeypatch.undo()
+    written = plan.bytes_out
+    assert calls["pwrite"] < 30 + 2 * written // (256 << 10)
+    assert calls["preadv"] < (30 if container == "safetensors" else 3030)
+    (made,) = out.glob("*.bin" if container == "bin" else "*.safetensors")
+    loaded = torch.load(made, weights_only=True) if container == "bin" else load_file(made)
+    assert all((loaded[f"t{i:04}"] == i).all() for i in range(3000))
 
 
 def test_an_old_part_is_not_written_over(plan: Plan, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
 from ckptconv.records import dataclass
 
-__all__ = ["CONTAINER", "MindSporeLayout", "Part", "layout", "seal"]
+__all__ = ["CONTAINER", "MindSporeLayout", "Part", "layout", "seal", "seal_piece"]
 
 _RECORD: Final = 512 << 20  # SLICE_SIZE, the most bytes of a tensor in one record
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}

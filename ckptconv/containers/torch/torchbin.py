@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from math import prod
@@ -24,8 +24,19 @@ from ckptconv.containers.torch.picklevm import short
 from ckptconv.containers.torch.torchpickle import TensorRef, dump
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
+from ckptconv.records import dataclass
 
-__all__ = ["ALIGN", "CONTAINER", "TensorRef", "complete", "joined", "layout", "layout_tree", "seal"]
+__all__ = [
+    "ALIGN",
+    "CONTAINER",
+    "TensorRef",
+    "complete",
+    "joined",
+    "layout",
+    "layout_tree",
+    "seal",
+    "seal_piece",
+]
 
 _ROOT: Final = "archive"
 ALIGN: Final = 64
