@@ -16,6 +16,9 @@ EXTENSIONS := $(FRAMEWORKS)/torch_extensions
 # MindSpore has bfloat16 in numpy 1 only, so it has an environment of its own, without torch.
 MINDSPORE := .venv-mindspore
 MINDSPORE_READY := $(MINDSPORE)/.ready
+# Megatron-Bridge, verl and transformers, to compare with; what they want with CUDA is not installed.
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 # Nor does transformers of today know TensorFlow: 4.57 is the last release that does.
 TENSORFLOW := .venv-tensorflow
 TENSORFLOW_READY := $(TENSORFLOW)/.ready
@@ -81,10 +84,10 @@ format: $(READY)  ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## measure every conversion at 1 GB against cp and the tools in use today
+bench: $(FRAMEWORKS_READY) $(MINDSPORE_READY) $(PEERS_READY)  ## measure every conversion at 1 GB against cp and the tools in use today
 	$(FRAMEWORKS)/bin/python benchmarks/run.py
 
-bench-full: $(FRAMEWORKS_READY) $(MINDSPORE_READY)  ## the same at 8 GB, against cp (needs 40 GB of disk)
+bench-full: $(FRAMEWORKS_READY) $(MINDSPORE_READY) $(PEERS_READY)  ## the same at 8 GB (needs 30 GB of disk, 24 GB of memory)
 	$(FRAMEWORKS)/bin/python benchmarks/run.py --full
 
 test-frameworks: $(FRAMEWORKS_READY) $(MINDSPORE_READY) $(TENSORFLOW_READY)  ## make fresh checkpoints with the real frameworks and convert them
@@ -94,7 +97,7 @@ test-frameworks: $(FRAMEWORKS_READY) $(MINDSPORE_READY) $(TENSORFLOW_READY)  ## 
 	$(TENSORFLOW)/bin/python -m pytest -q -m frameworks tests/frameworks/test_tensorflow.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(DEMO) $(FRAMEWORKS) $(MINDSPORE) $(TENSORFLOW) $(DEMO_OUT) build dist .fuzz .fuzz-*.log .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) $(FRAMEWORKS) $(MINDSPORE) $(PEERS) $(TENSORFLOW) $(DEMO_OUT) build dist .fuzz .fuzz-*.log .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -119,6 +122,15 @@ $(MINDSPORE_READY): pyproject.toml
 	$(MINDSPORE)/bin/python -m pip install -qq --disable-pip-version-check \
 		mindspore==2.10.0 numpy==1.26.4 'ml_dtypes<0.6' safetensors xxhash isal huggingface_hub pyyaml pytest hypothesis
 	$(MINDSPORE)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# A tool that does not install is left out of the tables.
+$(PEERS_READY): benchmarks/peers.txt benchmarks/peers-alone.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check -r benchmarks/peers.txt \
+		|| echo "Megatron-Bridge, verl and transformers are left out"
+	$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --ignore-requires-python \
+		-r benchmarks/peers-alone.txt || echo "Megatron-Bridge and verl are left out"
 	@touch $@
 
 $(TENSORFLOW_READY): pyproject.toml

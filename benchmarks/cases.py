@@ -1,38 +1,22 @@
-"""Say what is measured: a table of conversions, of their sources, and of what they are compared with.
+"""Say what is measured: a table of conversions, and of what they are compared with.
 
-A new conversion is one more `Case`; what it starts from is one more `Source`, if none of these will do.
+A new conversion is one more `Case`; what it starts from is one more `Source` in sources.py, if none will do.
 Commands are written as one types them. In braces stand the folders of sources by name, ``{out}`` for what our
 command writes, ``{theirs}`` for what the other tool writes, ``{size}`` and ``{half}`` for gigabytes. The
-first word is an interpreter: ``ckptconv``, ``python``, ``deepspeed-python`` or ``mindspore-python``.
+first word is an interpreter: ``ckptconv``, ``python``, ``deepspeed-python``, ``mindspore-python`` or
+``peers-python``, which has Megatron-Bridge, verl and transformers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CASES", "LARGE", "SOURCES", "Case", "Source", "Tool"]
+from sources import HAND
+
+__all__ = ["CASES", "LARGE", "Case", "Tool"]
 
 LARGE = 2.0
-"""Gigabytes beyond which ZeRO files are not made by deepspeed, and other people's tools are not run."""
-
-_HAND = "benchmarks/by_hand"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Files a conversion starts from.
-
-    Attributes:
-        name: Their folder.
-        steps: Commands that write them to ``{out}``.
-        needs: Sources that must be there first.
-        stand_in: Commands for large sizes, or where ``steps`` fail.
-    """
-
-    name: str
-    steps: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-    stand_in: tuple[str, ...] = ()
+"""Gigabytes beyond which deepspeed does not make ZeRO files, and sources are not kept for later cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +45,13 @@ class Case:
         title: Heading of its table.
         needs: Sources by name; the first is what is read.
         command: Ours, without ``--workers``.
-        tools: Other ways, run at up to `LARGE` gigabytes.
+        tools: Other ways.
         same: What our output must equal, tensor by tensor; empty where no safetensors come out.
         limit: Target: at most so many times as long as the baseline; None: no target.
         against: The baseline: ``copy`` the output and sync it, ``read`` all ``needs``, or ``nothing``.
         note: A sentence below the heading.
         cold: Also from an empty page cache, at every size; at up to `LARGE` gigabytes all are, once.
-        tmpfs: Also into memory, so that the processor is the limit.
+        scaling: Two workers are held against one, on the disk and in memory, and against two plain copies.
         budgets: Also under other limits of memory.
     """
 
@@ -81,46 +65,8 @@ class Case:
     against: str = "copy"
     note: str = ""
     cold: bool = False
-    tmpfs: bool = False
+    scaling: bool = False
     budgets: bool = False
-
-
-def _zero(stage: int) -> Source:
-    return Source(
-        f"zero{stage}",
-        (f"deepspeed-python fixtures/make_large.py {{out}} --stage {stage} --layers {{layers}}",),
-        stand_in=(f"deepspeed-python benchmarks/make_zero.py {{out}} --stage {stage} --gigabytes {{size}}",),
-    )
-
-
-def _model(name: str, kind: str, size: str = "{size}", dtype: str = "bfloat16") -> Source:
-    command = f"python benchmarks/make_hf.py {{out}} --kind {kind} --gigabytes {size} --dtype {dtype}"
-    return Source(name, (command,))
-
-
-SOURCES = {
-    source.name: source
-    for source in (
-        _zero(3),
-        _zero(2),
-        _model("llama", "llama"),
-        _model("llama-fp32", "llama", dtype="float32"),
-        _model("llama-half", "llama", "{half}"),
-        _model("moe", "moe"),
-        _model("rows", "rows"),
-        _model("experts", "experts"),
-        Source("fp8", ("ckptconv convert {llama} {out} --to hf --quantize fp8-block",), ("llama",)),
-        Source("megatron", ("ckptconv megatron-split {llama} {out} --tp 4 --pp 2",), ("llama",)),
-        Source("megatron-moe", ("ckptconv megatron-split {moe} {out} --ep 4",), ("moe",)),
-        Source("megatron-rows", ("ckptconv megatron-split {rows} {out} --tp 8",), ("rows",)),
-        Source("torch_dist", ("ckptconv convert {llama} {out} --to torch_dist",), ("llama",)),
-        Source("dcp", ("ckptconv convert {llama} {out} --to dcp",), ("llama",)),
-        Source("mindspore", ("ckptconv hf-to-mindformers {llama} {out}",), ("llama",)),
-        Source(
-            "bin", ("ckptconv convert {llama} {out} --to hf --format bin --max-shard-size 1TB",), ("llama",)
-        ),
-    )
-}
 
 
 def _zero_to_fp32(source: str) -> Tool:
@@ -131,12 +77,17 @@ def _zero_to_fp32(source: str) -> Tool:
 
 
 def _merge_by_hand(source: str, config: str, layout: str) -> Tool:
-    command = f"python {_HAND}/megatron_merge.py {{{source}}} {{theirs}} --config {{{config}}} {layout}"
+    command = f"python {HAND}/megatron_merge.py {{{source}}} {{theirs}} --config {{{config}}} {layout}"
     return Tool("torch.load, cat, save_file", (command,))
 
 
+def _transformers(source: str, flags: str) -> Tool:
+    command = f"peers-python {HAND}/resave.py {{{source}}} {{theirs}} {flags}"
+    return Tool("transformers", (command,))
+
+
 def _plain(name: str, source: str, flags: str = "") -> Tool:
-    return Tool(name, (f"python {_HAND}/plain.py {{{source}}} {{theirs}} {flags}",))
+    return Tool(name, (f"python {HAND}/plain.py {{{source}}} {{theirs}} {flags}",))
 
 
 def _dcp_to_torch(folder: str, *more: str, same: str) -> Tool:
@@ -148,6 +99,7 @@ def _dcp_to_torch(folder: str, *more: str, same: str) -> Tool:
     )
 
 
+_VERL = "peers-python -m verl.model_merger merge --backend fsdp"
 CASES = (
     Case(
         "zero3",
@@ -156,7 +108,7 @@ CASES = (
         "deepspeed-to-hf {zero3}/ckpt {out} --config {zero3}",
         (_zero_to_fp32("zero3"),),
         cold=True,
-        tmpfs=True,
+        scaling=True,
     ),
     Case(
         "zero3-bf16",
@@ -180,7 +132,7 @@ CASES = (
         (_merge_by_hand("megatron", "llama", "--tp 4 --pp 2"),),
         same="{llama}",
         cold=True,
-        tmpfs=True,
+        scaling=True,
         budgets=True,
     ),
     Case(
@@ -210,7 +162,7 @@ CASES = (
         (
             Tool(
                 "load_file, slice, torch.save",
-                (f"python {_HAND}/megatron_split.py {{llama}} {{theirs}} --tp 4 --pp 2",),
+                (f"python {HAND}/megatron_split.py {{llama}} {{theirs}} --tp 4 --pp 2",),
             ),
         ),
     ),
@@ -224,11 +176,28 @@ CASES = (
         note="`dcp_to_torch_save` only loads and saves everything as it is, in Megatron's names and packing.",
     ),
     Case(
+        "bridge-to-hf",
+        "Megatron-Bridge's torch_dist to Hugging Face",
+        ("bridge", "llama"),
+        "convert {bridge} {out} --to hf --config {llama}",
+        (
+            Tool(
+                "Megatron-Bridge",
+                (f"peers-python {HAND}/bridge.py export {{bridge}} {{theirs}} --config {{llama}}",),
+            ),
+        ),
+        same="{llama}",
+        note="What Megatron-Bridge's own `import_ckpt` wrote.",
+    ),
+    Case(
         "hf-to-torch_dist",
         "Hugging Face to Megatron torch_dist",
         ("llama",),
         "convert {llama} {out} --to torch_dist",
-        (Tool("load_file + dcp.save", (f"python {_HAND}/dcp_save.py {{llama}} {{theirs}}",), same=""),),
+        (
+            Tool("Megatron-Bridge", (f"peers-python {HAND}/bridge.py import {{llama}} {{theirs}}",)),
+            Tool("load_file + dcp.save", (f"python {HAND}/dcp_save.py {{llama}} {{theirs}}",), same=""),
+        ),
         note="`dcp.save` only saves the same bytes, in Hugging Face's names and packing.",
     ),
     Case(
@@ -236,8 +205,21 @@ CASES = (
         "torch.distributed.checkpoint to safetensors",
         ("dcp", "llama"),
         "convert {dcp} {out} --to hf --config {llama}",
-        (_dcp_to_torch("{dcp}", f"python {_HAND}/plain.py {{theirs}}.pt {{theirs}}", same="{theirs} {out}"),),
+        (_dcp_to_torch("{dcp}", f"python {HAND}/plain.py {{theirs}}.pt {{theirs}}", same="{theirs} {out}"),),
         same="{llama}",
+    ),
+    Case(
+        "verl-to-hf",
+        "verl's FSDP ranks, fp32, to safetensors, bf16",
+        ("verl",),
+        "convert {verl} {out} --to hf --dtype bfloat16",
+        (
+            Tool(
+                "verl.model_merger",
+                (f"{_VERL} --local_dir {{verl}}/actor --target_dir {{theirs}}",),
+            ),
+        ),
+        note="verl's merger always rounds to bf16.",
     ),
     Case(
         "mindspore-to-hf",
@@ -247,7 +229,7 @@ CASES = (
         (
             Tool(
                 "load_checkpoint + save_file",
-                (f"mindspore-python {_HAND}/mindformers.py {{mindspore}}/checkpoint.ckpt {{theirs}}",),
+                (f"mindspore-python {HAND}/mindformers.py {{mindspore}}/checkpoint.ckpt {{theirs}}",),
             ),
         ),
         same="{llama}",
@@ -260,7 +242,7 @@ CASES = (
         (
             Tool(
                 "load_file + save_checkpoint",
-                (f"mindspore-python {_HAND}/mindformers.py {{llama}} {{theirs}}",),
+                (f"mindspore-python {HAND}/mindformers.py {{llama}} {{theirs}}",),
                 checker="mindspore-python",
             ),
         ),
@@ -277,7 +259,15 @@ CASES = (
         "pytorch_model.bin to safetensors",
         ("bin", "llama"),
         "convert {bin} {out} --to hf",
-        (_plain("torch.load + save_file", "bin"),),
+        (_plain("torch.load + save_file", "bin"), _transformers("bin", "")),
+        same="{llama}",
+    ),
+    Case(
+        "reshard",
+        "safetensors in shards of 500 MB",
+        ("llama",),
+        "convert {llama} {out} --to hf --max-shard-size 500MB",
+        (_transformers("llama", "--shard 500MB"),),
         same="{llama}",
     ),
     Case(
@@ -285,36 +275,53 @@ CASES = (
         "safetensors from fp32 to bf16",
         ("llama-fp32",),
         "convert {llama-fp32} {out} --to hf --dtype bfloat16",
-        (_plain("load_file, to(), save_file", "llama-fp32", "--dtype bfloat16"),),
+        (
+            _plain("load_file, to(), save_file", "llama-fp32", "--dtype bfloat16"),
+            _transformers("llama-fp32", "--dtype bfloat16"),
+        ),
         cold=True,
-        tmpfs=True,
+        scaling=True,
     ),
     Case(
         "bf16-to-fp32",
         "safetensors from bf16 to fp32",
         ("llama-half",),
         "convert {llama-half} {out} --to hf --dtype float32",
-        (_plain("load_file, to(), save_file", "llama-half", "--dtype float32"),),
-        tmpfs=True,
+        (
+            _plain("load_file, to(), save_file", "llama-half", "--dtype float32"),
+            _transformers("llama-half", "--dtype float32"),
+        ),
+        scaling=True,
     ),
     Case(
         "fp8-to-bf16",
         "safetensors from FP8 in blocks of 128 x 128 to bf16",
         ("fp8",),
         "convert {fp8} {out} --to hf --dtype bfloat16",
-        (Tool("load_file, scale, save_file", (f"python {_HAND}/fp8_cast.py {{fp8}} {{theirs}}",)),),
+        (
+            Tool("fp8_cast_bf16, in torch", (f"python {HAND}/fp8_cast.py {{fp8}} {{theirs}}",)),
+            _transformers("fp8", "--dequantize"),
+        ),
         limit=1.25,
         note="Half as many bytes are read as written; each code is looked up and scaled on the way.",
         cold=True,
-        tmpfs=True,
+        scaling=True,
     ),
     Case(
         "many-tensors",
         "18,867 tensors (Qwen3-30B-A3B's names, smaller) to Megatron TP 2 EP 8",
         ("experts",),
         "megatron-split {experts} {out} --tp 2 --ep 8",
-        limit=None,
+        limit=1.05,
         note="What is measured is planning: a rank's file holds thousands of small tensors.",
+    ),
+    Case(
+        "many-tensors-merge",
+        "The same, back to Hugging Face",
+        ("megatron-experts", "experts"),
+        "megatron-merge {megatron-experts} {out} --tp 2 --ep 8 --config {experts}",
+        same="{experts}",
+        limit=1.05,
     ),
     Case(
         "moe",
@@ -324,7 +331,6 @@ CASES = (
         (_merge_by_hand("megatron-moe", "moe", "--ep 4"),),
         same="{moe}",
         limit=1.3,
-        tmpfs=True,
         note="A Qwen3-MoE, nearly all of it experts; the dense weights lie in all four ranks, compared.",
     ),
     Case(
@@ -335,7 +341,7 @@ CASES = (
         (_merge_by_hand("megatron-rows", "rows", "--tp 8"),),
         same="{rows}",
         limit=1.3,
-        tmpfs=True,
+        scaling=True,
         note="A Llama with many heads and a narrow MLP: nearly half of each layer is cut along its rows.",
     ),
 )

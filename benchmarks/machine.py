@@ -18,6 +18,7 @@ _PACKAGES = ("numpy", "safetensors", "torch")
 _TOOLS = {
     "deepspeed-python": ("DeepSpeed's tool", "deepspeed", "torch"),
     "mindspore-python": ("MindSpore", "mindspore", "numpy"),
+    "peers-python": ("peers", "megatron-bridge", "megatron-core", "verl", "transformers", "torch"),
 }
 _VERSIONS = (
     "import platform, sys; from importlib.metadata import version as v; "

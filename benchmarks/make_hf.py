@@ -27,6 +27,11 @@ _VOCAB = 32_000
 _DTYPES = {"bfloat16": ("BF16", 2, 0xBFFF_BFFF_BFFF_BFFF), "float32": ("F32", 4, 0xBFFF_FFFF_BFFF_FFFF)}
 
 Shapes = dict[str, tuple[int, ...]]
+# The least that is a tokenizer: some tools do not save a model without one.
+_TOKENIZER = {
+    "version": "1.0", "added_tokens": [],
+    "model": {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, "a": 2}, "unk_token": "a"},
+}  # fmt: skip
 
 
 def llama(parameters: float) -> tuple[dict[str, Any], Shapes]:
@@ -214,7 +219,14 @@ def write(out: Path, config: dict[str, Any], shapes: Shapes, dtype: str) -> None
     if not single:
         index = {"metadata": {"total_size": sum(map(prod, shapes.values())) * itemsize}, "weight_map": where}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    (out / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=2))
+    describe(out, {**config, "dtype": dtype})
+
+
+def describe(out: Path, config: dict[str, Any]) -> None:
+    """Write what stands beside the weights."""
+    (out / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
+    (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (out / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def main() -> None:

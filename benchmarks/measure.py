@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -67,6 +68,8 @@ def measure(command: Sequence[str], *, cwd: Path, log: IO[bytes]) -> Usage:
         child = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     except OSError as e:
         raise Failed(f"{e.strerror}: {command[0]}") from e
+    with suppress(OSError):  # where memory does not suffice, it goes and nothing else
+        Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000")
     peak = [0]
     over = threading.Event()
     limit = threading.Timer(_TIMEOUT_SECONDS, os.kill, (child.pid, signal.SIGKILL))

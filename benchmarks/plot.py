@@ -44,17 +44,16 @@ def draw_tools(path: Path, results: Results) -> bool:
     """Draw wall time and peak memory of ours and of the other tools; False if none ran."""
     from matplotlib import pyplot
 
-    cases = [c for c in CASES if c.tools and c.name in results.cases and _runs(results, c, c.tools[0].name)]
-    if not cases:
+    pairs = [(c, t.name) for c in CASES for t in c.tools if _runs(results, c, t.name)]
+    if not pairs:
         return False
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 0.9 + 0.5 * len(cases)), sharey=True)
-    for row, case in enumerate(cases):
-        for shift, name, color in ((-0.2, TWO, _OURS), (0.2, case.tools[0].name, _THEIRS)):
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 0.9 + 0.45 * len(pairs)), sharey=True)
+    for row, (case, tool) in enumerate(pairs):
+        for shift, name, color in ((-0.2, TWO, _OURS), (0.2, tool, _THEIRS)):
             usages = _runs(results, case, name)
             _bar(left, row + shift, sorted(u.wall for u in usages), "{:.2g} s", color, 0.36)
-            _bar(right, row + shift, sorted(u.rss / 1e6 for u in usages), "{:.0f} MB", color, 0.36)
-    names = [f"{c.name}\nor {c.tools[0].name}" for c in cases]
-    left.set_yticks(range(len(cases)), names, fontsize=7)
+            _bar(right, row + shift, sorted(u.rss / 1e6 for u in usages), "{:,.0f} MB", color, 0.36)
+    left.set_yticks(range(len(pairs)), [f"{c.name}\nor {tool}" for c, tool in pairs], fontsize=7)
     for axes, what in ((left, "seconds"), (right, "peak RSS, MB")):
         _finish(axes, f"{results.label()}: {what}; blue: ckptconv")
     save(figure, path)
@@ -62,7 +61,8 @@ def draw_tools(path: Path, results: Results) -> bool:
 
 
 def _runs(results: Results, case: Case, name: str) -> Sequence[Any]:
-    return results.cases[case.name].runs.get("warm", {}).get(name, ())
+    outcome = results.cases.get(case.name)
+    return outcome.runs.get("warm", {}).get(name, ()) if outcome else ()
 
 
 def _bar(

@@ -1,192 +1,179 @@
-"""Write measurements as Markdown."""
+"""Write what was measured into pages: few tables; details.py prints every number."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from types import MappingProxyType
 
-from cases import CASES, Case
-from machine import machine_of
+from cases import CASES, Case, Tool
 from measure import Usage
 from results import Results
-from runner import BASELINE, COPY, ONE, READ, TWO, Outcome
-from targets import judge, ratios, table, titled
+from runner import BASELINE, ONE, ONE_DD, READ, TWO, TWO_DD, Outcome
+from targets import causes, judge, ratios, spread
+from words import Words
 
-__all__ = ["headline", "markdown", "overview", "splice"]
+__all__ = ["headline", "page", "splice"]
 
-_SETTINGS = {
-    "warm": "",
-    "cold": ", page cache empty",
-    "tmpfs": ", written to memory",
-    "budget": "",
-}
-_COLUMNS = (
-    "conversion", "out, GB", "2 workers, s", "1 worker, s", "`cp` + `sync`, s", "times `cp` + `sync`",
-    "other tool, s", "times ours", "peak RSS, MB", "other's, MB",
-)  # fmt: skip
-_NOT_HELD = (
-    "† Measured before memory was held for the programs: what went through the page cache or into memory, "
-    "`cp` above all, may have waited for the host as well."
-)
-_OURS = (TWO, ONE, COPY, BASELINE, READ)
+_NAMES_SHOWN = 90
 
 
-def markdown(found: Sequence[Results], plots: Sequence[tuple[str, str]]) -> str:
-    """Return the whole of the results.
+def page(found: Sequence[Results], plots: Sequence[str], words: Words) -> str:
+    """Return the results of a page.
 
     Args:
         found: Results, the largest size last.
-        plots: Captions and paths of images.
+        plots: Paths of images.
+        words: Of the page's language.
     """
-    machine = found[-1].machine
-    lines = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in machine.items())]
-    for results in found:
-        loads = [o.load for o in results.cases.values()]
-        times = _repeats(results)
-        lines.append(
-            f"| {results.label()} | {times}; load average before a case {min(loads):.1f}-{max(loads):.1f} |"
-        )
-    lines += [f"| also | {text} |" for text in _elsewhere(found)]
-    lines += ["", *(f"![{caption}]({path})\n" for caption, path in plots)]
-    lines += ["### Targets", "", f"At {found[-1].label()}.", "", *table(judge(found[-1])), ""]
-    if not all(o.held for r in found for o in r.cases.values()):
-        lines += [_NOT_HELD, ""]
-    for results in reversed(found):
-        lines += [f"### Overview, {results.label()}", "", *overview(results), ""]
-    lines += ["### All numbers", ""]
-    for case in CASES:
-        lines += _detail(case, found)
+    small, large = found[0], found[-1]
+    lines = [
+        *_machine(found, words),
+        "",
+        *(f"![{a}]({b})\n" for a, b in zip(words.plots, plots, strict=False)),
+    ]
+    lines += [words.copy_heading.format(large.label()), "", *_against_copy(small, large, words), ""]
+    lines += [*_quick(large, words), ""]
+    lines += [words.tool_heading, "", *_against_tools(small, large, words), ""]
+    lines += [words.scaling_heading.format(large.label()), "", *_scaling(large, words), ""]
+    lines += [words.missed_heading, "", *_missed(found, words)]
     return "\n".join(lines)
 
 
-def _elsewhere(found: Sequence[Results]) -> Iterator[str]:
-    """Say which cases were measured on another machine than the one described."""
-    here = machine_of(found[-1].machine)
-    for results in found:
-        others: dict[str, list[str]] = {}
-        for case in CASES:
-            if (outcome := results.cases.get(case.name)) and outcome.machine not in ("", here):
-                others.setdefault(outcome.machine, []).append(case.title)
-        yield from (f"{results.label()} on {m}: {', '.join(titles)}" for m, titles in others.items())
+def _machine(found: Sequence[Results], words: Words) -> Iterator[str]:
+    facts = found[-1].machine
+    yield words.join.join(f"{words.facts.get(key, key)} {value}" for key, value in facts.items()) + words.stop
+    if not all(o.held for r in found for o in r.cases.values()):
+        yield words.not_held
 
 
-def _repeats(results: Results) -> str:
-    counts = {len(r) for o in results.cases.values() for n, r in o.runs.get("warm", {}).items() if n == TWO}
-    return f"measured {results.machine['date']}, {' or '.join(map(str, sorted(counts)))} repetitions"
+def _titled(case: Case, words: Words) -> str:
+    return words.titles.get(case.name, case.title)
 
 
-def overview(
-    results: Results, columns: Sequence[str] = _COLUMNS, titles: Mapping[str, str] = MappingProxyType({})
-) -> Iterator[str]:
-    """Yield the lines of the table of all conversions.
+def _base(case: Case) -> str:
+    return BASELINE if case.against == "copy" else READ
 
-    Args:
-        results: What was measured at one size.
-        columns: Its head.
-        titles: What to call cases, where that is not their own title.
-    """
+
+def _runs(results: Results, case: Case, program: str, setting: str = "warm") -> Sequence[Usage]:
+    outcome = results.cases.get(case.name)
+    return outcome.runs.get(setting, {}).get(program, ()) if outcome else ()
+
+
+def _head(columns: Sequence[str], left: int) -> Iterator[str]:
     yield f"| {' | '.join(columns)} |"
-    yield "|---" + "|---:" * (len(columns) - 1) + "|"
+    yield "|---" * left + "|---:" * (len(columns) - left) + "|"
+
+
+def _against_copy(small: Results, large: Results, words: Words) -> Iterator[str]:
+    """Yield a row for each conversion: the large size, and the small one's ratio."""
+    yield from _head(words.copy_columns, 1)
     for case in CASES:
-        outcome = results.cases.get(case.name)
-        if outcome is None or case.against == "nothing":
+        if case.against == "nothing" or not _runs(large, case, TWO):
             continue
-        runs = outcome.runs.get("warm", {})
-        base = BASELINE if case.against == "copy" else READ
-        tool = case.tools[0].name if case.tools and case.tools[0].name in runs else None
+        outcome, base = large.cases[case.name], _base(case)
+        title = _titled(case, words) + ("" if outcome.held else " †")
         cells = [
-            f"{outcome.bytes_out / 1e9:.2f}" if outcome.bytes_out else "",
-            *(_median(runs.get(name), lambda u: u.wall, 2) for name in (TWO, ONE, base)),
-            _ratio(ratios(outcome, "warm", TWO, base), 2),
-            _median(runs.get(tool), lambda u: u.wall, 1) if tool else "",
-            _ratio(ratios(outcome, "warm", tool, TWO), 1) if tool else "",
-            _peak(runs.get(TWO)),
-            _peak(runs.get(tool)) if tool else "",
+            f"{outcome.bytes_out / 1e9:.2f}" if outcome.bytes_out else words.read,
+            _wall(_runs(large, case, TWO), 2),
+            _wall(_runs(large, case, base), 2),
+            _ratio(outcome, TWO, base, 2),
+            _peak(_runs(large, case, TWO)),
+            _ratio(small.cases.get(case.name), TWO, base, 2),
         ]
-        title = titled(case, outcome).replace(case.title, titles.get(case.name, case.title))
-        yield f"| {title} | " + " | ".join(cells) + " |"
+        yield f"| {title} | {' | '.join(cells)} |"
 
 
-def _detail(case: Case, found: Sequence[Results]) -> Iterator[str]:
-    outcomes = [(r, r.cases[case.name]) for r in found if case.name in r.cases]
-    if not outcomes:
-        return
-    yield f"#### {case.title}"
-    yield ""
-    if case.note:
-        yield case.note
-        yield ""
-    yield f"    ckptconv {_shown(case.command)}"
-    yield ""
-    yield "| size | program | wall, s | processor, s | peak RSS, MB | anonymous, MB |"
-    yield "|---|---|---:|---:|---:|---:|"
-    for results, outcome in outcomes:
-        for setting, suffix in _SETTINGS.items():
-            for name, usages in _ordered(outcome.runs.get(setting, {})):
-                yield f"| {results.label()} | {name}{suffix} | " + " | ".join(_cells(usages)) + " |"
-        for name, reason in outcome.problems.items():
-            yield f"| {results.label()} | {name} | not measured: {_escaped(reason)} | | | |"
-    yield ""
-    for results, outcome in outcomes:
-        sentences = [*_sentences(case, outcome), *outcome.checks]
-        yield from (f"- {results.label()}: {s}" for s in sentences)
-    yield ""
+def _quick(results: Results, words: Words) -> Iterator[str]:
+    """Yield what takes no conversion at all."""
+    found = [
+        f"`{_titled(case, words)}`: {_wall(usages, 2)} s"
+        for case in CASES
+        if case.against == "nothing" and (usages := _runs(results, case, "ckptconv"))
+    ]
+    if found:
+        yield words.join.join(found) + words.stop
 
 
-def _sentences(case: Case, outcome: Outcome) -> Iterator[str]:
-    if outcome.bytes_in and case.against != "nothing":
-        out = f", {outcome.bytes_out / 1e9:.2f} GB out" if outcome.bytes_out else ""
-        yield f"{outcome.bytes_in / 1e9:.2f} GB of files in (holes not counted){out}"
-    for setting, suffix in _SETTINGS.items():
-        base = BASELINE if case.against == "copy" else READ
-        for first, second in ((TWO, base), *((tool.name, TWO) for tool in case.tools), (ONE, TWO)):
-            if times := ratios(outcome, setting, first, second):
-                yield f"{first} takes {_ratio(times, 2)} times as long as {second}{suffix}"
+def _against_tools(small: Results, large: Results, words: Words) -> Iterator[str]:
+    """Yield a row for each tool of each conversion."""
+    yield from _head(words.tool_columns, 2)
+    for case in CASES:
+        for tool in case.tools:
+            cells = [cell for results in (small, large) for cell in _tool(results, case, tool, words)]
+            if any(cells):
+                yield f"| {_titled(case, words)} | {_named(tool)} | {' | '.join(cells)} |"
 
 
-def _ordered(programs: Mapping[str, Sequence[Usage]]) -> list[tuple[str, Sequence[Usage]]]:
-    rank = {name: i for i, name in enumerate(_OURS)}
-    return sorted(programs.items(), key=lambda item: rank.get(item[0], len(rank)))
-
-
-def _shown(command: str) -> str:
-    for brace, name in (("{out}", "OUT"), ("{", ""), ("}", "")):
-        command = command.replace(brace, name)
-    return command
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")[:200]
-
-
-def _cells(usages: Sequence[Usage]) -> tuple[str, ...]:
+def _tool(results: Results, case: Case, tool: Tool, words: Words) -> tuple[str, str, str]:
+    outcome = results.cases.get(case.name)
+    if outcome and tool.name in outcome.problems:
+        return words.absent.format(outcome.problems[tool.name][:_NAMES_SHOWN].replace("|", "\\|")), "", ""
+    theirs, ours = (_runs(results, case, name) for name in (tool.name, TWO))
+    if outcome is None or not theirs or not ours:
+        return "", "", ""
+    times = _ratio(outcome, tool.name, TWO, 1, ranged=False)
     return (
-        _range(usages, lambda u: u.wall, 2),
-        _range(usages, lambda u: u.cpu, 2),
-        _range(usages, lambda u: u.rss / 1e6, 0),
-        _range(usages, lambda u: u.anon / 1e6, 0),
+        f"{_wall(theirs, 1)} : {_wall(ours, 1)}",
+        times,
+        f"{_peak(theirs)} : {_peak(ours)}",
     )
 
 
-def _range(usages: Sequence[Usage], pick: Callable[[Usage], float], digits: int) -> str:
-    return _ratio(sorted(pick(u) for u in usages), digits)
+def _named(tool: Tool) -> str:
+    return f"`{tool.name}`" if "_" in tool.name or "." in tool.name else tool.name
 
 
-def _ratio(found: Sequence[float], digits: int) -> str:
-    """Write a median and, where there is one, the range: ``1.20 (1.10-1.45)``."""
-    if not found:
-        return ""
-    middle, low, high = (f"{x:.{digits}f}" for x in (median(found), found[0], found[-1]))
-    return middle if low == high else f"{middle} ({low}-{high})"
+def _scaling(results: Results, words: Words) -> Iterator[str]:
+    """Yield what two workers gain over one, and what two plain copies do."""
+    yield from _head(words.scaling_columns, 1)
+    for case in CASES:
+        outcome = results.cases.get(case.name)
+        if outcome is None or not case.scaling or not ratios(outcome, "warm", ONE, TWO):
+            continue
+        cells = [
+            spread(ratios(outcome, setting, first, second))
+            for setting in ("warm", "tmpfs")
+            for first, second in ((ONE, TWO), (ONE_DD, TWO_DD))
+        ]
+        yield f"| {_titled(case, words)} | {' | '.join(cells)} |"
 
 
-def _median(usages: Sequence[Usage] | None, pick: Callable[[Usage], float], digits: int) -> str:
-    return f"{median(pick(u) for u in usages):.{digits}f}" if usages else ""
+def _missed(found: Sequence[Results], words: Words) -> Iterator[str]:
+    """Yield how many aims were reached, and a row for each that was not; those of small files in one."""
+    known = causes(words.language)
+    judged = [(r, t) for r in reversed(found) for t in judge(r)]
+    aims: dict[tuple[str, str], list[bool]] = {}
+    for results, target in judged:
+        aims.setdefault((results.label(), words.aims[target.aim]), []).append(target.met)
+    yield (
+        words.join.join(f"{size}, {aim}: {sum(m)} / {len(m)}" for (size, aim), m in aims.items()) + words.stop
+    )
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for results, target in judged:
+        if not target.met:
+            key = target.key if target.key in known else f"{results.label()} {target.aim}"
+            case = next((c for c in CASES if c.name == target.case), None)
+            what = f"{_titled(case, words) if case else target.case} {target.found}"
+            rows.setdefault((results.label(), words.aims[target.aim], key), []).append(what)
+    if not rows:
+        return
+    yield ""
+    yield from _head(words.missed_columns, len(words.missed_columns))
+    for (size, aim, key), what in rows.items():
+        yield f"| {size} | {aim} | {words.join.join(what)} | {known.get(key, '')} |"
 
 
-def _peak(usages: Sequence[Usage] | None) -> str:
+def _ratio(outcome: Outcome | None, first: str, second: str, digits: int, *, ranged: bool = True) -> str:
+    found = ratios(outcome, "warm", first, second) if outcome else []
+    return spread(found, digits) if ranged or not found else f"{median(found):.{digits}f}"
+
+
+def _wall(usages: Sequence[Usage], digits: int) -> str:
+    return f"{median(u.wall for u in usages):.{digits}f}" if usages else ""
+
+
+def _peak(usages: Sequence[Usage]) -> str:
     return f"{max(u.rss for u in usages) / 1e6:,.0f}" if usages else ""
 
 
@@ -211,8 +198,7 @@ def _short(rows: Mapping[str, Sequence[Usage] | None], labels: Sequence[str]) ->
     lines = [f"| {' | '.join(labels)} |", "|---|---:|---:|"]
     for name, usages in rows.items():
         if usages:
-            wall, peak = median(u.wall for u in usages), max(u.rss for u in usages) / 1e6
-            lines.append(f"| `{name}` | {wall:.1f} s | {peak:,.0f} MB |")
+            lines.append(f"| `{name}` | {_wall(usages, 1)} s | {_peak(usages)} MB |")
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,10 @@ from typing import Any
 from measure import Usage
 from runner import Outcome
 
-__all__ = ["Results", "load", "save"]
+__all__ = ["STORED", "Results", "load", "save"]
+
+STORED = {1.0: "bench", 8.0: "bench-full"}
+"""Sizes whose results are kept and shown, and their files."""
 
 
 @dataclass(slots=True)

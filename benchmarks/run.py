@@ -23,20 +23,21 @@ from typing import IO
 
 import report
 from cases import CASES, LARGE, Case
-from chinese import chinese
+from chinese import CHINESE
+from details import details
 from machine import describe, machine_of
 from plot import draw_ratios, draw_tools
-from results import Results, load, save
+from results import STORED, Results, load, save
 from runner import Runner, remove, say
 from svg import available
 from targets import CAUSES, judge
+from words import ENGLISH
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 DATA = HERE / "data"
 DOCS = ROOT / "docs"
 _SLACK_SECONDS = 60  # the first cases are the longest
-STORED = {1.0: "bench", 8.0: "bench-full"}
 _READMES = {
     "README.md": ("program", "time", "peak memory"),
     "README.zh-CN.md": ("程序", "用时", "内存峰值"),
@@ -51,7 +52,7 @@ def main() -> None:
         path = args.data / f"{STORED.get(args.size, f'size-{args.size:g}')}.json"
         measure_all(args, path)
         if args.size not in STORED:
-            print(report.markdown([load(path) or sys.exit("nothing was measured")], ()))
+            print(details([load(path) or sys.exit("nothing was measured")]))
             return
     if args.docs:
         write_docs(args.data)
@@ -73,12 +74,20 @@ def arguments() -> argparse.Namespace:
         help="once late, repeat less (default: 14 at up to 2 GB, else 33)",
     )
     add("--cases", metavar="NAME,...", help=f"only these: {', '.join(c.name for c in CASES)}")
+    add("--without", default="", metavar="NAME,...", help="leave out: tools, memory, cold, budgets")
     add("--data", type=Path, default=DATA, metavar="DIR", help="where files are made (benchmarks/data)")
     add("--report-only", action="store_true", help="measure nothing; write the documentation")
     add("--docs", action=argparse.BooleanOptionalAction, default=True, help="write docs/ and the READMEs")
     add("--deepspeed-python", default=sys.executable, metavar="PATH", help="an interpreter with deepspeed")
     mindspore = ROOT / ".venv-mindspore" / "bin" / "python"
     add("--mindspore-python", default=str(mindspore), metavar="PATH", help="an interpreter with mindspore")
+    peers = ROOT / ".venv-peers" / "bin" / "python"
+    add(
+        "--peers-python",
+        default=str(peers),
+        metavar="PATH",
+        help="an interpreter with Megatron-Bridge, verl and transformers",
+    )
     args = parser.parse_args()
     args.data = args.data.resolve()
     args.repeat = args.repeat or (4 if args.size <= LARGE else 3)
@@ -93,6 +102,7 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
         "python": sys.executable,
         "deepspeed-python": args.deepspeed_python,
         "mindspore-python": args.mindspore_python,
+        "peers-python": args.peers_python,
     }
     begin = time.monotonic()
     with open(args.data / "log.txt", "ab") as log:
@@ -107,6 +117,7 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
             pythons=pythons,
             log=log,
             machine=machine_of(results.machine),
+            without=args.without.split(","),
         )
         try:
             for i, case in enumerate(chosen):
@@ -114,7 +125,7 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
                 late = elapsed > 60 * args.minutes * i / len(chosen) + _SLACK_SECONDS
                 runner.repeat = min(args.repeat, 2) if late else args.repeat
                 say(f"[{i + 1}/{len(chosen)}, {elapsed:.0f} s] {case.title}, {runner.repeat} repetitions")
-                runner.drop_sources([n for c in chosen[i:] for n in c.needs])
+                runner.drop_sources(case.needs, [n for c in chosen[i:] for n in c.needs])
                 results.cases[case.name] = runner.run(case)
                 save(path, results)
         finally:
@@ -145,10 +156,10 @@ def pick(names: str | None) -> list[Case]:
     """Return the cases asked for."""
     if names is None:
         return list(CASES)
-    wanted = names.split(",")
-    if unknown := set(wanted) - {c.name for c in CASES}:
-        sys.exit(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(c.name for c in CASES)}")
-    return [c for c in CASES if c.name in wanted]
+    known = {case.name: case for case in CASES}
+    if unknown := set(names.split(",")) - known.keys():
+        sys.exit(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return [known[name] for name in names.split(",")]
 
 
 def write_docs(data: Path) -> None:
@@ -156,25 +167,22 @@ def write_docs(data: Path) -> None:
     found = [r for name in STORED.values() if (r := load(data / f"{name}.json"))]
     if not found:
         sys.exit(f"no results in {data}: run make bench or make bench-full first")
-    images = {
-        "benchmarks-ratios.svg": "Wall time of each conversion, as a multiple of cp and sync",
-        "benchmarks.svg": "Wall time and peak memory against the tools in use today",
-    }
+    images = ("benchmarks-ratios.svg", "benchmarks.svg")
     if available():
-        draw_ratios(DOCS / "images" / "benchmarks-ratios.svg", found)
-        draw_tools(DOCS / "images" / "benchmarks.svg", found[0])
+        draw_ratios(DOCS / "images" / images[0], found)
+        draw_tools(DOCS / "images" / images[1], found[0])
     else:
         say("no plots: matplotlib is not installed (pip install 'ckptconv[bench]')")
-    plots = [(text, f"images/{name}") for name, text in images.items() if (DOCS / "images" / name).is_file()]
-    report.splice(DOCS / "benchmarks.md", "results", report.markdown(found, plots))
-    pictures = [f"../{path}" for _, path in plots]
-    report.splice(DOCS / "zh" / "benchmarks.md", "results", chinese(found, pictures))
+    for folder, words, up in ((DOCS, ENGLISH, ""), (DOCS / "zh", CHINESE, "../")):
+        plots = [f"{up}images/{name}" for name in images]
+        report.splice(folder / "benchmarks.md", "results", report.page(found, plots, words))
     for name, labels in _READMES.items():
         if {"zero3", "zero3-bf16"} <= found[0].cases.keys():
             report.splice(ROOT / name, "benchmarks", report.headline(found[0], labels))
-    for target in judge(found[-1]):
-        if not target.met:
-            say(f"missed: {target.aim}: {target.what}: {target.found}; its cause in {CAUSES}: {target.key!r}")
+    for results in found:
+        for target in judge(results):
+            if not target.met:
+                say(f"missed: {target.key!r} {target.found}; its cause goes into {CAUSES}")
 
 
 if __name__ == "__main__":

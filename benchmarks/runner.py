@@ -12,17 +12,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from cases import LARGE, SOURCES, Case, Tool
+import copies
+from cases import LARGE, Case, Tool
 from measure import Failed, Usage, drop_caches, measure, warm
 from pages import held
+from sources import SOURCES
 
-__all__ = ["BASELINE", "COPY", "ONE", "READ", "TWO", "Outcome", "Runner"]
+__all__ = ["BASELINE", "COPY", "ONE", "ONE_DD", "READ", "TWO", "TWO_DD", "Outcome", "Runner"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO, ONE, COPY, BASELINE, READ = "ckptconv, 2 workers", "ckptconv, 1 worker", "cp", "cp + sync", "cat"
+ONE_DD, TWO_DD = "1 dd", "2 dd, half each"
 _BUDGETS = ("16MiB", "256MiB")
 _TMPFS = Path("/dev/shm")
 _TOOL_REPEATS = 2
+_LARGE_TOOL_REPEATS = 1
 _COLD_REPEATS = 2
 _LARGE_REPEATS = 2  # of one worker, and in memory, where noise is small
 _QUICK_REPEATS = 10
@@ -76,8 +80,9 @@ class Runner:
         pythons: Mapping[str, str],
         log: IO[bytes],
         machine: str,
+        without: Sequence[str] = (),
     ) -> None:
-        self._machine = machine
+        self._machine, self._without, self._thin = machine, without, set[str]()
         self.work, self._size, self.repeat, self._log = work, size, repeat, log
         self._pythons = dict(pythons)
         self._out, self._theirs, self._copy = work / "out", work / "theirs", work / "copy"
@@ -89,6 +94,7 @@ class Runner:
         try:
             for name in case.needs:
                 self.make(name, outcome)
+            self._thin_out(case)
             outcome.bytes_in = sum(_stored(self._source(n)) for n in self._inputs(case))
             if case.against == "nothing":
                 self._quick(case, outcome)
@@ -106,8 +112,10 @@ class Runner:
         source, folder = SOURCES[name], self._source(name)
         for other in source.needs:
             self.make(other, outcome)
-        if folder.is_dir():
+        if folder.is_dir() and name not in self._thin:
             return
+        self._thin.discard(name)
+        remove(folder)
         say(f"  making {name}")
         ways = [w for w in (source.steps, source.stand_in) if w]
         for i, steps in enumerate(ways if self._size <= LARGE else ways[-1:], 1):
@@ -125,9 +133,10 @@ class Runner:
             partial.rename(folder)
             return
 
-    def drop_sources(self, needed: Sequence[str]) -> None:
-        """Remove all sources but those that are needed, and those these are made from."""
-        keep = set(needed) | {other for n in needed for other in SOURCES[n].needs}
+    def drop_sources(self, needed: Sequence[str], later: Sequence[str]) -> None:
+        """Remove all sources but those that are needed now or, as long as they are small, later."""
+        kept = {*needed, *(later if self._size <= LARGE else ())}
+        keep = kept | {other for n in kept for other in SOURCES[n].needs}
         for name in SOURCES.keys() - keep:
             remove(self._source(name))
 
@@ -135,6 +144,17 @@ class Runner:
         """Remove what the programs wrote."""
         for path in (self._out, self._theirs, self._theirs.with_suffix(".pt"), self._copy, self._tmpfs):
             remove(path)
+
+    def _thin_out(self, case: Case) -> None:
+        """Remove the weights of what only helped to make the large files that are read; configs stay."""
+        if self._size <= LARGE:
+            return
+        for name in SOURCES.keys() - set(self._inputs(case)):
+            if self._source(name).is_dir():
+                self._thin.add(name)
+                for file in _files(self._source(name)):
+                    if file.suffix != ".json":
+                        file.unlink()
 
     @property
     def _tmpfs(self) -> Path:
@@ -165,35 +185,54 @@ class Runner:
         small = self._size <= LARGE
         for i in range(self.repeat):
             self._round(case, outcome, i)
-        if (case.cold or small) and self._can_be_cold:
+            if small and i < _TOOL_REPEATS:
+                self._tools(case, outcome, i)
+            if i == 0 and case.same and small:
+                what = f"{TWO[:8]} and the model it was made from"
+                self._compare("python", f"{{out}} {case.same}", what, outcome)
+        if case.scaling and "memory" not in self._without:
+            self._in_memory(case, outcome)
+        for i in range(0 if small else _LARGE_TOOL_REPEATS):
+            remove(self._out)  # with what the tool writes the disk may not hold it
+            self._tools(case, outcome, i)
+        if (case.cold or small) and self._can_be_cold and "cold" not in self._without:
             for _ in range(_COLD_REPEATS if case.cold else 1):
                 self._pair(case, outcome, "cold", TWO, self._ours(case, 2))
-        if case.tmpfs:
-            self._in_memory(case, outcome)
-        if case.budgets:
+        if case.budgets and "budgets" not in self._without:
             for budget in _BUDGETS:
                 command = [*self._ours(case, 2), "--max-memory", budget]
                 self._once(case, outcome, "budget", f"--max-memory {budget}", [command])
-                remove(self._out)
 
     def _round(self, case: Case, outcome: Outcome, i: int) -> None:
         """Run each program once: the copy between our two, which take turns in coming first."""
         both = [(TWO, self._ours(case, 2))]
-        if i < _LARGE_REPEATS or self._size <= LARGE:
+        if self._size <= LARGE or case.scaling:
             both.append((ONE, self._ours(case, 1)))
         both = both[:: -1 if i % 2 else 1]
         self._pair(case, outcome, "warm", *both[0])
         if len(both) == 2:
             self._once(case, outcome, "warm", both[1][0], [both[1][1]])
-        tools = case.tools if self._size <= LARGE and i < _TOOL_REPEATS else ()
-        for tool in tools:
+        if case.scaling:
+            self._copies(outcome, "warm", i)
+
+    def _copies(self, outcome: Outcome, setting: str, i: int) -> None:
+        """Copy what we wrote by one program and by two at once, for what two can gain here at all."""
+        on_disk = setting == "warm"
+        target = self._copy if on_disk else self._tmpfs
+        for name, parts in ((ONE_DD, 1), (TWO_DD, 2))[:: -1 if i % 2 else 1]:
+            self._prepare(setting, [self._out])
+            with held(outcome.bytes_out):
+                command = copies.command(self._out, target, parts, sync=on_disk)
+                usage = measure(command, cwd=ROOT, log=self._log)
+            outcome.add(setting, name, usage)
+            remove(target)
+
+    def _tools(self, case: Case, outcome: Outcome, i: int) -> None:
+        if "tools" in self._without:
+            return
+        for tool in case.tools:
             if tool.name not in outcome.problems:
-                self._tool(case, outcome, tool, check=i == 0)
-        if i == 0 and case.same:
-            self._compare(
-                "python", f"{{out}} {case.same}", f"{TWO[:8]} and the model it was made from", outcome
-            )
-        remove(self._out)
+                self._tool(case, outcome, tool, check=i == 0 and self._size <= LARGE)
 
     def _pair(self, case: Case, outcome: Outcome, setting: str, name: str, command: list[str]) -> None:
         """Run ours and then the baseline on what it wrote."""
@@ -263,6 +302,7 @@ class Runner:
                     usage = measure(command, cwd=ROOT, log=self._log)
                 outcome.add("tmpfs", name, usage)
                 remove(self._tmpfs)
+            self._copies(outcome, "tmpfs", i)
 
     def _quick(self, case: Case, outcome: Outcome) -> None:
         command = self._command(f"ckptconv {case.command}", out=self._out)

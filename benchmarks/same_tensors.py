@@ -3,8 +3,9 @@
 
     python benchmarks/same_tensors.py A B
 
-A and B are files or folders of safetensors, of torch.save (``.pt``, ``.bin``; needs torch, trusts the file)
-or of MindSpore (``.ckpt``; needs mindspore). Tensors in Megatron's folders of ranks are told apart by folder.
+A and B are files or folders of safetensors, of torch.save (``.pt``, ``.bin``; needs torch, trusts the file),
+of torch.distributed.checkpoint (``.metadata``; needs torch) or of MindSpore (``.ckpt``; needs mindspore).
+Tensors in Megatron's folders of ranks are told apart by folder.
 Shapes and bytes must agree; the sharding may differ.
 """
 
@@ -41,8 +42,9 @@ def main(a: str, b: str) -> None:
 
 def tensors(path: Path) -> dict[str, Tensor]:
     """Return every tensor's shape and bytes by name, mapped where the format allows."""
+    if found := {name: tensor for file in path.rglob(".metadata") for name, tensor in _dcp(file.parent)}:
+        return found
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in _READ)
-    found: dict[str, Tensor] = {}
     for file in files:
         prefix = f"{file.parent.name}:" if file.parent.name.startswith("mp_rank_") else ""
         found |= {prefix + name: tensor for name, tensor in _READ[file.suffix](file)}
@@ -66,6 +68,18 @@ def _torch(file: Path) -> Iterator[tuple[str, Tensor]]:
         if isinstance(tensor, torch.Tensor):
             data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
             yield name, (tuple(tensor.shape), data)
+
+
+def _dcp(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    about = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    for name, entry in about.items():
+        if isinstance(entry, dcp.TensorStorageMetadata):
+            state = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+            dcp.load(state, checkpoint_id=folder, no_dist=True)
+            yield name, (tuple(entry.size), state[name].view(-1).view(torch.uint8).numpy())
 
 
 def _mindspore(file: Path) -> Iterator[tuple[str, Tensor]]:

@@ -4,9 +4,10 @@
     python benchmarks/scale.py make CASE OUT       one stand-in: true structure, holes for data
     python benchmarks/scale.py cases [CASE ...]    inspect and plan the large ones
     python benchmarks/scale.py series              plan smaller ones of growing size
-    python benchmarks/scale.py report              write docs/benchmarks.md and the plot
+    python benchmarks/scale.py report              write docs/benchmarks.md, its twin and the plot
+    python benchmarks/scale.py show                print what the series took
 
-Results are kept in `--results` (scale.json), so that the steps can be run one by one.
+Results are kept in `--results` (benchmarks/data/scale.json), so that the steps can be run one by one.
 """
 
 from __future__ import annotations
@@ -151,33 +152,48 @@ def growth(results: dict[str, Any]) -> dict[str, list[tuple[float, float, float]
     return {**points, "the stand-ins of the first table": sorted(large)}
 
 
+_TEXTS = {
+    "benchmarks.md": (
+        ["stand-in", "tensors", "places", "pairs", "`inspect`, s", "MB", "`--dry-run`, s", "MB"],
+        "Time and memory of a plan by its size",
+        "images/scale.svg",
+        "Above {:,} tensors, places and pairs: time as their number to the power of {:.2f}, memory {:.2f}.",
+    ),
+    "zh/benchmarks.md": (
+        ["替身", "张量", "片段", "盒对", "`inspect`，秒", "MB", "`--dry-run`，秒", "MB"],  # noqa: RUF001
+        "计划所需的时间与内存，随规模变化",  # noqa: RUF001
+        "../images/scale.svg",
+        "张量、片段与盒对合计超过 {:,} 时，用时与其数目的 {:.2f} 次方成正比，内存 {:.2f} 次方。",  # noqa: RUF001
+    ),
+}
+
+
 def report(results: dict[str, Any]) -> None:
-    """Write the tables and the plot."""
-    columns = ["stand-in", "tensors", "places", "pairs", "command", "wall, s", "processor, s", "RSS, MB"]
-    lines = _head(columns, left=(0, 4))
-    for name, made in results.get("cases", {}).items():
-        what, command, _ = CASES[name]
-        for key, shown in (("inspect", "`inspect`"), ("plan", f"`{command} --dry-run`")):
-            u = made[key]
-            used = (f"{u['wall']:.1f}", f"{u['cpu']:.1f}", f"{u['rss']:,.0f}")
-            lines.append(_row(what, *(f"{n:,}" for n in made["sizes"]), shown, *used))
-    if "series" in results:
-        found = growth(results)
-        draw_growth(_DOCS / "images" / "scale.svg", found)
-        every = [p for points in found.values() for p in points if p[0] >= _LARGE]
-        time, memory = (exponent([(p[0], p[i]) for p in every]) for i in (1, 2))
-        text = (
-            f"Above {_LARGE:,} tensors, places and pairs (below, starting is most of it), time grows "
-            f"with their number to the power of {time:.2f}, memory to the power of {memory:.2f}: "
-            "a fit over all points in logarithmic scales. 1 is linear."
-        )
-        lines += ["", "![Time and memory of a plan by its size](images/scale.svg)", "", text, ""]
-        lines += _head(["what grows", "size", *columns[1:4], *columns[6:]], left=(0,))
-        for name, points in results["series"].items():
-            for p in points:
-                counts = (f"{n:,}" for n in p["sizes"])
-                lines.append(_row(name, str(p["size"]), *counts, f"{p['cpu']:.1f}", f"{p['rss']:,.0f}"))
-    splice(_DOCS / "benchmarks.md", "scale", "\n".join(lines))
+    """Write the pages' tables and the plot."""
+    found = growth(results)
+    draw_growth(_DOCS / "images" / "scale.svg", found)
+    every = [p for points in found.values() for p in points if p[0] >= _LARGE]
+    powers = [exponent([(p[0], p[i]) for p in every]) for i in (1, 2)]
+    for page, (columns, caption, picture, sentence) in _TEXTS.items():
+        lines = _head(columns, left=(0,))
+        for name, made in results["cases"].items():
+            used = (cell for k in ("inspect", "plan") for cell in _used(made[k]))
+            lines.append(_row(CASES[name][0], *(f"{n:,}" for n in made["sizes"]), *used))
+        lines += ["", f"![{caption}]({picture})", "", sentence.format(_LARGE, *powers)]
+        splice(_DOCS / page, "scale", "\n".join(lines))
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print what was planned in growing sizes."""
+    columns = ["what grows", "size", "tensors", "places", "pairs", "processor, s", "MB"]
+    print("\n".join(_head(columns, left=(0,))))
+    for name, points in results["series"].items():
+        for p in points:
+            print(_row(name, str(p["size"]), *(f"{n:,}" for n in p["sizes"]), *_used(p)))
+
+
+def _used(made: dict[str, float]) -> tuple[str, str]:
+    return f"{made['cpu']:.1f}", f"{made['rss']:,.0f}"
 
 
 def _row(*cells: str) -> str:
@@ -191,10 +207,10 @@ def _head(columns: list[str], left: tuple[int, ...]) -> list[str]:
 def main() -> None:
     """Run a step."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("step", choices=["make", "cases", "series", "report"])
+    parser.add_argument("step", choices=["make", "cases", "series", "report", "show"])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/ckptconv-scale"))
-    parser.add_argument("--results", type=Path, default=Path("scale.json"))
+    parser.add_argument("--results", type=Path, default=_HERE / "data" / "scale.json")
     args = parser.parse_args()
     if args.step == "make":
         make(CASES[args.names[0]][2], Path(args.names[1]).absolute())
@@ -211,7 +227,7 @@ def main() -> None:
     elif args.step == "series":
         series(results, args.scratch, save)
     else:
-        report(results)
+        (report if args.step == "report" else show)(results)
 
 
 if __name__ == "__main__":

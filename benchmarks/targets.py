@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from cases import CASES, Case
+from cases import CASES, LARGE
 from results import Results
-from runner import BASELINE, ONE, TWO, Outcome
+from runner import BASELINE, ONE, ONE_DD, TWO, TWO_DD, Outcome
 
-__all__ = ["Target", "judge", "ratios", "table", "titled"]
+__all__ = ["CAUSES", "Target", "causes", "judge", "ratios", "spread"]
 
 CAUSES = Path(__file__).resolve().parent / "causes.json"
 _MEMORY = 150e6 + 64 * 2**20  # ckptconv's default for --max-memory
-_SCALING = 1.6
+_SCALING = 1.5
+_SMALL = 1.15  # times the baseline, of every conversion of small files
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +25,24 @@ class Target:
     """An aim and how far it was reached.
 
     Attributes:
-        key: The name of its cause in causes.json.
-        aim: What was aimed at.
-        what: The conversion.
+        aim: ``speed``, ``disk`` or ``memory`` (two workers over one), or ``peak``.
+        case: The name of the conversion.
         found: What was measured.
         met: Whether that is enough.
+        key: The name of its cause in causes.json.
     """
 
-    key: str
     aim: str
-    what: str
+    case: str
     found: str
     met: bool
+    key: str
+
+
+def causes(language: str) -> dict[str, str]:
+    """Return what is known of why targets were missed."""
+    found = json.loads(CAUSES.read_text(encoding="utf-8")) if CAUSES.is_file() else {}
+    return {key: texts[language] for key, texts in found.items()}
 
 
 def ratios(outcome: Outcome, setting: str, first: str, second: str) -> list[float]:
@@ -44,24 +51,9 @@ def ratios(outcome: Outcome, setting: str, first: str, second: str) -> list[floa
     return sorted(a.wall / b.wall for a, b in zip(runs.get(first, ()), runs.get(second, ()), strict=False))
 
 
-def titled(case: Case, outcome: Outcome) -> str:
-    """Return the conversion's title, marked if no memory was held while it was measured."""
-    return case.title if outcome.held else f"{case.title} †"
-
-
 def judge(results: Results) -> list[Target]:
     """Judge every target that was measured at one size."""
     return [*_speeds(results), *_scalings(results), *_memories(results)]
-
-
-def table(targets: Sequence[Target]) -> list[str]:
-    """Return the lines of the table; causes come from causes.json."""
-    causes = json.loads(CAUSES.read_text(encoding="utf-8")) if CAUSES.is_file() else {}
-    lines = ["| target | conversion | measured | met |", "|---|---|---|---|"]
-    for t in targets:
-        because = f": {causes[t.key]}" if not t.met and t.key in causes else ""
-        lines.append(f"| {t.aim} | {t.what} | {t.found} | {'yes' if t.met else 'no'}{because} |")
-    return lines
 
 
 def _speeds(results: Results) -> Iterator[Target]:
@@ -69,30 +61,30 @@ def _speeds(results: Results) -> Iterator[Target]:
         outcome = results.cases.get(case.name)
         if case.limit is None or outcome is None:
             continue
-        found = ratios(outcome, "warm", TWO, BASELINE)
-        if found:
-            aim = f"2 workers at most {case.limit:g} times `cp` + `sync`"
-            met = median(found) <= case.limit
-            yield Target(f"{case.name} speed", aim, titled(case, outcome), _spread(found), met)
+        limit = case.limit if results.size > LARGE else max(_SMALL, case.limit)
+        if found := ratios(outcome, "warm", TWO, BASELINE):
+            shown = spread(found) + (f" > {limit:g}" if limit != 1 else "")
+            yield Target("speed", case.name, shown, median(found) <= limit, _key(results, case.name, "speed"))
 
 
 def _scalings(results: Results) -> Iterator[Target]:
-    for case in CASES:
+    """Judge two workers where the processor is the limit; a small file's start is not their work."""
+    for case in CASES if results.size > LARGE else ():
         outcome = results.cases.get(case.name)
-        if outcome is None or not case.tmpfs:
+        if outcome is None or not case.scaling:
             continue
-        found = ratios(outcome, "tmpfs", ONE, TWO)
-        if found:
-            aim = f"2 workers at least {_SCALING:g} times as fast as 1, written to memory"
-            yield Target(
-                f"{case.name} scaling", aim, titled(case, outcome), _spread(found), median(found) >= _SCALING
-            )
+        for aim, setting in (("disk", "warm"), ("memory", "tmpfs")):
+            found, copies = (ratios(outcome, setting, *pair) for pair in ((ONE, TWO), (ONE_DD, TWO_DD)))
+            if found:
+                enough = min(_SCALING, median(copies)) if copies else _SCALING
+                met = round(median(found), 2) >= round(enough, 2)
+                yield Target(aim, case.name, spread(found), met, _key(results, case.name, aim))
 
 
 def _memories(results: Results) -> Iterator[Target]:
     highest = max(
         (
-            (u.rss, case.title)
+            (u.rss, case.name)
             for case in CASES
             if case.name in results.cases
             for setting in ("warm", "cold", "tmpfs")
@@ -102,10 +94,17 @@ def _memories(results: Results) -> Iterator[Target]:
         default=None,
     )
     if highest:
-        aim = f"peak RSS at most 150 MB + --max-memory ({_MEMORY / 1e6:.0f} MB)"
-        found = f"{highest[0] / 1e6:.0f} MB"
-        yield Target("memory", aim, f"all; the highest: {highest[1]}", found, highest[0] <= _MEMORY)
+        rss, name = highest
+        yield Target("peak", name, f"{rss / 1e6:.0f} MB", rss <= _MEMORY, _key(results, name, "peak"))
 
 
-def _spread(found: Sequence[float]) -> str:
-    return f"{median(found):.2f} ({found[0]:.2f}-{found[-1]:.2f})"
+def _key(results: Results, case: str, aim: str) -> str:
+    return f"{results.label()} {case} {aim}"
+
+
+def spread(found: list[float], digits: int = 2) -> str:
+    """Write a median and, where there is one, the range: ``1.20 (1.10-1.45)``."""
+    if not found:
+        return ""
+    middle, low, high = (f"{x:.{digits}f}" for x in (median(found), found[0], found[-1]))
+    return middle if low == high else f"{middle} ({low}-{high})"

@@ -89,7 +89,7 @@ def _shape(page: Path) -> tuple[int, int, int]:
     return tuple(len(re.findall(kind, text)) for kind in (r"(?m)^#+ ", r"(?m)^\|", r"(?m)^[-*] "))  # type: ignore[return-value]
 
 
-_TWINS = [(p, CHINESE / p.name) for p in sorted(ENGLISH.glob("*.md")) if p.name != "benchmarks.md"]
+_TWINS = [(p, CHINESE / p.name) for p in sorted(ENGLISH.glob("*.md"))]
 _TWINS.append((ROOT / "README.md", ROOT / "README.zh-CN.md"))
 
 
