@@ -22,13 +22,14 @@ CHINESE = Words(
     scaling_heading="### 两个线程比一个快几倍，{}",  # noqa: RUF001
     scaling_columns=("转换", "写到磁盘", "纯复制：两个 `dd` 比一个", "写到内存", "纯复制：两个 `dd` 比一个"),  # noqa: RUF001
     missed_heading="### 目标",
-    missed_columns=("大小", "目标", "未达到", "测得的原因"),
+    missed_columns=("目标", "未达到", "测得的原因"),
     aims={
-        "speed": "不超过 `cp` + `sync` 的规定倍数",
-        "disk": "写到磁盘时两个线程比一个快 1.5 倍，或不低于两个纯复制",  # noqa: RUF001
-        "memory": "写到内存时同上",
-        "peak": "峰值不超过 150 MB + `--max-memory`",
+        "speed": "{0}，不超过 `cp` + `sync` 的 {1} 倍",  # noqa: RUF001
+        "disk": "{0}，写到磁盘时两个线程比一个快 1.5 倍，或不低于两个纯复制",  # noqa: RUF001
+        "memory": "{0}，写到内存时两个线程也如此",  # noqa: RUF001
+        "peak": "{0}，峰值不超过 150 MB + `--max-memory`",  # noqa: RUF001
     },
+    limits=("1.15", "1（FP8 1.25，专家与按行 1.3，大量张量 1.05）"),  # noqa: RUF001
     absent="未测：{}",  # noqa: RUF001
     read="只读",
     not_held="† 测量时没有替程序占住内存：`cp` 可能也在等宿主机。",  # noqa: RUF001
@@ -69,5 +70,6 @@ CHINESE = Words(
         "peers": "其他工具",
     },
     stop="。",
+    colon="：",  # noqa: RUF001
     join="；",  # noqa: RUF001
 )  # fmt: skip

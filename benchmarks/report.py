@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from cases import CASES, Case, Tool
+from cases import CASES, LARGE, Case, Tool
 from measure import Usage
 from results import Results
 from runner import BASELINE, ONE, ONE_DD, READ, TWO, TWO_DD, Outcome
@@ -140,28 +140,26 @@ def _scaling(results: Results, words: Words) -> Iterator[str]:
 
 
 def _missed(found: Sequence[Results], words: Words) -> Iterator[str]:
-    """Yield how many aims were reached, and a row for each that was not; those of small files in one."""
+    """Yield how many aims were reached, and those that were not by their causes."""
     known = causes(words.language)
-    judged = [(r, t) for r in reversed(found) for t in judge(r)]
-    aims: dict[tuple[str, str], list[bool]] = {}
-    for results, target in judged:
-        aims.setdefault((results.label(), words.aims[target.aim]), []).append(target.met)
+    counts: dict[str, list[bool]] = {}
+    rows: dict[tuple[str, str], list[str]] = {}
+    for results in reversed(found):
+        for target in judge(results):
+            aim = words.aims[target.aim].format(results.label(), words.limits[results.size > LARGE])
+            counts.setdefault(aim, []).append(target.met)
+            if not target.met:
+                key = target.key if target.key in known else f"{results.label()} {target.aim}"
+                rows.setdefault((aim, key), []).append(f"`{target.case}` {target.found}")
     yield (
-        words.join.join(f"{size}, {aim}: {sum(m)} / {len(m)}" for (size, aim), m in aims.items()) + words.stop
+        words.join.join(f"{aim}{words.colon}{sum(met)} / {len(met)}" for aim, met in counts.items())
+        + words.stop
     )
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for results, target in judged:
-        if not target.met:
-            key = target.key if target.key in known else f"{results.label()} {target.aim}"
-            case = next((c for c in CASES if c.name == target.case), None)
-            what = f"{_titled(case, words) if case else target.case} {target.found}"
-            rows.setdefault((results.label(), words.aims[target.aim], key), []).append(what)
-    if not rows:
-        return
-    yield ""
-    yield from _head(words.missed_columns, len(words.missed_columns))
-    for (size, aim, key), what in rows.items():
-        yield f"| {size} | {aim} | {words.join.join(what)} | {known.get(key, '')} |"
+    if rows:
+        yield ""
+        yield from _head(words.missed_columns, len(words.missed_columns))
+    for (aim, key), what in rows.items():
+        yield f"| {aim} | {words.join.join(what)} | {known.get(key, '')} |"
 
 
 def _ratio(outcome: Outcome | None, first: str, second: str, digits: int, *, ranged: bool = True) -> str:

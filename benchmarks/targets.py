@@ -63,7 +63,7 @@ def _speeds(results: Results) -> Iterator[Target]:
             continue
         limit = case.limit if results.size > LARGE else max(_SMALL, case.limit)
         if found := ratios(outcome, "warm", TWO, BASELINE):
-            shown = spread(found) + (f" > {limit:g}" if limit != 1 else "")
+            shown = f"{median(found):.2f}" + (f" > {limit:g}" if limit not in (1, _SMALL) else "")
             yield Target("speed", case.name, shown, median(found) <= limit, _key(results, case.name, "speed"))
 
 
@@ -78,7 +78,7 @@ def _scalings(results: Results) -> Iterator[Target]:
             if found:
                 enough = min(_SCALING, median(copies)) if copies else _SCALING
                 met = round(median(found), 2) >= round(enough, 2)
-                yield Target(aim, case.name, spread(found), met, _key(results, case.name, aim))
+                yield Target(aim, case.name, f"{median(found):.2f}", met, _key(results, case.name, aim))
 
 
 def _memories(results: Results) -> Iterator[Target]:

@@ -16,7 +16,8 @@ class Words:
         language: Its code, for causes.json.
         titles: What to call cases, where that is not their own title.
         facts: What to call facts about the machine.
-        aims: What to call the aims of targets.py.
+        aims: What to call the aims of targets.py; {0} is the size, {1} one of the limits.
+        limits: Of small and of large files.
         stop: What ends a sentence.
         join: What parts items of a sentence.
     """
@@ -32,12 +33,14 @@ class Words:
     missed_heading: str
     missed_columns: tuple[str, ...]
     aims: Mapping[str, str]
+    limits: tuple[str, str]
     absent: str
     read: str
     not_held: str
     titles: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     stop: str = "."
+    colon: str = ": "
     join: str = "; "
 
 
@@ -62,13 +65,14 @@ ENGLISH = Words(
         "conversion", "to the disk", "a copy: two `dd` over one", "to memory", "a copy: two `dd` over one",
     ),
     missed_heading="### Targets",
-    missed_columns=("size", "aim", "missed", "cause, measured"),
+    missed_columns=("aim", "missed", "cause, measured"),
     aims={
-        "speed": "at most its limit times `cp` + `sync`",
-        "disk": "two workers 1.5 times as fast as one, or as two copies, to the disk",
-        "memory": "the same, to memory",
-        "peak": "peak at most 150 MB + `--max-memory`",
+        "speed": "{0}, at most {1} times `cp` + `sync`",
+        "disk": "{0}, two workers 1.5 times as fast as one, or as two copies are, to the disk",
+        "memory": "{0}, two workers likewise, to memory",
+        "peak": "{0}, peak at most 150 MB + `--max-memory`",
     },
+    limits=("1.15", "1 (FP8 1.25, experts and rows 1.3, many tensors 1.05)"),
     absent="not measured: {}",
     read="read",
     not_held="† Measured before memory was held for the programs: `cp` may have waited for the host.",

@@ -144,7 +144,7 @@ def test_the_page_shows_ours_the_copy_and_the_tool(results, language):
     assert "| 8.00 | 2.00 | 4.00 | 0.50 | 200 | 2.00 |" in page
     assert "no \\| memory" in page and "| 9.0 : 2.0 | 4.5 | 900 : 200 |" in page
     assert "| 1.50 | 2.00 |" in page
-    assert "2.00 > 1.15" in page
+    assert "`zero3` 2.00" in page
 
 
 def test_held_memory_is_let_go_of_when_its_input_ends():
