@@ -6,14 +6,16 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ckptconv.dialects.base import Dialect, Line
-from ckptconv.dialects.factors import factor_cut, factor_of, is_gate_told, unpack_factor, with_implied
+from ckptconv.dialects.factors import Factor, factor_cut, factor_of, is_gate_told, unpack_factor, with_implied
 from ckptconv.dialects.stacked import turned
 from ckptconv.errors import PlanError
 from ckptconv.parallel import Chunk, Cut, Grid, Rank, Shard, merge_shards, number_layers
 from ckptconv.records import dataclass
 from ckptconv.relations import Box, Pair, Relation, Spec
+from ckptconv.relations.gather import Gathering, Stamp
 from ckptconv.slots import Pack, Table, Words
 from ckptconv.slots.entry import fill_in, form, numbers
 
@@ -165,8 +167,34 @@ def _unlike(parts: Sequence[tuple[Chunk, Mapping[str, Spec]]]) -> dict[Chunk, se
     return found
 
 
-# Of a tensor in a rank: its name, its spec, the whole one's name, and whether it is an expert's.
-_Part = tuple[str, Spec, str, bool]
+class _Part(NamedTuple):
+    """Say what a tensor of a rank is a part of.
+
+    Attributes:
+        name: Its name in the rank.
+        where: The left side it is.
+        spec: Its shape and dtype.
+        whole: The name of the whole one in the table.
+        values: The numbers in that, an expert's as the rank counts.
+        factor: What it is of an adapter.
+        expert: Whether it is an expert's.
+        cut: How it is cut.
+    """
+
+    name: str
+    where: str
+    spec: Spec
+    whole: str
+    values: tuple[int, ...]
+    factor: Factor | None
+    expert: bool
+    cut: Cut
+
+    def of(self, first: int) -> str:
+        """Return the whole tensor's name, where a rank's experts begin with this one."""
+        values = (*self.values[:-1], first + self.values[-1]) if self.expert else self.values
+        whole = fill_in(self.whole, values)
+        return whole if self.factor is None else self.factor.name(whole)
 
 
 class _Joining:
@@ -190,26 +218,32 @@ class _Joining:
         self._unpacked: list[Relation] = []
         self._strange: dict[str, list[Shard]] = defaultdict(list)
         # Ranks that share a mapping, as those of one stage do, differ in numbers of slices and experts alone.
-        self._known: dict[tuple[Chunk, int, int], list[_Part]] = {}
+        self._known: dict[tuple[Chunk, int], tuple[int, list[_Part]]] = {}
 
     def add(self, rank: Rank, v: int, tensors: Mapping[str, Spec]) -> None:
         """Take in what a rank holds in a chunk."""
-        block, slice_of_expert = self._grid.experts(rank)
         chunk = Chunk(rank.pp, v)
-        form_of = (chunk, id(tensors), block)
-        if (known := self._known.get(form_of)) is not None:
-            for name, spec, whole, expert in known:
-                at = slice_of_expert if expert else rank.tp
-                where = self._key(rank, v, name)
-                self._shards[whole].append(
-                    Shard(where, spec, at if self._cuts[whole][0].axis is not None else 0)
-                )
-            return
-        before = len(self._unpacked), len(self._strange)
+        block, slice_of_expert = self._grid.experts(rank)
+        known = self._known.get((chunk, id(tensors)))
+        if known is None:
+            before = len(self._unpacked), len(self._strange)
+            count, parts = self._parts(rank, chunk, tensors)
+            if (len(self._unpacked), len(self._strange)) == before and not self._strange:
+                self._known[chunk, id(tensors)] = count, parts
+        else:
+            count, parts = known
+        for part in parts:
+            where = part.where if known is None else self._key(rank, v, part.name)
+            slice_, size = (slice_of_expert, self._grid.etp) if part.expert else (rank.tp, self._grid.tp)
+            whole = part.of(block * count)
+            self._cuts[whole] = (part.cut, size)
+            self._shards[whole].append(Shard(where, part.spec, slice_ if part.cut.axis is not None else 0))
+
+    def _parts(self, rank: Rank, chunk: Chunk, tensors: Mapping[str, Spec]) -> tuple[int, list[_Part]]:
+        """Return how many experts of a layer a rank holds in a chunk, and what its tensors are parts of."""
         layers = self._stages.get(chunk, {})
-        plain = self._plain(rank, v, tensors)
+        plain = self._plain(rank, chunk.vpp, tensors)
         weights = with_implied({n: s for n, (_, s) in plain.items()})
-        count = _experts(weights)
         parts: list[_Part] = []
         for name, (where, spec) in plain.items():
             factor = factor_of(name)
@@ -218,18 +252,11 @@ class _Joining:
             if line is None:
                 self._strange[_renamed(name, layers, self._stems)].append(Shard(where, spec))
                 continue
-            if expert := "{e}" in line.name:
-                values = (*values[:-1], block * count + values[-1])
-            slice_, size = (slice_of_expert, self._grid.etp) if expert else (rank.tp, self._grid.tp)
             cut = _cut(line, weights.get(weight, spec), weight, weights)
-            whole = fill_in(line.name, values)
             if factor is not None:
-                cut, whole = factor_cut(cut, factor.part), factor.name(whole)
-            self._cuts[whole] = (cut, size)
-            self._shards[whole].append(Shard(where, spec, slice_ if cut.axis is not None else 0))
-            parts.append((name, spec, whole, expert))
-        if (len(self._unpacked), len(self._strange)) == before and not self._strange:
-            self._known[form_of] = parts
+                cut = factor_cut(cut, factor.part)
+            parts.append(_Part(name, where, spec, line.name, values, factor, "{e}" in line.name, cut))
+        return _experts(weights), parts
 
     def _line(
         self, weight: str, layers: Mapping[int, int], chunk: Chunk
@@ -271,9 +298,21 @@ class _Joining:
             plain.update({n.rpartition(":")[2]: (n, s) for n, s in made.right.items()})
         return plain
 
+    def _merged(self) -> Relation:
+        """Return the tensors of ranks related to the whole ones they are slices and copies of."""
+        stamps: dict[tuple[object, ...], Stamp] = {}
+        made = Gathering()
+        for name, shards in self._shards.items():
+            keys, cut = [shard.key for shard in shards], self._cuts[name]
+            form = (*cut, *[shard[1:] for shard in shards])
+            if form not in stamps:
+                stamps[form] = merge_shards(name, shards, *cut).stamp(keys, (name,))
+            made.stamp(stamps[form], keys, (name,))
+        return Relation.gathered(made)
+
     def relation(self) -> tuple[Relation, tuple[str, ...]]:
         """Return the ranks' tensors related to whole ones, and the whole ones that have no line."""
-        joined = [merge_shards(name, found, *self._cuts[name]) for name, found in self._shards.items()]
+        joined = [self._merged()]
         unknown: list[str] = []
         for name, found in self._strange.items():
             if len({s.spec for s in found}) == 1:

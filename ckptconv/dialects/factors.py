@@ -64,6 +64,8 @@ class Factor:
 
 def factor_of(name: str) -> Factor | None:
     """Tell what a tensor is a factor of; None if it is none."""
+    if "lora_" not in name and ".adapter." not in name:
+        return None
     if (match := _BRIDGE.fullmatch(name)) is not None:
         return Factor(f"{match['module']}.{match['leaf']}", "A" if match["part"] == "in" else "B")
     if (bare := _BARE.fullmatch(name)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ckptconv.dialects.base import Dialect, Line
 from ckptconv.errors import PlanError
@@ -90,24 +90,56 @@ def spread(layout: Layout, slots: Mapping[str, Spec], dims: Dims) -> Spread:
         )
     whole = table.specs(found, slots, dims)
     for f in found:
-        if layout.vocab is not None and f.entry.pack in ("embed", "head", "head.bias"):
+        if layout.vocab is not None and f.entry.pack in _VOCABULARY:
             whole[f.name] = whole[f.name]._replace(shape=(layout.vocab, *whole[f.name].shape[1:]))
-    held: dict[Rank, dict[int, dict[str, Spec]]] = {
-        rank: {v: {} for v in range(layout.grid.vpp)} for rank in layout.grid.ranks()
+    return Spread(whole, _held(layout, found, whole, slots, dims))
+
+
+_VOCABULARY = ("embed", "head", "head.bias")
+# Ranks that hold the same: their stage, their block of experts, and their slice of a vocabulary cut unevenly.
+_Place = tuple[int, int, int]
+
+
+def _held(
+    layout: Layout, found: Sequence[Found], whole: Mapping[str, Spec], slots: Collection[str], dims: Dims
+) -> dict[Rank, dict[int, Mapping[str, Spec]]]:
+    """Return what each rank holds; those that hold tensors of the same names and shapes share a mapping."""
+    grid = layout.grid
+    uneven = layout.vocab is None and grid.tp > 1 and any(f.slots[0] in _VOCABULARY for f in found)
+    alike: dict[_Place, list[Rank]] = {}
+    for rank in grid.ranks():
+        block, _ = grid.experts(rank)
+        alike.setdefault((rank.pp, block, rank.tp if uneven else 0), []).append(rank)
+    held: dict[_Place, dict[int, dict[str, Spec]]] = {
+        place: {v: {} for v in range(grid.vpp)} for place in alike
     }
-    by_stage: dict[int, list[Rank]] = {}
-    for rank in held:
-        by_stage.setdefault(rank.pp, []).append(rank)
+    of_stage: dict[int, list[_Place]] = {}
+    of_block: dict[tuple[int, int], list[_Place]] = {}
+    for place in alike:
+        of_stage.setdefault(place[0], []).append(place)
+        of_block.setdefault(place[:2], []).append(place)
+    chunks = _Chunks(layout, slots)
     for f in found:
-        for chunk, number in _chunks(layout, f, slots):
-            for rank in by_stage[chunk.pp]:
-                made = _local(layout, rank, f, number, whole[f.name], dims)
-                if made is not None:
-                    name, spec = made
-                    held[rank][chunk.vpp][name] = spec
+        line = f.entry if isinstance(f.entry, Line) else Line(f.entry.name, f.entry.pack)
+        block, expert = _expert(grid, f, dims)
+        specs = _slices(layout, f, line, whole[f.name])
+        for chunk, number in chunks.of(f):
+            values = (*((number,) if "*" in line.name else ()), *((expert,) if f.expert else ()))
+            name = fill_in(line.name, values)
+            for place in of_block[chunk.pp, block] if f.expert else of_stage[chunk.pp]:
+                held[place][chunk.vpp][name] = specs[place[2] % len(specs)]
     if layout.experts == "legacy-grouped":
-        held = {r: {v: _together(t) for v, t in chunks.items()} for r, chunks in held.items()}
-    return Spread(whole, held)
+        held = {place: {v: _together(t) for v, t in chunks.items()} for place, chunks in held.items()}
+    made: dict[Rank, dict[int, Mapping[str, Spec]]] = {rank: {} for rank in grid.ranks()}
+    kept: dict[tuple[int, int], list[Mapping[str, Spec]]] = {}  # of each chunk, what differs
+    for place, ranks in alike.items():
+        for v, tensors in held[place].items():
+            others = kept.setdefault((place[0], v), [])
+            if tensors not in others:
+                others.append(tensors)
+            for rank in ranks:
+                made[rank][v] = others[others.index(tensors)]
+    return made
 
 
 def _heads(tp: int, slots: Collection[str], dims: Dims) -> None:
@@ -124,59 +156,61 @@ def _heads(tp: int, slots: Collection[str], dims: Dims) -> None:
         )
 
 
-def _chunks(layout: Layout, found: Found, slots: Collection[str]) -> Iterator[tuple[Chunk, int]]:
-    """Yield the chunks that hold a tensor, and the number of its layer there."""
-    order = chunk_order(layout.grid)
-    first, last = order[0], order[-1]
-    kind, _, number = found.layer.partition(".")
-    if kind == "layers":
+class _Chunks:
+    """Know which chunks hold a tensor."""
+
+    def __init__(self, layout: Layout, slots: Collection[str]) -> None:
+        order = chunk_order(layout.grid)
+        self._first, self._last = order[0], order[-1]
+        self._predicts = any(s.startswith("mtp.") for s in slots)
+        self._layers: dict[str, list[tuple[Chunk, int]]] = {}
         for chunk, layers in layout.stages.items():
-            yield from ((chunk, local) for local, layer in layers.items() if layer == int(number))
-    elif kind == "mtp":
-        yield last, int(number)
-    elif found.slots[0].startswith(("final_norm", "head")):
-        yield last, 0
-    else:
-        yield first, 0
-        if found.slots[0] == "embed" and first != last and any(s.startswith("mtp.") for s in slots):
-            yield last, 0  # multi-token prediction embeds on the last stage
+            for local, layer in layers.items():
+                self._layers.setdefault(str(layer), []).append((chunk, local))
+
+    def of(self, found: Found) -> list[tuple[Chunk, int]]:
+        """Return the chunks that hold a tensor, and the number of its layer there."""
+        kind, _, number = found.layer.partition(".")
+        if kind == "layers":
+            return self._layers.get(number, [])
+        if kind == "mtp":
+            return [(self._last, int(number))]
+        if found.slots[0].startswith(("final_norm", "head")):
+            return [(self._last, 0)]
+        if found.slots[0] == "embed" and self._first != self._last and self._predicts:
+            return [(self._first, 0), (self._last, 0)]  # the last stage embeds what is predicted
+        return [(self._first, 0)]
 
 
-def _local(
-    layout: Layout, rank: Rank, found: Found, number: int, spec: Spec, dims: Dims
-) -> tuple[str, Spec] | None:
-    """Return name and shape of a rank's slice; None if it holds none."""
-    line = found.entry if isinstance(found.entry, Line) else Line(found.entry.name, found.entry.pack)
-    values: tuple[int, ...] = (number,) if "*" in line.name else ()
-    grid = layout.grid
-    slices, at = grid.tp, rank.tp
-    if found.expert:
-        block, at = grid.experts(rank)
-        if dims["experts"] % grid.blocks:
-            raise PlanError(
-                f"{dims['experts']} experts cannot be divided over {grid.blocks} ranks",
-                hint="choose another --ep",
-            )
-        count = dims["experts"] // grid.blocks
-        if int(found.expert) // count != block:
-            return None
-        values = (*values, int(found.expert) % count)
-        slices = grid.etp
-    name = fill_in(line.name, values)
+def _expert(grid: Grid, found: Found, dims: Dims) -> tuple[int, int]:
+    """Return the block an expert is in, and its number there; zeros of what is none."""
+    if not found.expert:
+        return 0, 0
+    if dims["experts"] % grid.blocks:
+        raise PlanError(
+            f"{dims['experts']} experts cannot be divided over {grid.blocks} ranks",
+            hint="choose another --ep",
+        )
+    return divmod(int(found.expert), dims["experts"] // grid.blocks)
+
+
+def _slices(layout: Layout, found: Found, line: Line, spec: Spec) -> Sequence[Spec]:
+    """Return what the slices of a tensor are; one where all are alike."""
+    slices = layout.grid.etp if found.expert else layout.grid.tp
     axis = line.cut.axis
     if axis is None or slices == 1 or line.tells is not None:
-        return name, spec
+        return (spec,)
     size = spec.shape[axis]
-    if layout.vocab is None and found.slots[0] in ("embed", "head", "head.bias"):
-        own = chunk_sizes(size, slices)[at]
+    if layout.vocab is None and found.slots[0] in _VOCABULARY:
+        sizes = chunk_sizes(size, slices)
     elif size % (slices * line.cut.parts):
         raise PlanError(
             f"{found.name} {list(spec.shape)} cannot be cut evenly into {slices} along axis {axis}",
             hint="choose a tensor parallel size that divides it",
         )
     else:
-        own = size // slices
-    return name, Spec((*spec.shape[:axis], own, *spec.shape[axis + 1 :]), spec.dtype)
+        sizes = [size // slices]
+    return [Spec((*spec.shape[:axis], own, *spec.shape[axis + 1 :]), spec.dtype) for own in sizes]
 
 
 _SINGLE = re.compile(r"(.*\.mlp\.experts\.)linear_fc([12])\.weight(\d+)")
