@@ -390,7 +390,8 @@ class Family:
 
 def _predicts(found: Found) -> bool:
     """Whether a tensor is of multi-token prediction alone."""
-    return found.slots[0].startswith("mtp.")
+    first = found.entry.slots[0]
+    return (found.layer if "*" in first else first).startswith("mtp.")
 
 
 def _has(blocks: frozenset[str], slot: str) -> bool:

@@ -65,6 +65,8 @@ def compare(family: Family, config: Mapping[str, Any], named: Named, findings: F
 def _without_mtp(family: Family, config: Mapping[str, Any], named: Named) -> str | None:
     """Say that layers for multi-token prediction are named by the config, but not in the checkpoint."""
     wanted = family.dims(config).get("mtp", 0)
+    if not wanted:
+        return None
     found, _ = family.table(config).named(named.written)
     held = len({f.layer for f in found if f.layer.startswith("mtp.")})
     if held >= wanted:

@@ -38,7 +38,10 @@ def cast_chains(
             )
     casts = {}
     for name, spec in relation.right.items():
-        chain = [dtype_named(stored.get(name, spec.dtype))]
+        first = stored.get(name, spec.dtype)
+        if first == spec.dtype and name not in via:
+            continue
+        chain = [dtype_named(first)]
         for step in (via.get(name), dtype_named(spec.dtype)):
             if step is not None and step != chain[-1]:
                 chain.append(step)

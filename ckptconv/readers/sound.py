@@ -19,7 +19,7 @@ __all__ = ["sound"]
 
 _SHOWN = 3
 _DIGITS = 18  # of a layer's or an expert's number
-_NUMBER = re.compile(rf"(?:^|\.)[0-9]{{{_DIGITS + 1},}}(?:\.|$)")
+_NUMBER = re.compile(rf"(?:^|\.)[0-9]{{{_DIGITS + 1},}}(?:\.|$)", re.MULTILINE)
 
 
 def sound(checkpoint: Checkpoint, path: Path) -> Checkpoint:
@@ -43,7 +43,8 @@ def sound(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
 def _refuse_no_text(names: Iterable[str], path: Path) -> None:
     found = list(names)
-    if (long := next((n for n in found if len(n) > _DIGITS and _NUMBER.search(n)), None)) is not None:
+    if _NUMBER.search("\n".join(found)):
+        long = next(n for n in found if _NUMBER.search(n))
         text = f"the name {short(long)} counts further than any model"
         raise FormatError(text, where=path, hint="rename the tensor where the checkpoint was saved")
     try:

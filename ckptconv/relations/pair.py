@@ -14,9 +14,9 @@ from ckptconv.relations.meet import Axes, Joint, Window, meet, nests
 __all__ = [
     "NEXT",
     "Drop",
-    "Ends",
     "Pair",
     "Spec",
+    "Where",
     "ends",
     "is_same",
     "join",
@@ -222,11 +222,11 @@ def joined(first: Pair, second: Pair, joint: Joint) -> Pair:
     )
 
 
-Ends = tuple[tuple[int, Sizes, Sizes], tuple[int, Sizes, Sizes]]
-"""Offset, size and stride of the boxes at the two ends of a pair."""
+Where = tuple[int, Sizes, Sizes]
+"""Offset, size and stride of a box."""
 
 
-def ends(joint: Joint) -> Ends:
+def ends(joint: Joint) -> tuple[Where, Where]:
     """Return what the boxes of a joint are but for their tensors; right elements ascend."""
     axes = sorted(joint.axes, key=lambda axis: -axis[2]) if len(joint.axes) > 1 else joint.axes
     left = Box.strided("", joint.left, [(n, a) for n, a, _ in axes])

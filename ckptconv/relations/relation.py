@@ -10,8 +10,8 @@ from ckptconv.errors import PlanError
 from ckptconv.records import dataclass
 from ckptconv.relations.box import Box
 from ckptconv.relations.gather import Gathering, Stamp
-from ckptconv.relations.meet import Joint, Window, meet, overlapping
-from ckptconv.relations.pair import Drop, Ends, Pair, Spec, ends, is_same, pair_window, spec_text, window
+from ckptconv.relations.meet import Window, meet, overlapping
+from ckptconv.relations.pair import Drop, Pair, Spec, Where, ends, is_same, pair_window, spec_text, window
 from ckptconv.relations.problems import by_name, problems, refuse
 from ckptconv.relations.tiling import tile
 
@@ -99,36 +99,28 @@ class Relation:
         left_only, right_only = list(self.left_only), list(other.right_only)
         firsts = _by_tensor(self.pairs, self.right_only, at_right=True)
         seconds = _by_tensor(other.pairs, other.left_only, at_right=False)
-        known: dict[tuple[tuple[Window, ...], tuple[Window, ...]], list[tuple[int, int, Joint, Ends]]] = {}
-        for name, (xs, x_items) in firsts.items():
-            ys, y_items = seconds.get(name, ([], []))
-            # A model's layers and experts are cut alike: what meets where is found once for all of them.
-            key = (tuple(xs), tuple(ys))
-            met = known.get(key)
+        # A model's layers and experts are cut alike: what meets where is found once for all of them.
+        known: dict[tuple[_Form, _Form], list[_Met]] = {}
+        for name, xs in firsts.items():
+            ys = seconds.get(name, [])
+            form = _form(xs), _form(ys)
+            met = known.get(form)
             if met is None:
                 if len(known) >= _KNOWN:
                     known.clear()
-                met = known[key] = [
-                    (i, j, joint, ends(joint)) for i, j in overlapping(xs, ys) for joint in meet(xs[i], ys[j])
-                ]
-            for i, j, joint, (left, right) in met:
-                a, b = x_items[i], y_items[j]
+                met = known[form] = list(_meetings(xs, ys))
+            for i, j, left, right in met:
+                a, b = xs[i], ys[j]
                 if isinstance(a, Pair):
                     if isinstance(b, Pair):
+                        here, there = Box(a.left.tensor, *left), Box(b.right.tensor, *right)
                         pairs.append(
-                            Pair(
-                                Box(a.left.tensor, *left),
-                                Box(b.right.tensor, *right),
-                                a.left_copy or b.left_copy,
-                                a.right_copy or b.right_copy,
-                            )
+                            Pair(here, there, a.left_copy or b.left_copy, a.right_copy or b.right_copy)
                         )
                     elif not a.right_copy:
-                        axes = [(n, s) for n, s, _ in joint.axes]
-                        left_only.append(_dropped(a.left.tensor, joint.left, axes, b.reason))
+                        left_only.append(Drop(Box(a.left.tensor, *left), b.reason))
                 elif isinstance(b, Pair) and not b.left_copy:
-                    axes = [(n, s) for n, _, s in joint.axes]
-                    right_only.append(_dropped(b.right.tensor, joint.right, axes, a.reason))
+                    right_only.append(Drop(Box(b.right.tensor, *right), a.reason))
         return Relation(self.left, other.right, tuple(pairs), tuple(left_only), tuple(right_only))
 
     def check(self) -> None:
@@ -227,28 +219,59 @@ def _agree(ours: Mapping[str, Spec], theirs: Mapping[str, Spec]) -> None:
     refuse(sorted(problems))
 
 
-def _by_tensor(
-    pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool
-) -> dict[str, tuple[list[Window], list[Pair | Drop]]]:
+# A side of a tensor: pairs and drops that touch it.
+_Side = list[Pair | Drop]
+# The same, without the names of tensors.
+_Form = tuple[object, ...]
+# Which item of one side meets which of the other, and where in the tensors at their far ends.
+_Met = tuple[int, int, Where, Where]
+
+
+def _by_tensor(pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool) -> dict[str, _Side]:
     """Group pairs and drops by the tensor they touch on one side."""
-    found: dict[str, tuple[list[Window], list[Pair | Drop]]] = {}
+    found: dict[str, _Side] = {}
     for pair in pairs:
-        box = pair.right if at_right else pair.left
-        if box.numel:
-            windows, items = found.setdefault(box.tensor, ([], []))
-            windows.append(pair_window(pair, at_right=at_right))
-            items.append(pair)
+        box = pair[1] if at_right else pair[0]
+        if 0 not in box.size:
+            side = found.get(box.tensor)
+            if side is None:
+                found[box.tensor] = [pair]
+            else:
+                side.append(pair)
     for drop in drops:
-        if drop.box.numel:
-            windows, items = found.setdefault(drop.box.tensor, ([], []))
-            windows.append(window(drop.box, address=True))
-            items.append(drop)
+        if 0 not in drop.box.size:
+            found.setdefault(drop.box.tensor, []).append(drop)
     return found
 
 
-def _dropped(tensor: str, offset: int, axes: Iterable[tuple[int, int]], reason: str) -> Drop:
-    ordered = sorted(axes, key=lambda axis: -axis[1])
-    return Drop(Box.strided(tensor, offset, ordered), reason)
+def _form(side: _Side) -> _Form:
+    return tuple([(one[0][1:], one[1][1:] if isinstance(one, Pair) else None) for one in side])
+
+
+def _meetings(xs: _Side, ys: _Side) -> Iterator[_Met]:
+    """Yield where two sides of a tensor meet."""
+    ours = [_window(x, at_right=True) for x in xs]
+    theirs = [_window(y, at_right=False) for y in ys]
+    for i, j in overlapping(ours, theirs):
+        for joint in meet(ours[i], theirs[j]):
+            if isinstance(xs[i], Pair) and isinstance(ys[j], Pair):
+                yield i, j, *ends(joint)
+            else:  # by themselves, for the other is a drop
+                yield (
+                    i,
+                    j,
+                    _descending(joint.left, [(n, s) for n, s, _ in joint.axes]),
+                    _descending(joint.right, [(n, s) for n, _, s in joint.axes]),
+                )
+
+
+def _window(one: Pair | Drop, *, at_right: bool) -> Window:
+    return pair_window(one, at_right=at_right) if isinstance(one, Pair) else window(one.box, address=True)
+
+
+def _descending(offset: int, axes: Iterable[tuple[int, int]]) -> Where:
+    box = Box.strided("", offset, sorted(axes, key=lambda axis: -axis[1]))
+    return box.offset, box.size, box.stride
 
 
 def _digest(statement: str) -> bytes:

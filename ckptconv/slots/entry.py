@@ -97,17 +97,29 @@ def _biased(pack: str | Pack) -> str | Pack:
     return Pack(pack.kind, tuple(_biased(p) for p in pack.parts), pack.groups)
 
 
-# Numbers stand alone between dots, or at the end of grouped experts' weights (TransformerEngine).
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|(?<=\.linear_fc[12]\.weight)\d+$|(?<=\.linear_fc[12]\.bias)\d+$")
 _HOLE = re.compile(r"\*|\{e\}")
 _ANY = 987_654_321  # stands for any number
 
 
 @lru_cache(maxsize=1 << 17)
 def numbers(name: str) -> tuple[str, tuple[int, ...]]:
-    """Split a name into its form and its numbers: ``a.3.b`` is ``a.#.b`` and ``(3,)``."""
-    found = _NUMBER.findall(name)
-    return (_NUMBER.sub("#", name) if found else name), tuple(map(int, found))
+    """Split a name into its form and its numbers: ``a.3.b`` is ``a.#.b`` and ``(3,)``.
+
+    Numbers stand alone between dots, or at the end of grouped experts' weights (TransformerEngine):
+    ``linear_fc1.weight3``.
+    """
+    parts = name.split(".")
+    found: list[int] = []
+    for i, part in enumerate(parts):
+        if i and part.isdecimal():
+            found.append(int(part))
+            parts[i] = "#"
+    if parts[-2:-1] in (["linear_fc1"], ["linear_fc2"]):
+        stem = parts[-1].rstrip("0123456789")
+        if stem in ("weight", "bias") and stem != parts[-1]:
+            found.append(int(parts[-1].removeprefix(stem)))
+            parts[-1] = f"{stem}#"
+    return (".".join(parts) if found else name), tuple(found)
 
 
 @lru_cache(maxsize=1 << 14)

@@ -7,7 +7,6 @@ layer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -152,15 +151,16 @@ class Sizes(dict[str, int]):
         return self.beneath + name
 
 
-_LAYER_NUMBER = re.compile(r"^(layers|mtp)\.\d+\.")
-_EXPERT_NUMBER = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
-
-
 @lru_cache(maxsize=1 << 17)
 def template(slot: str) -> str:
     """Return a slot's name as tables write it: ``layers.3.attn.q`` is ``layers.*.attn.q``."""
-    slot = _LAYER_NUMBER.sub(r"\1.*.", slot)
-    return _EXPERT_NUMBER.sub("{e}", slot) if ".experts." in slot else slot
+    kind, _, rest = slot.partition(".")
+    number, dot, rest = rest.partition(".")
+    if dot and kind in ("layers", "mtp") and number.isdecimal():
+        slot = f"{kind}.*.{rest}"
+    before, experts, after = slot.partition(".experts.")
+    number, dot, rest = after.partition(".")
+    return f"{before}{experts}{{e}}.{rest}" if dot and number.isdecimal() else slot
 
 
 def shape_of(slot: str, dims: Dims) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ckptconv.records import dataclass
@@ -185,12 +185,14 @@ def after(
 
 def natural(name: str) -> list[tuple[int, int | str, int]]:
     """Sort names part by part, numbers by value."""
-    parts: list[tuple[int, int | str, int]] = []
-    for part in name.split("."):
-        text = part.rstrip("0123456789")
-        number = int(part[len(text) :]) if len(text) < len(part) else -1
-        parts.append((1, text, number) if text else (0, number, 0))
-    return parts
+    return [_natural_part(part) for part in name.split(".")]
+
+
+@lru_cache(maxsize=1 << 12)
+def _natural_part(part: str) -> tuple[int, int | str, int]:
+    text = part.rstrip("0123456789")
+    number = int(part[len(text) :]) if len(text) < len(part) else -1
+    return (1, text, number) if text else (0, number, 0)
 
 
 def _plain(pattern: str) -> tuple[str, str | None]:
