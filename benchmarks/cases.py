@@ -28,12 +28,14 @@ class Tool:
         steps: Commands, one after the other; all count.
         same: Arguments of same_tensors.py that prove it wrote the same; empty where names or packing differ.
         checker: The interpreter that compares.
+        large: Whether it is run beyond `LARGE` gigabytes.
     """
 
     name: str
     steps: tuple[str, ...]
     same: str = "{theirs} {out}"
     checker: str = "python"
+    large: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def _zero_to_fp32(source: str) -> Tool:
 
 def _merge_by_hand(source: str, config: str, layout: str) -> Tool:
     command = f"python {HAND}/megatron_merge.py {{{source}}} {{theirs}} --config {{{config}}} {layout}"
-    return Tool("torch.load, cat, save_file", (command,))
+    return Tool("torch.load, cat, save_file", (command,), large=False)
 
 
 def _transformers(source: str, flags: str) -> Tool:
@@ -87,7 +89,7 @@ def _transformers(source: str, flags: str) -> Tool:
 
 
 def _plain(name: str, source: str, flags: str = "") -> Tool:
-    return Tool(name, (f"python {HAND}/plain.py {{{source}}} {{theirs}} {flags}",))
+    return Tool(name, (f"python {HAND}/plain.py {{{source}}} {{theirs}} {flags}",), large=False)
 
 
 def _dcp_to_torch(folder: str, *more: str, same: str) -> Tool:
@@ -163,6 +165,7 @@ CASES = (
             Tool(
                 "load_file, slice, torch.save",
                 (f"python {HAND}/megatron_split.py {{llama}} {{theirs}} --tp 4 --pp 2",),
+                large=False,
             ),
         ),
     ),
@@ -196,7 +199,12 @@ CASES = (
         "convert {llama} {out} --to torch_dist",
         (
             Tool("Megatron-Bridge", (f"peers-python {HAND}/bridge.py import {{llama}} {{theirs}}",)),
-            Tool("load_file + dcp.save", (f"python {HAND}/dcp_save.py {{llama}} {{theirs}}",), same=""),
+            Tool(
+                "load_file + dcp.save",
+                (f"python {HAND}/dcp_save.py {{llama}} {{theirs}}",),
+                same="",
+                large=False,
+            ),
         ),
         note="`dcp.save` only saves the same bytes, in Hugging Face's names and packing.",
     ),

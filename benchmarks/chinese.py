@@ -12,7 +12,7 @@ CHINESE = Words(
     copy_heading="### 与 `cp` 相比，{}",  # noqa: RUF001
     copy_columns=(
         "转换", "写出 GB", "ckptconv，秒", "`cp` + `sync`，秒",  # noqa: RUF001
-        "相对 `cp` + `sync`", "内存峰值 MB", "1 GB 时的倍数",
+        "倍数", "只做计划，秒", "内存峰值 MB", "1 GB 时的倍数",  # noqa: RUF001
     ),
     tool_heading="### 与常用工具相比",
     tool_columns=(
@@ -32,6 +32,7 @@ CHINESE = Words(
     limits=("1.15", "1（FP8 1.25，专家与按行 1.3，大量张量 1.05）"),  # noqa: RUF001
     absent="未测：{}",  # noqa: RUF001
     read="只读",
+    elsewhere="‡ 在另一台机器上测得：{}。",  # noqa: RUF001
     not_held="† 测量时没有替程序占住内存：`cp` 可能也在等宿主机。",  # noqa: RUF001
     titles={
         "zero3": "DeepSpeed ZeRO-3 转 safetensors，fp32",  # noqa: RUF001

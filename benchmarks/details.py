@@ -15,7 +15,7 @@ from cases import CASES, Case
 from machine import machine_of
 from measure import Usage
 from results import STORED, Results, load
-from runner import BASELINE, COPY, ONE, ONE_DD, READ, TWO, TWO_DD, Outcome
+from runner import BASELINE, COPY, ONE, ONE_DD, PLAN, READ, TWO, TWO_DD, Outcome
 from targets import ratios, spread
 
 __all__ = ["details"]
@@ -26,7 +26,7 @@ _SETTINGS = {
     "tmpfs": ", written to memory",
     "budget": "",
 }
-_OURS = (TWO, ONE, COPY, BASELINE, READ, ONE_DD, TWO_DD)
+_OURS = (TWO, ONE, PLAN, COPY, BASELINE, READ, ONE_DD, TWO_DD)
 
 
 def details(found: Sequence[Results]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import median
 
 from cases import CASES, LARGE, Case, Tool
+from machine import machine_of
 from measure import Usage
 from results import Results
-from runner import BASELINE, ONE, ONE_DD, READ, TWO, TWO_DD, Outcome
+from runner import BASELINE, ONE, ONE_DD, PLAN, READ, TWO, TWO_DD, Outcome
 from targets import causes, judge, ratios, spread
 from words import Words
 
@@ -41,10 +42,12 @@ def page(found: Sequence[Results], plots: Sequence[str], words: Words) -> str:
 
 
 def _machine(found: Sequence[Results], words: Words) -> Iterator[str]:
-    facts = found[-1].machine
+    facts, here = found[-1].machine, machine_of(found[-1].machine)
     yield words.join.join(f"{words.facts.get(key, key)} {value}" for key, value in facts.items()) + words.stop
     if not all(o.held for r in found for o in r.cases.values()):
         yield words.not_held
+    if others := sorted({o.machine for r in found for o in r.cases.values()} - {here, ""}):
+        yield words.elsewhere.format(words.join.join(others))
 
 
 def _titled(case: Case, words: Words) -> str:
@@ -72,12 +75,14 @@ def _against_copy(small: Results, large: Results, words: Words) -> Iterator[str]
         if case.against == "nothing" or not _runs(large, case, TWO):
             continue
         outcome, base = large.cases[case.name], _base(case)
-        title = _titled(case, words) + ("" if outcome.held else " †")
+        away = outcome.machine not in ("", machine_of(large.machine))
+        title = _titled(case, words) + ("" if outcome.held else " †") + (" ‡" if away else "")
         cells = [
             f"{outcome.bytes_out / 1e9:.2f}" if outcome.bytes_out else words.read,
             _wall(_runs(large, case, TWO), 2),
             _wall(_runs(large, case, base), 2),
             _ratio(outcome, TWO, base, 2),
+            _wall(_runs(large, case, PLAN), 2),
             _peak(_runs(large, case, TWO)),
             _ratio(small.cases.get(case.name), TWO, base, 2),
         ]

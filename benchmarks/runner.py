@@ -18,11 +18,12 @@ from measure import Failed, Usage, drop_caches, measure, warm
 from pages import held
 from sources import SOURCES
 
-__all__ = ["BASELINE", "COPY", "ONE", "ONE_DD", "READ", "TWO", "TWO_DD", "Outcome", "Runner"]
+__all__ = ["BASELINE", "COPY", "ONE", "ONE_DD", "PLAN", "READ", "TWO", "TWO_DD", "Outcome", "Runner"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO, ONE, COPY, BASELINE, READ = "ckptconv, 2 workers", "ckptconv, 1 worker", "cp", "cp + sync", "cat"
 ONE_DD, TWO_DD = "1 dd", "2 dd, half each"
+PLAN = "ckptconv --dry-run"
 _BUDGETS = ("16MiB", "256MiB")
 _TMPFS = Path("/dev/shm")
 _TOOL_REPEATS = 2
@@ -183,6 +184,8 @@ class Runner:
 
     def _settings(self, case: Case, outcome: Outcome) -> None:
         small = self._size <= LARGE
+        if case.against == "copy":
+            self._plan(case, outcome)
         for i in range(self.repeat):
             self._round(case, outcome, i)
             if small and i < _TOOL_REPEATS:
@@ -202,6 +205,13 @@ class Runner:
             for budget in _BUDGETS:
                 command = [*self._ours(case, 2), "--max-memory", budget]
                 self._once(case, outcome, "budget", f"--max-memory {budget}", [command])
+
+    def _plan(self, case: Case, outcome: Outcome) -> None:
+        """Start and plan, and write nothing: what a small conversion mostly is."""
+        self._prepare("warm", [self._source(n) for n in self._inputs(case)])
+        command = [*self._ours(case, 2), "--dry-run"]
+        for _ in range(self.repeat):
+            outcome.add("warm", PLAN, measure(command, cwd=ROOT, log=self._log))
 
     def _round(self, case: Case, outcome: Outcome, i: int) -> None:
         """Run each program once: the copy between our two, which take turns in coming first."""
@@ -231,7 +241,7 @@ class Runner:
         if "tools" in self._without:
             return
         for tool in case.tools:
-            if tool.name not in outcome.problems:
+            if (tool.large or self._size <= LARGE) and tool.name not in outcome.problems:
                 self._tool(case, outcome, tool, check=i == 0 and self._size <= LARGE)
 
     def _pair(self, case: Case, outcome: Outcome, setting: str, name: str, command: list[str]) -> None:

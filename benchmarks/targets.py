@@ -10,7 +10,7 @@ from statistics import median
 
 from cases import CASES, LARGE
 from results import Results
-from runner import BASELINE, ONE, ONE_DD, TWO, TWO_DD, Outcome
+from runner import BASELINE, ONE, ONE_DD, PLAN, TWO, TWO_DD, Outcome
 
 __all__ = ["CAUSES", "Target", "causes", "judge", "ratios", "spread"]
 
@@ -64,6 +64,9 @@ def _speeds(results: Results) -> Iterator[Target]:
         limit = case.limit if results.size > LARGE else max(_SMALL, case.limit)
         if found := ratios(outcome, "warm", TWO, BASELINE):
             shown = f"{median(found):.2f}" + (f" > {limit:g}" if limit not in (1, _SMALL) else "")
+            if plans := outcome.runs["warm"].get(PLAN):
+                times = (median(u.wall for u in r) for r in (plans, outcome.runs["warm"][TWO]))
+                shown += " ({:.2f} of {:.2f} s)".format(*times)
             yield Target("speed", case.name, shown, median(found) <= limit, _key(results, case.name, "speed"))
 
 

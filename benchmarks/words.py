@@ -37,6 +37,7 @@ class Words:
     absent: str
     read: str
     not_held: str
+    elsewhere: str
     titles: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     stop: str = "."
@@ -52,7 +53,7 @@ ENGLISH = Words(
     ),
     copy_heading="### Against `cp`, {}",
     copy_columns=(
-        "conversion", "written, GB", "ckptconv, s", "`cp` + `sync`, s", "times `cp` + `sync`", "peak, MB",
+        "conversion", "written, GB", "ckptconv, s", "`cp` + `sync`, s", "times", "plan alone, s", "peak, MB",
         "1 GB: times",
     ),
     tool_heading="### Against the tools in use",
@@ -75,5 +76,6 @@ ENGLISH = Words(
     limits=("1.15", "1 (FP8 1.25, experts and rows 1.3, many tensors 1.05)"),
     absent="not measured: {}",
     read="read",
+    elsewhere="‡ Measured on another machine: {}.",
     not_held="† Measured before memory was held for the programs: `cp` may have waited for the host.",
 )  # fmt: skip

@@ -141,7 +141,7 @@ def test_the_page_shows_ours_the_copy_and_the_tool(results, language):
     small.cases["zero3"].problems["zero_to_fp32.py"] = "exit code 1: no | memory"
     large = results(8.0, two=2, one=3, base=4, dd=2, dds=1, theirs=9)
     page = report.page([small, large], ["a.svg", "b.svg"], spoken)
-    assert "| 8.00 | 2.00 | 4.00 | 0.50 | 200 | 2.00 |" in page
+    assert "| 8.00 | 2.00 | 4.00 | 0.50 |  | 200 | 2.00 |" in page
     assert "no \\| memory" in page and "| 9.0 : 2.0 | 4.5 | 900 : 200 |" in page
     assert "| 1.50 | 2.00 |" in page
     assert "`zero3` 2.00" in page
