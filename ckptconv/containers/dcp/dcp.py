@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Final
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.dcp import METADATA
-from ckptconv.containers.dcp.dcprecord import RecordReader
+from ckptconv.containers.dcp.dcprecord import RecordReader, Wanted
 from ckptconv.containers.dcp.metadata import Chunk, DcpTensor, Entry, read_metadata
 from ckptconv.containers.tarindex import Member
 from ckptconv.containers.torch.picklevm import short
@@ -63,8 +62,8 @@ class DcpFolder:
             FormatError: if a tensor is of a type that cannot be read, a record is damaged, or it reaches
                 beyond the end of its file.
         """
-        places: list[tuple[Entry, str, int]] = []
         found: dict[str, list[FileTensor | None]] = {}
+        by_file: dict[str, list[_Place]] = {}
         for name in names:
             tensor = self.tensors[name]
             if tensor.odd is not None:
@@ -72,21 +71,22 @@ class DcpFolder:
                     f"{name}: a tensor of the unknown type {short(tensor.odd)}", where=self.folder / METADATA
                 )
             _check_volume(name, tensor, self.folder)
-            found[name] = [None] * len(tensor.chunks)
-            places += [(c.entry, name, i) for i, c in enumerate(tensor.chunks) if c.entry is not None]
-        places.sort(key=lambda p: (p[0].file, p[0].offset))
-        for (a, one, _), (b, two, _) in pairwise(places):
-            if a.file == b.file and a.offset + a.length > b.offset:
-                raise PlanError(
-                    f"the record of {two} at byte {b.offset:,} begins inside that of {one}",
-                    where=self.folder / a.file,
-                )
-        with RecordReader(self.folder) as reader:
-            for entry, name, i in places:
-                tensor = self.tensors[name]
-                found[name][i] = reader.tensor(
-                    name, entry.file, entry.offset, entry.length, tensor.dtype, tensor.chunks[i].sizes
-                )
+            into = found[name] = [None] * len(tensor.chunks)
+            dtype = tensor.dtype
+            for i, (_, sizes, entry) in enumerate(tensor.chunks):
+                if entry is not None:
+                    file, offset, length = entry
+                    place = (Wanted(name, offset, length, dtype, sizes), into, i)
+                    by_file.setdefault(file, []).append(place)
+        files = sorted(by_file.items())
+        for file, places in files:
+            places.sort(key=_offset)
+            _check_apart(places, self.folder / file)
+        reader = RecordReader(self.folder)
+        for file, places in files:
+            tensors = reader.tensors(file, [wanted for wanted, _, _ in places])
+            for tensor_in_file, (_, into, i) in zip(tensors, places, strict=True):
+                into[i] = tensor_in_file
         return {name: tuple(chunks) for name, chunks in found.items()}
 
     def read_object(self, name: str) -> object:
@@ -158,6 +158,26 @@ def open_dcp_inside(archive: Path, members: Mapping[str, Member], folder: str) -
     }
     objects = {name: here(entry) for name, entry in told.objects.items()}
     return DcpFolder(archive.parent, told.version, tensors, objects, told.paths)
+
+
+_Place = tuple[Wanted, list[FileTensor | None], int]
+"""A record, the list it is found for, and its place in it."""
+
+
+def _offset(place: _Place) -> int:
+    return place[0].offset
+
+
+def _check_apart(places: list[_Place], path: Path) -> None:
+    """Refuse records of a file, in the order they lie in it, that share bytes."""
+    end = 0
+    for i, ((name, offset, length, _, _), _, _) in enumerate(places):
+        if offset < end:
+            raise PlanError(
+                f"the record of {name} at byte {offset:,} begins inside that of {places[i - 1][0].name}",
+                where=path,
+            )
+        end = offset + length
 
 
 def _check_volume(name: str, tensor: DcpTensor, folder: Path) -> None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from struct import Struct
-from types import TracebackType
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.torchbin import ALIGN
@@ -26,7 +25,7 @@ from ckptconv.errors import FormatError, PlanError
 from ckptconv.places.regular import open_binary
 from ckptconv.records import dataclass
 
-__all__ = ["RecordReader"]
+__all__ = ["RecordReader", "Wanted"]
 
 _END: Final = Struct("<4s4H2LH")
 _CENTRAL: Final = Struct("<4s6H3L5H2L")
@@ -53,8 +52,18 @@ class _Template:
     tensor: FileTensor
 
 
+class Wanted(NamedTuple):
+    """A record, and what it must hold: the name is for errors, the offset where it begins."""
+
+    name: str
+    offset: int
+    length: int
+    dtype: DType
+    shape: tuple[int, ...]
+
+
 class RecordReader:
-    """Open records of the files in a folder, best in the order they lie in them.
+    """Open records of the files in a folder.
 
     Args:
         folder: What the files' names are relative to.
@@ -62,119 +71,55 @@ class RecordReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file = ""
-        self._path = ""
-        self._open: BinaryIO | None = None
-        self._size = 0
-        self._ahead = b""
-        self._ahead_at = 0
-        self._templates: dict[tuple[int, DType, tuple[int, ...]], _Template] = {}
+        self._templates: dict[tuple[int, str, tuple[int, ...]], _Template] = {}
 
-    def __enter__(self) -> RecordReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-
-    def tensor(
-        self, name: str, file: str, offset: int, length: int, dtype: DType, shape: tuple[int, ...]
-    ) -> FileTensor:
-        """Locate the tensor of a record.
+    def tensors(self, file: str, wanted: Sequence[Wanted]) -> list[FileTensor]:
+        """Locate the tensors of records of one file.
 
         Args:
-            name: The tensor's name, for errors.
             file: Name of the file.
-            offset: Where the record begins.
-            length: Its length in bytes.
-            dtype: Element type it must have.
-            shape: Shape it must have.
+            wanted: The records, best in the order they lie in it.
 
         Raises:
-            PlanError: if there is no such file, or the record is of another type or shape.
-            FormatError: if the record is damaged, or not one plain tensor.
+            PlanError: if there is no such file, or a record is of another type or shape.
+            FormatError: if a record is damaged, or not one plain tensor.
         """
-        self._switch(file, name)
-        if offset + length > self._size:
-            raise FormatError(
-                f"{name}: its record is bytes {offset:,} to {offset + length:,}; the file has {self._size:,}",
-                where=self._path,
-                hint="the file is cut off, or of another save; copy it again",
-            )
-        template = self._templates.get((length, dtype, shape))
-        if template is not None and self._matches(template, offset, length):
-            t = template.tensor
-            begin, size = t.storage
-            return FileTensor(
-                t.dtype, t.shape, t.stride, self._path, offset + t.offset, (offset + begin, size)
-            )
-        try:
-            root = open_torch(self._path, offset=offset, length=length).root
-        except FormatError as e:
-            raise FormatError(
-                f"{name}: the record at byte {offset:,}: {e.message}", where=self._path, hint=e.hint
-            ) from e
-        if type(root) is not FileTensor:
-            why = odd_tensor(root) or "an object"
-            raise FormatError(
-                f"{name}: the record at byte {offset:,} is no plain tensor: {why}",
-                where=self._path,
-                hint="load the checkpoint with torch, and save dense tensors",
-            )
-        if root.dtype != dtype or root.shape != shape:
-            raise PlanError(
-                f"{name}: the record at byte {offset:,} holds {root.dtype}{list(root.shape)}; the metadata "
-                f"says {dtype}{list(shape)}",
-                where=self._path,
-            )
-        self._learn(root, offset, length)
-        return root
-
-    def _switch(self, file: str, name: str) -> None:
-        """Open a file, unless it is the one that is open."""
-        if file == self._file:
-            return
         path = self._folder / file
         try:
             opened = open_binary(path)
         except FileNotFoundError as e:
             raise PlanError(
-                f"the file {file} is missing; {name} lies in it",
+                f"the file {file} is missing; {wanted[0].name} lies in it",
                 where=self._folder,
                 hint="copy the *.distcp files of every rank",
             ) from e
-        self._close()
-        self._open, self._file, self._path = opened, file, str(path)
-        self._size = opened.seek(0, os.SEEK_END)
-        self._ahead = b""
+        with opened:
+            return list(self._located(_Ahead(opened), str(path), wanted))
 
-    def _close(self) -> None:
-        if self._open is not None:
-            self._open.close()
+    def _located(self, file: _Ahead, path: str, wanted: Sequence[Wanted]) -> Iterator[FileTensor]:
+        for record in wanted:
+            name, offset, length, dtype, shape = record
+            if offset + length > file.size:
+                raise FormatError(
+                    f"{name}: its record is bytes {offset:,} to {offset + length:,}; the file has "
+                    f"{file.size:,}",
+                    where=path,
+                    hint="the file is cut off, or of another save; copy it again",
+                )
+            known = self._templates.get((length, dtype.name, shape))
+            if known is not None and file.matches(known.head, known.start, known.tail, offset, length):
+                t = known.tensor
+                begin, size = t.storage
+                yield FileTensor(t.dtype, shape, t.stride, path, offset + t.offset, (offset + begin, size))
+            else:
+                root = _opened(path, record)
+                self._learn(root, file, offset, length)
+                yield root
 
-    def _read(self, count: int, offset: int) -> bytes:
-        begin = offset - self._ahead_at
-        if begin >= 0 and begin + count <= len(self._ahead):
-            return self._ahead[begin : begin + count]
-        assert self._open is not None
-        self._open.seek(offset)
-        return self._open.read(count)
-
-    def _matches(self, template: _Template, offset: int, length: int) -> bool:
-        head = template.head
-        if self._read(len(head), offset) != head:
-            return False
-        # What follows a record is most often one like it, so its head is read with this one's end.
-        tail, at = length - template.start, offset + template.start
-        if at - self._ahead_at + tail > len(self._ahead) or at < self._ahead_at:
-            self._ahead, self._ahead_at = self._read(tail + len(head) + ALIGN, at), at
-        return template.tail.fullmatch(self._read(tail, at)) is not None
-
-    def _learn(self, tensor: FileTensor, offset: int, length: int) -> None:
+    def _learn(self, tensor: FileTensor, file: _Ahead, offset: int, length: int) -> None:
         """Keep the layout of a record, if all that opening it read lies before its data and after."""
         begin = tensor.storage[0] - offset
-        edge = self._read(min(length, _MAX_EDGE), offset + length - min(length, _MAX_EDGE))
+        edge = file.read(min(length, _MAX_EDGE), offset + length - min(length, _MAX_EDGE))
         end = len(edge) - _END.size
         if begin > _MAX_EDGE or end < 0 or edge[end : end + 4] != b"PK\5\6":
             return
@@ -198,14 +143,72 @@ class RecordReader:
             return
         if len(self._templates) >= _MAX_TEMPLATES:
             self._templates.clear()
-        self._templates[length, tensor.dtype, tensor.shape] = _Template(
-            self._read(begin, offset),
+        self._templates[length, tensor.dtype.name, tensor.shape] = _Template(
+            file.read(begin, offset),
             start,
             _pattern(tail, sums),
             replace(
                 tensor, offset=tensor.offset - offset, storage=(tensor.storage[0] - offset, tensor.storage[1])
             ),
         )
+
+
+class _Ahead:
+    """Read a file where records end and begin: most often what follows one is another like it.
+
+    Attributes:
+        size: Bytes of the file.
+    """
+
+    __slots__ = ("_at", "_file", "_held", "size")
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._held = b""
+        self._at = 0
+        self.size = file.seek(0, os.SEEK_END)
+
+    def read(self, count: int, offset: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(count)
+
+    def matches(self, head: bytes, start: int, tail: re.Pattern[bytes], offset: int, length: int) -> bool:
+        """Whether the record at ``offset`` begins with ``head`` and has a directory like ``tail``."""
+        begin = offset - self._at
+        if not (begin >= 0 and self._held.startswith(head, begin)) and self.read(len(head), offset) != head:
+            return False
+        begin = offset + start - self._at
+        end = begin + length - start
+        if begin < 0 or end > len(self._held):  # with the head of the next
+            self._at = offset + start
+            self._held = self.read(length - start + len(head) + ALIGN, self._at)
+            begin, end = 0, length - start
+        return tail.fullmatch(self._held, begin, end) is not None
+
+
+def _opened(path: str, record: Wanted) -> FileTensor:
+    """Open a record in full."""
+    name, offset, length, dtype, shape = record
+    try:
+        root = open_torch(path, offset=offset, length=length).root
+    except FormatError as e:
+        raise FormatError(
+            f"{name}: the record at byte {offset:,}: {e.message}", where=path, hint=e.hint
+        ) from e
+    if type(root) is not FileTensor:
+        why = odd_tensor(root) or "an object"
+        raise FormatError(
+            f"{name}: the record at byte {offset:,} is no plain tensor: {why}",
+            where=path,
+            hint="load the checkpoint with torch, and save dense tensors",
+        )
+    if root.dtype != dtype or root.shape != shape:
+        raise PlanError(
+            f"{name}: the record at byte {offset:,} holds {root.dtype}{list(root.shape)}; the metadata "
+            f"says {dtype}{list(shape)}",
+            where=path,
+        )
+    return root
 
 
 def _pattern(tail: bytes, sums: Sequence[int]) -> re.Pattern[bytes]:
