@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Any, Final
 
 from ckptconv.containers.torch.picklevm import Global, Record
 from ckptconv.containers.torch.quick import Thing, pairs
 
-__all__ = ["Fields", "class_of", "is_object", "items_of", "state_of"]
+__all__ = ["Fields", "class_of", "columns_of", "halves_of", "is_object", "items_of", "state_of"]
 
 _ABSENT: Final = object()
 
@@ -42,6 +43,51 @@ def items_of(value: object) -> Iterable[tuple[Any, Any]] | None:
     if type(value) is list:
         return pairs(value)
     return value.items() if type(value) is dict else None
+
+
+def halves_of(value: object) -> tuple[list[Any], list[Any]] | None:
+    """Return the keys and the values of a dict; None if it is none.
+
+    Raises:
+        ValueError: if a key has no value.
+    """
+    if type(value) is list and tuple in set(map(type, value[::2])):
+        value = [x for pair in pairs(value) for x in pair]
+    if type(value) is list:
+        keys, values = value[::2], value[1::2]
+        if len(keys) != len(values):
+            raise ValueError("a key without a value")
+        return keys, values
+    return (list(value), list(value.values())) if type(value) is dict else None
+
+
+def columns_of(values: Sequence[Any], fields: Mapping[str, bool]) -> dict[str, list[Any]] | None:
+    """Return the fields of many objects, a list each; None if they do not all have the same, told alike.
+
+    Args:
+        values: The objects.
+        fields: Names, and whether they may be lacking: it is None for all then.
+    """
+    if not all(issubclass(kind, Thing) for kind in set(map(type, values))):
+        return None
+    if set(map(len, values)) != {1}:
+        return None
+    states: list[Any] = list(chain.from_iterable(values))
+    widths = set(map(len, states)) if set(map(type, states)) == {list} else {0, 1}
+    width = widths.pop()
+    if widths or width % 2:
+        return None
+    flat = list(chain.from_iterable(states))
+    found: dict[str, list[Any]] = {}
+    for i in range(0, width, 2):
+        keys = flat[i::width]
+        key = keys[0]
+        if set(map(type, keys)) != {str} or key in found or keys.count(key) != len(keys):
+            return None
+        found[key] = flat[i + 1 :: width] if key in fields else []
+    if any(not (lacking or key in found) for key, lacking in fields.items()):
+        return None
+    return {key: found[key] if key in found else [None] * len(states) for key in fields}
 
 
 class Fields:

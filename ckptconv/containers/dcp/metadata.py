@@ -11,8 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from operator import add, gt
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, TypeGuard
 
+from ckptconv.containers.dcp.columns import (
+    MAX_DIMS,
+    MAX_SIZE,
+    Chunk,
+    Entry,
+    Key,
+    Sizes,
+    chunks_alike,
+    entries_alike,
+)
 from ckptconv.containers.dcp.fields import Fields, class_of, is_object, items_of, state_of
 from ckptconv.containers.torch import inert, quick
 from ckptconv.containers.torch.picklevm import short
@@ -27,9 +37,7 @@ __all__ = ["Chunk", "DcpTensor", "Entry", "Told", "read_metadata"]
 # 300,000 entries are a pickle of 50 MB, twice that with the plans that Megatron adds.
 _LIMITS: Final = inert.Limits(size=1 << 29)
 _LARGE: Final = 1 << 20  # bytes from which on the guard of `quick` costs less than it spares
-_MAX_DIMS: Final = 64
-_MAX_SIZE: Final = 1 << 62
-_INTS: Final = [(int,) * n for n in range(_MAX_DIMS + 1)]
+_INTS: Final = [(int,) * n for n in range(MAX_DIMS + 1)]
 _MAX_NAME: Final = 4096
 
 # The plans of all ranks, which Megatron-core keeps for its next save (core 0.16.1,
@@ -59,27 +67,6 @@ _FOREIGN: Final = (
     "it was written by another storage than torch's FileSystemWriter; load and save it with "
     "torch.distributed.checkpoint"
 )
-
-Sizes = tuple[int, ...]
-
-
-class Entry(NamedTuple):
-    """Locate a record: its file, relative to the folder, and its bytes."""
-
-    file: str
-    offset: int
-    length: int
-
-
-class Chunk(NamedTuple):
-    """A box of a tensor that is stored as one record: ``offsets`` and ``sizes`` along each axis.
-
-    ``entry`` is None where the box has no elements (a rank for which no row was left).
-    """
-
-    offsets: Sizes
-    sizes: Sizes
-    entry: Entry | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +113,21 @@ def read_metadata(path: Path, raw: bytes | None = None) -> Told:
     with quick.without_collector():
         if len(raw) >= _LARGE:
             raw += bytes(quick.PAD)
-            root = quick.load(raw, limits=_LIMITS, dropped=_UNUSED, without=_PLANS)
-            if root is not None:
-                try:
-                    return _Reading(path).told(root)
-                except Exception:  # the other way to read it says what is wrong
-                    root = None
+            if (told := _quickly(path, raw)) is not None:
+                return told
             raw = raw[: -quick.PAD]
         return _Reading(path).told(inert.load(raw, hooks=_HOOKS, limits=_LIMITS, where=path))
 
 
-_Key = tuple[str, Sizes | None]
+def _quickly(path: Path, padded: bytes) -> Told | None:
+    """Read a large one; None if the other way has to."""
+    root = quick.load(padded, limits=_LIMITS, dropped=_UNUSED, without=_PLANS)
+    if root is None:
+        return None
+    try:
+        return _Reading(path).told(root)
+    except Exception:  # the other way to read it says what is wrong
+        return None
 
 
 class _Reading:
@@ -145,7 +136,7 @@ class _Reading:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sizes: set[object] = set()
-        self._entries: dict[_Key, Entry] = {}
+        self._entries: dict[Key, Entry] = {}
 
     def told(self, root: object) -> Told:
         """Return what it says.
@@ -162,22 +153,38 @@ class _Reading:
         state, stored = items_of(found[0]), items_of(found[1])
         if state is None or stored is None:
             raise self._bad("the metadata lists no tensors or no records")
-        self._read_entries(stored)
-        tensors: dict[str, DcpTensor] = {}
+        entries = entries_alike(found[1])
+        if entries is None:
+            self._read_entries(stored)
+        else:
+            self._entries = entries
+        names: dict[str, None] = {}
         objects: dict[str, Entry] = {}
+        cut: list[tuple[str, Sizes, list[Any]]] = []
+        types: list[tuple[DType, str | None]] = []
         for name, what in state:
             kind = class_of(what)
             if type(name) is not str or len(name) > _MAX_NAME or kind is None or not is_object(what):
                 raise self._bad(f"an entry that is none: {short(str(name))}")
-            if name in tensors or name in objects:
+            if name in names or name in objects:
                 raise self._bad(f"{name}: listed twice")
             about = _TENSOR.of(what)
             if about is not None:
-                tensors[name] = self._tensor(name, *about)
+                properties, shape, chunks = about
+                if not self._are_sizes(shape) or type(chunks) is not list:
+                    raise self._bad(f"{name}: a tensor without shape or chunks")
+                names[name] = None
+                cut.append((name, shape, chunks))
+                types.append(_dtype(properties))
             elif kind.name == "BytesStorageMetadata":
                 objects[name] = self._entry(name, None)
             else:
                 raise self._bad(f"{name}: an entry of the unknown kind {short(kind.qualified)}")
+        chunks_of = chunks_alike(cut, self._entries) or (self._chunks(*one) for one in cut)
+        tensors = {
+            name: DcpTensor(dtype, shape, held, odd)
+            for (name, shape, _), (dtype, odd), held in zip(cut, types, chunks_of, strict=True)
+        }
         version = (_VERSION.of(root) or (None,))[0]
         paths = dict(_paths((_PLANNER.of(root) or (None,))[0], tensors.keys() | objects.keys()))
         return Told(version if type(version) is str else None, tensors, objects, paths)
@@ -187,12 +194,12 @@ class _Reading:
 
     def _are_sizes(self, values: object) -> TypeGuard[Sizes]:
         """Whether a value is a shape or an offset; most are there many times."""
-        if type(values) is not tuple or len(values) > _MAX_DIMS:
+        if type(values) is not tuple or len(values) > MAX_DIMS:
             return False
         if tuple(map(type, values)) != _INTS[len(values)]:  # before it is hashed: tuples may be deep
             return False
         if values not in self._sizes:
-            if any(not 0 <= n < _MAX_SIZE for n in values):
+            if any(not 0 <= n < MAX_SIZE for n in values):
                 return False
             self._sizes.add(values)
         return True
@@ -241,9 +248,7 @@ class _Reading:
             raise PlanError(f"{name}: the metadata does not say in which file {what} is", where=self._path)
         return found
 
-    def _tensor(self, name: str, properties: object, shape: object, chunks: object) -> DcpTensor:
-        if not self._are_sizes(shape) or type(chunks) is not list:
-            raise self._bad(f"{name}: a tensor without shape or chunks")
+    def _chunks(self, name: str, shape: Sizes, chunks: list[Any]) -> tuple[Chunk, ...]:
         cut = []
         for chunk in chunks:
             offsets, sizes = _CHUNK.of(chunk) or (None, None)
@@ -254,12 +259,11 @@ class _Reading:
                     f"{name}: a chunk of {sizes} at {offsets} leaves the tensor {shape}", where=self._path
                 )
             cut.append(Chunk(offsets, sizes, self._entry(name, offsets) if 0 not in sizes else None))
-        dtype, odd = _dtype(properties)
-        return DcpTensor(dtype, shape, tuple(cut), odd)
+        return tuple(cut)
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < _MAX_SIZE
+    return type(value) is int and 0 <= value < MAX_SIZE
 
 
 def _dtype(properties: object) -> tuple[DType, str | None]:
