@@ -48,6 +48,12 @@ class Alone:
     """Equal to itself alone."""
 
     x: int
+    twice: int = field(init=False)
+    none: tuple[int, ...] = field(init=False, default=())
+    more: list[int] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "twice", 2 * self.x)
 
 
 def test_values_are_compared_hashed_and_shown() -> None:
@@ -56,6 +62,9 @@ def test_values_are_compared_hashed_and_shown() -> None:
     assert repr(Point(1)) == "Point(x=1, y=0, names=[])"
     assert Point(1) != (1, 0)
     assert Alone(1) != Alone(1)
+    assert repr(Alone(1)).endswith("Alone(x=1, twice=2, none=(), more=[])")
+    with pytest.raises(TypeError):
+        Alone(1, 2)  # type: ignore[call-arg]
     assert len({Alone(1), Alone(1)}) == 2
 
 
