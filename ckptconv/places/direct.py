@@ -8,10 +8,13 @@ from contextlib import suppress
 
 import numpy as np
 
-__all__ = ["ALIGNMENT", "DirectFile", "reserve"]
+__all__ = ["ALIGNMENT", "MEMORY_ALIGNMENT", "DirectFile", "reserve"]
 
 ALIGNMENT = 4096
-"""What offset, length and memory of a direct write must be a multiple of, in bytes."""
+"""What offset and length of a direct write must be a multiple of, in bytes."""
+
+MEMORY_ALIGNMENT = 512
+"""What the address of its memory must be a multiple of."""
 
 # What is shorter goes through the page cache: a direct write is waited for.
 _SHORTEST = 64 << 10
@@ -72,7 +75,7 @@ class DirectFile:
         """
         first, end = -at % ALIGNMENT, len(data) - (at + len(data)) % ALIGNMENT
         done = first
-        if self._fd < 0 or end - first < _SHORTEST or (_address(data) + first) % ALIGNMENT:
+        if self._fd < 0 or end - first < _SHORTEST or (_address(data) + first) % MEMORY_ALIGNMENT:
             return first, first
         while done < end:
             try:
