@@ -11,7 +11,7 @@ from cases import CASES, Case
 from results import Results
 from runner import BASELINE, TWO
 from svg import save
-from targets import ratios
+from targets import limit_of, ratios
 
 __all__ = ["draw_ratios", "draw_tools"]
 
@@ -33,7 +33,7 @@ def draw_ratios(path: Path, found: Sequence[Results]) -> None:
             )
             if values:
                 _bar(axes, row, values, "{:.2f}", _OURS)
-            axes.plot([case.limit] * 2, [row - 0.4, row + 0.4], color=_LINE, lw=1.2)
+            axes.plot([limit_of(case, results.size)] * 2, [row - 0.4, row + 0.4], color=_LINE, lw=1.2)
         axes.set_yticks(range(len(cases)), [c.name for c in cases])
         title = f"{results.label()}: time / cp + sync, 2 workers; red: target"
         _finish(axes, title)
@@ -82,7 +82,7 @@ def _bar(
 
 
 def _finish(axes: Any, title: str) -> None:
-    axes.margins(x=0.2)
+    axes.margins(x=0.2, y=0.01)
     axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
     axes.invert_yaxis() if not axes.yaxis_inverted() else None
     axes.spines[["top", "right"]].set_visible(False)

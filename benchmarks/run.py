@@ -73,6 +73,7 @@ def arguments() -> argparse.Namespace:
         metavar="N",
         help="once late, repeat less (default: 14 at up to 2 GB, else 33)",
     )
+    add("--stop", type=float, metavar="N", help="begin no case after so many minutes")
     add("--cases", metavar="NAME,...", help=f"only these: {', '.join(c.name for c in CASES)}")
     add("--without", default="", metavar="NAME,...", help="leave out: tools, memory, cold, budgets")
     add("--data", type=Path, default=DATA, metavar="DIR", help="where files are made (benchmarks/data)")
@@ -122,6 +123,9 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
         try:
             for i, case in enumerate(chosen):
                 elapsed = time.monotonic() - begin
+                if args.stop and elapsed > 60 * args.stop:
+                    say(f"not measured: {', '.join(c.name for c in chosen[i:])}")
+                    break
                 late = elapsed > 60 * args.minutes * i / len(chosen) + _SLACK_SECONDS
                 runner.repeat = min(args.repeat, 2) if late else args.repeat
                 say(f"[{i + 1}/{len(chosen)}, {elapsed:.0f} s] {case.title}, {runner.repeat} repetitions")

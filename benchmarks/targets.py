@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from cases import CASES, LARGE
+from cases import CASES, LARGE, Case
 from results import Results
 from runner import BASELINE, ONE, ONE_DD, PLAN, TWO, TWO_DD, Outcome
 
-__all__ = ["CAUSES", "Target", "causes", "judge", "ratios", "spread"]
+__all__ = ["CAUSES", "Target", "causes", "judge", "limit_of", "ratios", "spread"]
 
 CAUSES = Path(__file__).resolve().parent / "causes.json"
 _MEMORY = 150e6 + 64 * 2**20  # ckptconv's default for --max-memory
@@ -51,6 +51,11 @@ def ratios(outcome: Outcome, setting: str, first: str, second: str) -> list[floa
     return sorted(a.wall / b.wall for a, b in zip(runs.get(first, ()), runs.get(second, ()), strict=False))
 
 
+def limit_of(case: Case, size: float) -> float:
+    """Return how many times as long as the baseline a conversion may take."""
+    return (case.limit or 0) if size > LARGE else max(_SMALL, case.limit or 0)
+
+
 def judge(results: Results) -> list[Target]:
     """Judge every target that was measured at one size."""
     return [*_speeds(results), *_scalings(results), *_memories(results)]
@@ -59,9 +64,9 @@ def judge(results: Results) -> list[Target]:
 def _speeds(results: Results) -> Iterator[Target]:
     for case in CASES:
         outcome = results.cases.get(case.name)
-        if case.limit is None or outcome is None:
+        if outcome is None or case.limit is None:
             continue
-        limit = case.limit if results.size > LARGE else max(_SMALL, case.limit)
+        limit = limit_of(case, results.size)
         if found := ratios(outcome, "warm", TWO, BASELINE):
             shown = f"{median(found):.2f}" + (f" > {limit:g}" if limit not in (1, _SMALL) else "")
             if plans := outcome.runs["warm"].get(PLAN):
