@@ -153,6 +153,7 @@ def prepare(data: Path, log: IO[bytes]) -> Path:
     for lock in extensions.rglob("lock"):
         lock.unlink()
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no tool waits for a network
     return work
 
 
