@@ -279,6 +279,21 @@ CASES = (
         same="{llama}",
     ),
     Case(
+        "adapter",
+        "A LoRA adapter of PEFT merged into its model",
+        ("llama", "adapter"),
+        "convert {llama} {out} --to hf --adapter {adapter}",
+        (
+            Tool(
+                "peft, merge_and_unload",
+                (f"peers-python {HAND}/merge_adapter.py {{llama}} {{adapter}} {{theirs}}",),
+                large=False,
+            ),
+        ),
+        limit=None,
+        note="Rank 16 on every projection: what is measured is their products.",
+    ),
+    Case(
         "fp32-to-bf16",
         "safetensors from fp32 to bf16",
         ("llama-fp32",),

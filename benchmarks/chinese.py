@@ -52,6 +52,7 @@ CHINESE = Words(
         "safetensors-to-bin": "safetensors 转 pytorch_model.bin",
         "bin-to-safetensors": "pytorch_model.bin 转 safetensors",
         "reshard": "safetensors 重新分为 500 MB 的分片",
+        "adapter": "把 PEFT 的 LoRA 适配器合并到模型",
         "fp32-to-bf16": "safetensors 从 fp32 到 bf16",
         "bf16-to-fp32": "safetensors 从 bf16 到 fp32",
         "fp8-to-bf16": "safetensors 从 128 x 128 分块的 FP8 到 bf16",

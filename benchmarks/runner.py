@@ -32,6 +32,7 @@ _COLD_REPEATS = 2
 _LARGE_REPEATS = 2  # of one worker, and in memory, where noise is small
 _QUICK_REPEATS = 10
 _MEMORY_SHARE = 0.85
+_THIN = 1e9  # bytes; what is smaller may lie there
 
 
 @dataclass(slots=True)
@@ -151,7 +152,7 @@ class Runner:
         if self._size <= LARGE:
             return
         for name in SOURCES.keys() - set(self._inputs(case)):
-            if self._source(name).is_dir():
+            if self._source(name).is_dir() and _stored(self._source(name)) > _THIN:
                 self._thin.add(name)
                 for file in _files(self._source(name)):
                     if file.suffix != ".json":

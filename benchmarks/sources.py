@@ -59,6 +59,7 @@ SOURCES = {
         Source("megatron-rows", ("ckptconv megatron-split {rows} {out} --tp 8",), ("rows",)),
         Source("megatron-experts", ("ckptconv megatron-split {experts} {out} --tp 2 --ep 8",), ("experts",)),
         Source("bridge", (f"peers-python {HAND}/bridge.py import {{llama}} {{out}}",), ("llama",)),
+        Source("adapter", ("python benchmarks/make_adapter.py {llama} {out}",), ("llama",)),
         Source("verl", ("python benchmarks/make_verl.py {out} --gigabytes {size}",)),
         Source("torch_dist", ("ckptconv convert {llama} {out} --to torch_dist",), ("llama",)),
         Source("dcp", ("ckptconv convert {llama} {out} --to dcp",), ("llama",)),
