@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import field
 from itertools import islice
+from math import prod
 from struct import Struct
 from typing import Any, Final, TypeVar
 
-from ckptconv.containers.base import FileTensor, Placed, contiguous_stride
+from ckptconv.containers.base import FileTensor, contiguous_stride
 from ckptconv.containers.torch.picklevm import FACTORIES, Global, Record, is_harmful, short
 from ckptconv.containers.torch.torchtensors import FileStorage
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
 from ckptconv.records import dataclass
 
-__all__ = ["MAX_DEPTH", "TensorRef", "dump"]
+__all__ = ["MAX_DEPTH", "Alike", "TensorRef", "dump"]
 
 MAX_DEPTH: Final = 200
 _BATCH: Final = 1000  # items of a container per opcode
@@ -29,8 +31,11 @@ _32: Final = 1 << 32
 # Python 3 names as protocol 2 spells them (CPython 3.11, Lib/_compat_pickle.py).
 _PYTHON2: Final = {"builtins": "__builtin__", "copyreg": "copy_reg"}
 
+_NEW: Final = 1 << 30  # in a stamp: the next number of the memo
+
 _T = TypeVar("_T")
 _pack_float = Struct(">d").pack
+_pack_u32 = Struct("<L").pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +50,68 @@ class TensorRef:
     shape: tuple[int, ...]
 
 
+class Alike:
+    """Stand for a value like many others in a tree, of which two are worked out, and the rest stamped out.
+
+    It is written as ``make(*same, *varying)`` would be, which no other part of the tree may hold.
+
+    Args:
+        make: Makes the value.
+        same: What is equal in all that are alike; it can be hashed.
+        varying: Texts and whole numbers that the value holds as they are.
+    """
+
+    __slots__ = ("make", "same", "varying")
+
+    def __init__(
+        self, make: Callable[..., object], same: tuple[object, ...], varying: tuple[str | int, ...]
+    ) -> None:
+        self.make, self.same, self.varying = make, same, varying
+
+
+@dataclass(frozen=True, slots=True)
+class _Blank:
+    """Stand for what varies in the value of which a stamp is made."""
+
+    number: int
+    value: str | int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """Hold the pickle of a value that is like others.
+
+    Attributes:
+        parts: Bytes, and what follows them: `_NEW`, the number of a blank, or below 0 what was given the
+            value's own `_NEW` of that number, the first being -1.
+        last: The bytes behind all parts.
+    """
+
+    parts: tuple[tuple[bytes, int], ...]
+    last: bytes
+
+
+@dataclass(slots=True)
+class _Making:
+    """Keep account of a stamp while the value is written of which it is made.
+
+    Attributes:
+        begin: Where the bytes begin that are not among the parts yet.
+        parts: As in the stamp.
+        numbers: Numbers of the memo that are the value's own, in order.
+    """
+
+    begin: int
+    parts: list[tuple[bytes, int]] = field(default_factory=list)
+    numbers: dict[int, int] = field(default_factory=dict)
+
+
 def dump(root: object) -> tuple[bytes, tuple[TensorRef, ...]]:
     """Return the pickle of a tree, and a tensor for each storage in the order of their keys.
 
     The tree is made of None, bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set,
-    frozenset, OrderedDict, defaultdict, :class:`TensorRef`, :class:`Global` and :class:`Record`, and of no
-    subclass of these.
+    frozenset, OrderedDict, defaultdict, :class:`TensorRef`, :class:`Alike`, :class:`Global` and
+    :class:`Record`, and of no subclass of these.
 
     Raises:
         PlanError: if it holds anything else, a cycle, more than 200 levels, or a name that does harm.
@@ -78,6 +139,8 @@ class _Pickler:
         self._globals: dict[tuple[str, str], int] = {}
         self._next = 0
         self._path: list[object] = []
+        self._stamps: dict[tuple[object, ...], _Stamp | None] = {}  # by form; None when one was written
+        self._making: _Making | None = None
 
     def run(self, root: object) -> None:
         """Write ``root``."""
@@ -130,11 +193,28 @@ class _Pickler:
         if value is not None:
             self._memo[id(value)] = (self._next, value)
         index = self._next
-        self.out += b"q" + bytes([index]) if index < 256 else b"r" + index.to_bytes(4, "little")
         self._next += 1
+        if self._making is not None:
+            self._making.numbers[index] = len(self._making.numbers)
+        self._write(_put(index), _NEW)
 
     def _get(self, index: int) -> None:
-        self.out += b"h" + bytes([index]) if index < 256 else b"j" + index.to_bytes(4, "little")
+        own = self._making.numbers.get(index) if self._making is not None else None
+        code = b"j" + _pack_u32(index) if index > 255 else b"h" + bytes([index])
+        if own is None:
+            self.out += code
+        else:
+            self._write(code, -own - 1)
+
+    def _write(self, code: bytes, what: int) -> None:
+        """Write what is not the same in all that are alike."""
+        making = self._making
+        if making is None:
+            self.out += code
+            return
+        making.parts.append((bytes(self.out[making.begin :]), what))
+        self.out += code
+        making.begin = len(self.out)
 
     def _recall(self, value: object) -> bool:
         known = self._memo.get(id(value))
@@ -142,6 +222,61 @@ class _Pickler:
             return False
         self._get(known[0])
         return True
+
+    # What is alike
+
+    def put_alike(self, value: Alike) -> None:
+        def write(*varying: object) -> None:
+            self._path.append(None)
+            self.run(value.make(*value.same, *varying))
+
+        self._put_like((value.make, value.same, len(value.varying)), write, value.varying)
+
+    def _put_like(
+        self, form: tuple[object, ...], write: Callable[..., None], varying: tuple[str | int, ...]
+    ) -> None:
+        """Write a value that differs from others of its form in what varies alone.
+
+        Args:
+            form: The form.
+            write: Called with what varies, writes the value.
+            varying: What varies.
+        """
+        stamp = self._stamps.get(form)
+        if self._making is not None:
+            write(*varying)
+        elif stamp is not None:
+            self._put_stamp(stamp, varying)
+        elif form not in self._stamps:  # what all have in common, names and classes, is in the memo after it
+            self._stamps[form] = None
+            write(*varying)
+        else:
+            making = self._making = _Making(len(self.out))
+            write(*(_Blank(number, one) for number, one in enumerate(varying)))
+            self._making = None
+            self._stamps[form] = _Stamp(tuple(making.parts), bytes(self.out[making.begin :]))
+
+    def _put_stamp(self, stamp: _Stamp, varying: tuple[str | int, ...]) -> None:
+        numbers = []
+        for raw, what in stamp.parts:
+            self.out += raw
+            if what == _NEW:
+                numbers.append(self._next)
+                self.out += _put(self._next)
+                self._next += 1
+            elif what < 0:
+                self._get(numbers[-what - 1])
+            else:
+                self._put_leaf(varying[what])
+        self.out += stamp.last
+
+    def put_blank(self, blank: _Blank) -> None:
+        making = self._making
+        assert making is not None
+        self._write(b"", blank.number)
+        self._making = None
+        self._put_leaf(blank.value)
+        self._making, making.begin = making, len(self.out)
 
     # Leaves
 
@@ -245,26 +380,31 @@ class _Pickler:
                 f"the tensor {short(ref.name)} as {ref.dtype}{list(ref.shape)} and as "
                 f"{first.dtype}{list(first.shape)}"
             )
-        typed = ref.dtype.torch_storage
-        nbytes = Placed(ref.name, ref.dtype, ref.shape, 0).nbytes
+        self._put_like(
+            (ref.dtype.name, ref.shape), lambda key: self._put_rebuilt(ref.dtype, ref.shape, key), (key,)
+        )
+        self._memo[id(ref)] = (self._next - 1, ref)
+
+    def _put_rebuilt(self, dtype: DType, shape: tuple[int, ...], key: object) -> None:
+        typed, numel = dtype.torch_storage, prod(shape)
         self.put_name("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
         self.out += b"(("
         self.put_text("storage")
         self.put_name(*(("torch", typed) if typed else ("torch.storage", "UntypedStorage")))
-        self.put_text(key)
+        self._put_leaf(key)
         self.put_text("cpu")
-        self.put_int(nbytes // ref.dtype.itemsize if typed else nbytes)
+        self.put_int(numel if typed else numel * dtype.itemsize)
         self._tuple_of(5)
         self.out += b"QK\0"  # the storage, and an offset of 0 into it
-        self._sizes(ref.shape)
-        self._sizes(contiguous_stride(ref.shape))
+        self._sizes(shape)
+        self._sizes(contiguous_stride(shape))
         self.out += b"\x89"  # requires_grad
         self._empty_ordered_dict()  # hooks
         if not typed:
-            self.put_name("torch", ref.dtype.name)
+            self.put_name("torch", dtype.name)
         self.out += b"t"
         self._memoize()
-        self._reduce(ref)
+        self._reduce(None)
 
     def _sizes(self, values: tuple[int, ...]) -> None:
         if not values:
@@ -383,6 +523,11 @@ class _Pickler:
             self.out += b"u" if many else b"s"
 
 
+def _put(index: int) -> bytes:
+    """Return the opcode that gives what was just written a number of the memo."""
+    return b"r" + _pack_u32(index) if index > 255 else b"q" + bytes([index])
+
+
 def _batches(values: Iterable[_T]) -> Iterator[list[_T]]:
     rest = iter(values)
     while batch := list(islice(rest, _BATCH)):
@@ -419,6 +564,8 @@ _LEAVES: Final[dict[type, Callable[[_Pickler, Any], None]]] = {
     complex: _Pickler.put_complex,
     Global: _Pickler.put_global,
     TensorRef: _Pickler.put_tensor,
+    Alike: _Pickler.put_alike,
+    _Blank: _Pickler.put_blank,
 }
 _BRANCHES: Final[dict[type, Callable[[_Pickler, Any], Iterator[object]]]] = {
     tuple: _Pickler.put_tuple,
