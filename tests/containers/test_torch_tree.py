@@ -26,7 +26,7 @@ from ckptconv.containers.torch.inert import Global, Record
 from ckptconv.containers.torch.namespaces import namespace
 from ckptconv.containers.torch.torchbin import TensorRef, layout, layout_tree, seal
 from ckptconv.containers.torch.torchfile import open_torch
-from ckptconv.containers.torch.torchpickle import MAX_DEPTH, dump
+from ckptconv.containers.torch.torchpickle import MAX_DEPTH, Alike, dump
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import FormatError, PlanError
 
@@ -328,6 +328,30 @@ def check_loaded(tree: Any, loaded: Any, data: dict[str, bytes]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
+def made_of(kind: str, name: str, sizes: object) -> Record:
+    """A record that holds one object twice, as the metadata of a tensor does."""
+    inner = Record("a.Encoding", (kind,), module="a")
+    return Record("a.B", state={"of": (inner, name, inner), "at": sizes}, form="new", module="a")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+def test_what_is_alike_is_written_as_if_each_were_worked_out(count: int) -> None:
+    """Also where some was met before, or is met again after it."""
+    names, sizes = (
+        [f"layer {i}" for i in range(count)],
+        [(i, 0, i * i * 999, 1)[: i % 5] for i in range(count)],
+    )
+    alike, plain = (
+        dump({
+            "before": names[::2],
+            "all": [how("ab"[i % 2], name, size) for i, (name, size) in enumerate(zip(names, sizes, strict=True))],
+            "after": [names, sizes, "a", {"at": [how("a", name, -(1 << i)) for i, name in enumerate(names)]}],
+        })[0]
+        for how in (lambda kind, *varying: Alike(made_of, (kind,), varying), made_of)
+    )  # fmt: skip
+    assert alike == plain
+
+
 @given(TREES)
 def test_random_trees_load_equal(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
     path = tmp_path_factory.mktemp("tree") / "f.pt"

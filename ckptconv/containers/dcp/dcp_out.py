@@ -15,7 +15,7 @@ from typing import Final
 from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.containers.torch.picklevm import Global, Record, short
 from ckptconv.containers.torch.torchbin import ALIGN, TensorRef, complete, joined, layout_tree
-from ckptconv.containers.torch.torchpickle import dump
+from ckptconv.containers.torch.torchpickle import Alike, dump
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
 from ckptconv.records import dataclass
@@ -140,7 +140,7 @@ def layout(
         place = add(FileLayout(len(content), ((0, content),), ()))
         for name in o.names:
             enter(name, None, place)
-            state[name] = _new(_METADATA, "BytesStorageMetadata", {})
+            state[name] = Alike(_new, (_METADATA, "BytesStorageMetadata"), ({},))
     cuts: dict[str, list[OutChunk]] = {}
     stamp = _Stamp()
     for c in chunks:
@@ -174,25 +174,35 @@ class _Stamp:
         )
 
 
-def _tensor(parts: Sequence[OutChunk]) -> Record:
-    """Return the ``TensorStorageMetadata`` of a tensor."""
-    first = parts[0]
+def _tensor(dtype: str, shape: object, *boxes: object) -> Record:
+    """Return the ``TensorStorageMetadata`` of a tensor; boxes are each chunk's offsets, and its sizes."""
     encoding = Record(f"{_METADATA}._MEM_FORMAT_ENCODING", (0,), module=_METADATA)  # contiguous
     strided = Record("torch.serialization._get_layout", ("torch.strided",), module="torch.serialization")
-    properties = (Global("torch", first.dtype.name), strided, False, encoding, False)
+    properties = (Global("torch", dtype), strided, False, encoding, False)
     chunks = [
-        _new(_METADATA, "ChunkStorageMetadata", {"offsets": _size(p.offsets), "sizes": _size(p.sizes)})
-        for p in parts
+        _new(_METADATA, "ChunkStorageMetadata", {"offsets": _size(offsets), "sizes": _size(sizes)})
+        for offsets, sizes in zip(boxes[::2], boxes[1::2], strict=True)
     ]
     return _new(
         _METADATA,
         "TensorStorageMetadata",
         {
             "properties": _new(_METADATA, "TensorProperties", properties),
-            "size": _size(first.shape),
+            "size": _size(shape),
             "chunks": chunks,
         },
     )
+
+
+def _index(name: str, index: int | None, offsets: object = None) -> Record:
+    """Return the ``MetadataIndex`` of a record; that of an object has neither a number nor offsets."""
+    at = {} if offsets is None else {"offset": _size(offsets)}
+    return _new(_METADATA, "MetadataIndex", {"fqn": name, "index": index, **at})
+
+
+def _info(file: str, offset: int, length: int) -> Record:
+    where = {"relative_path": file, "offset": offset, "length": length}
+    return _new(_FILESYSTEM, "_StorageInfo", where)
 
 
 def describe(
@@ -210,15 +220,15 @@ def describe(
         cuts: The chunks of each tensor.
         flat: As of `layout`.
     """
-    state = {**objects, **{name: _tensor(parts) for name, parts in cuts.items()}}
+    state = dict(objects)
+    for name, parts in cuts.items():
+        boxes = [ends for part in parts for ends in (part.offsets, part.sizes)]
+        state[name] = Alike(_tensor, (parts[0].dtype.name,), (parts[0].shape, *boxes))
     index = {(name, c.offsets): i for name, parts in cuts.items() for i, c in enumerate(parts)}
     stored: dict[object, object] = {}
     for (name, offsets), place in places.items():
-        key: dict[str, object] = {"fqn": name, "index": None}
-        if offsets is not None:
-            key |= {"index": index[name, offsets], "offset": _size(offsets)}
-        where = {"relative_path": place.file, "offset": place.offset, "length": place.length}
-        stored[_new(_METADATA, "MetadataIndex", key)] = _new(_FILESYSTEM, "_StorageInfo", where)
+        key = (name, None) if offsets is None else (name, index[name, offsets], offsets)
+        stored[Alike(_index, (), key)] = Alike(_info, (), (place.file, place.offset, place.length))
     meta: dict[str, object] = {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
     root = {
         "state_dict_metadata": state,
@@ -234,5 +244,5 @@ def _new(module: str, name: str, state: object) -> Record:
     return Record(f"{module}.{name}", state=state, form="new", module=module)
 
 
-def _size(values: tuple[int, ...]) -> Record:
+def _size(values: object) -> Record:
     return Record("torch.Size", (values,), module="torch")

@@ -58,13 +58,13 @@ class Alike:
     Args:
         make: Makes the value.
         same: What is equal in all that are alike; it can be hashed.
-        varying: Texts and whole numbers that the value holds as they are.
+        varying: What the value holds as it is, whatever is in it.
     """
 
     __slots__ = ("make", "same", "varying")
 
     def __init__(
-        self, make: Callable[..., object], same: tuple[object, ...], varying: tuple[str | int, ...]
+        self, make: Callable[..., object], same: tuple[object, ...], varying: tuple[object, ...]
     ) -> None:
         self.make, self.same, self.varying = make, same, varying
 
@@ -74,7 +74,7 @@ class _Blank:
     """Stand for what varies in the value of which a stamp is made."""
 
     number: int
-    value: str | int
+    value: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +179,12 @@ class _Pickler:
         leaf(self, value)
         return True
 
+    def _put_any(self, value: object) -> None:
+        """Write a value while another is being written."""
+        if not self._put_leaf(value) and not self._recall(value):
+            self._path.append(None)
+            self.run(value)
+
     def refuse(self, what: str, hint: str | None = None) -> PlanError:
         """Return the error for a value that cannot be written, with the keys that lead to it."""
         keys = [f"[{repr(k)[:80]}]" for k in self._path if k is not None]
@@ -227,13 +233,12 @@ class _Pickler:
 
     def put_alike(self, value: Alike) -> None:
         def write(*varying: object) -> None:
-            self._path.append(None)
-            self.run(value.make(*value.same, *varying))
+            self._put_any(value.make(*value.same, *varying))
 
         self._put_like((value.make, value.same, len(value.varying)), write, value.varying)
 
     def _put_like(
-        self, form: tuple[object, ...], write: Callable[..., None], varying: tuple[str | int, ...]
+        self, form: tuple[object, ...], write: Callable[..., None], varying: tuple[object, ...]
     ) -> None:
         """Write a value that differs from others of its form in what varies alone.
 
@@ -256,7 +261,7 @@ class _Pickler:
             self._making = None
             self._stamps[form] = _Stamp(tuple(making.parts), bytes(self.out[making.begin :]))
 
-    def _put_stamp(self, stamp: _Stamp, varying: tuple[str | int, ...]) -> None:
+    def _put_stamp(self, stamp: _Stamp, varying: tuple[object, ...]) -> None:
         numbers = []
         for raw, what in stamp.parts:
             self.out += raw
@@ -267,7 +272,7 @@ class _Pickler:
             elif what < 0:
                 self._get(numbers[-what - 1])
             else:
-                self._put_leaf(varying[what])
+                self._put_any(varying[what])
         self.out += stamp.last
 
     def put_blank(self, blank: _Blank) -> None:
@@ -275,7 +280,7 @@ class _Pickler:
         assert making is not None
         self._write(b"", blank.number)
         self._making = None
-        self._put_leaf(blank.value)
+        self._put_any(blank.value)
         self._making, making.begin = making, len(self.out)
 
     # Leaves
