@@ -9,6 +9,7 @@ import math
 import pickletools
 import zipfile
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -337,18 +338,16 @@ def made_of(kind: str, name: str, sizes: object) -> Record:
 @pytest.mark.parametrize("count", [1, 2, 3, 100])
 def test_what_is_alike_is_written_as_if_each_were_worked_out(count: int) -> None:
     """Also where some was met before, or is met again after it."""
-    names, sizes = (
-        [f"layer {i}" for i in range(count)],
-        [(i, 0, i * i * 999, 1)[: i % 5] for i in range(count)],
-    )
-    alike, plain = (
-        dump({
-            "before": names[::2],
-            "all": [how("ab"[i % 2], name, size) for i, (name, size) in enumerate(zip(names, sizes, strict=True))],
-            "after": [names, sizes, "a", {"at": [how("a", name, -(1 << i)) for i, name in enumerate(names)]}],
-        })[0]
-        for how in (lambda kind, *varying: Alike(made_of, (kind,), varying), made_of)
-    )  # fmt: skip
+    names, kinds = [f"layer {i}" for i in range(count)], ("some", "others")
+    sizes = [(i, 0, i * i * 999, 1)[: i % 5] for i in range(count)]
+
+    def tree(how: Callable[..., object]) -> object:
+        every = [how(kinds[i % 2], names[i], sizes[i]) for i in range(count)]
+        later = [how(kinds[0], names[i], -(1 << i)) for i in range(count)]
+        return {"before": names[::2], "every": every, "after": [names, sizes, *kinds, {"at": later}]}
+
+    alike = dump(tree(lambda kind, *varying: Alike(made_of, (kind,), varying)))[0]
+    plain = dump(tree(made_of))[0]
     assert alike == plain
 
 

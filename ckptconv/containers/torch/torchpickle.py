@@ -57,7 +57,7 @@ class Alike:
 
     Args:
         make: Makes the value.
-        same: What is equal in all that are alike; it can be hashed.
+        same: What is equal in all that are alike, and taken for one object; it can be hashed.
         varying: What the value holds as it is, whatever is in it.
     """
 
