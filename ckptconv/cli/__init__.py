@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ckptconv.cli.later import load_later
+
 if TYPE_CHECKING:
     from ckptconv.cli.signals import Heard
 
@@ -31,6 +33,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # So it would through the millions of boxes of a plan for thousands of ranks.
     gc.set_threshold(100_000, 50, 1000)
+    load_later("numpy")
     with _quiet():
         code = _run(sys.argv[1:])
         gc.freeze()  # nor at the end: all that is left goes with the process

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ckptconv.dtypes import BY_NAME, DType, numpy_dtype
 
@@ -23,7 +22,10 @@ _FLOAT32 = BY_NAME["float32"]
 _LOOK_UP = 1 << 17
 _WIDENED = ("bfloat16", "float32")
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
 
 # Significand bits (with the hidden one) and exponent bits: a cast to at least as many of both is exact.
 _PRECISION = {

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.stored import Stored, from_file_tensor
@@ -14,6 +13,9 @@ from ckptconv.dtypes import numpy_dtype
 from ckptconv.errors import FormatError
 from ckptconv.numbers.casts import cast
 from ckptconv.places.regular import open_binary
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["Sampler"]
 

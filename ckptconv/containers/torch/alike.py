@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import re
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from isal.isal_zlib import crc32
 
 from ckptconv.containers.torch import inert
@@ -51,7 +50,12 @@ _NUMBERS: Final = re.compile(rb"(?:K.|M..|J....|\x8a\x05.....)+", re.DOTALL)
 _STATE: Final = re.compile(rb"random_rng_state(?:q.|r....|\x94)K\x03\((?=[KMJ\x8a])", re.DOTALL)
 _REST: Final = re.compile(rb"t(?:q.|r....|\x94)N\x87", re.DOTALL)
 
-Bytes = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Bytes = npt.NDArray[np.uint8]
+else:
+    Bytes = Any
 
 
 @dataclass(frozen=True, slots=True)

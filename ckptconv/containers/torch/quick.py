@@ -19,10 +19,10 @@ import gc
 from _pickle import Unpickler
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ckptconv.containers.torch.picklevm import Global, Limits, hollow_bytes, is_harmful, is_hollow
 from ckptconv.containers.torch.tokens import ALLOWED, PAD, starts
@@ -43,23 +43,25 @@ _WEIGHTS: Final = dict.fromkeys(b"]}\x81R", 160) | dict.fromkeys(b"X\x8cCB", 56)
     **dict.fromkeys(b"t\x85\x86\x87s", 64), **dict.fromkeys(b"J\x8aG", 32), ord("\x8a"): 64, ord("("): 16,
 }  # fmt: skip
 
-Bytes = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Positions = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Bytes = npt.NDArray[np.uint8]
+    Mask = npt.NDArray[np.bool_]
+    Positions = npt.NDArray[np.int64]
 
 
-def _kinds(codes: bytes) -> Mask:
+@cache
+def _are(codes: bytes) -> Mask:
     table = np.zeros(256, np.bool_)
     table[list(codes)] = True
     return table
 
 
-_IS_PUT: Final = _kinds(b"qr\x94")
-_AS_LISTS: Final = np.frombuffer(bytes.maketrans(b"}u", b"]e"), np.uint8)
+_PUTS: Final = b"qr\x94"
+_AS_LISTS: Final = bytes.maketrans(b"}u", b"]e")
 _INSTEAD_OF_FRAME: Final = b"K\x000K\x000K\x000"  # a number, dropped again
-_IS_NEST: Final = _kinds(b"(tue")
-_NESTS: Final = _IS_NEST.astype(np.int8)
-_NESTS[list(b"tue")] = -1
+_BEGINS, _ENDS = b"(", b"tue"
 
 
 class Thing(list[Any]):
@@ -226,7 +228,7 @@ def _rewritten(data: Bytes, begins: Mask, budget: int, hole: tuple[int, int]) ->
     if end:
         inside = data[begin:end][begins[begin:end]]
         _check_allowed(np.bincount(inside, minlength=256))
-        stored = int(np.count_nonzero(_IS_PUT[inside]))
+        stored = int(np.count_nonzero(_are(_PUTS)[inside]))
         data = np.concatenate([data[:begin], data[end:]])
         begins = np.concatenate([begins[:begin], begins[end:]])
     else:
@@ -236,7 +238,7 @@ def _rewritten(data: Bytes, begins: Mask, budget: int, hole: tuple[int, int]) ->
     _check(data, codes, counts, budget)
     _check_memo(data, begins, counts, begin, stored)
     frames = np.flatnonzero(begins & (data == _FRAME))
-    np.copyto(data, _AS_LISTS[data], where=begins)
+    np.copyto(data, np.frombuffer(_AS_LISTS, np.uint8)[data], where=begins)
     for i, byte in enumerate(_INSTEAD_OF_FRAME):
         data[frames + i] = byte
     if counts[_SETITEM]:  # made to append a pair: an instruction more
@@ -280,7 +282,7 @@ def _check_memo(data: Bytes, begins: Mask, counts: Positions, hole: int, stored:
     if stored and counts[_MEMOIZE]:  # numbers count what was stored, and now count less
         if counts[ord("q")] or counts[ord("r")]:
             raise _Odd
-        first = int(np.count_nonzero(_IS_PUT[data[:hole][begins[:hole]]]))
+        first = int(np.count_nonzero(_are(_PUTS)[data[:hole][begins[:hole]]]))
         rest = begins[hole:]
         short = np.flatnonzero(rest & (data[hole:] == ord("h"))) + hole
         long = np.flatnonzero(rest & (data[hole:] == ord("j"))) + hole
@@ -305,13 +307,13 @@ def _list_under(key: bytes, raw: bytes, data: Bytes, begins: Mask) -> tuple[int,
         return 0, 0
     after = found + len(key)
     ahead = (np.flatnonzero(begins[after : after + 64]) + after).tolist()
-    rest = [at for at in ahead if not _IS_PUT[data[at]]]
+    rest = [at for at in ahead if not _are(_PUTS)[data[at]]]
     if len(rest) < 2 or data[rest[0]] != ord("]") or data[rest[1]] != _MARK:
         return 0, 0
     begin = end = rest[1]
     codes = data[begin:]
-    marks = np.flatnonzero(_IS_NEST[codes] & begins[begin:])
-    depth = np.cumsum(_NESTS[codes[marks]], dtype=np.int32)
+    marks = np.flatnonzero(_are(_BEGINS + _ENDS)[codes] & begins[begin:])
+    depth = np.cumsum(np.where(_are(_BEGINS)[codes[marks]], np.int8(1), np.int8(-1)), dtype=np.int32)
     for zero in np.flatnonzero(depth == 0)[:_MAX_BATCHES].tolist():
         if data[end] != _MARK or codes[marks[zero]] != ord("e"):
             break

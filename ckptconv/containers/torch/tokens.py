@@ -7,10 +7,10 @@ That a cut was right is proved by the block before, which ends there; what was c
 
 from __future__ import annotations
 
-from typing import Final
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 __all__ = ["ALLOWED", "PAD", "starts"]
 
@@ -34,11 +34,15 @@ _FOUR: Final = (ord("X"), ord("B"))
 _LINES: Final = ord("c")
 ALLOWED: Final = frozenset({*_FIXED, *_ONE, *_FOUR, _LINES})
 
-Bytes = npt.NDArray[np.uint8]
-Positions = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Bytes = npt.NDArray[np.uint8]
+    Positions = npt.NDArray[np.int64]
 
 
-def _table() -> tuple[Bytes, Bytes]:
+@cache
+def _tables() -> tuple[Bytes, Bytes]:
     lengths = np.ones(256, np.uint8)  # of what is not allowed, met in a block that was guessed wrong
     kinds = np.zeros(256, np.uint8)
     for code, length in _FIXED.items():
@@ -48,9 +52,6 @@ def _table() -> tuple[Bytes, Bytes]:
     kinds[_LINES] = 3
     lengths[kinds > 0] = 0
     return lengths, kinds
-
-
-_LENGTHS, _KINDS = _table()
 
 
 def starts(raw: bytes, data: Bytes, size: int) -> npt.NDArray[np.bool_] | None:
@@ -103,7 +104,7 @@ class _Walk:
         self._raw = raw
         self._data = padded
         self._size = size
-        self._lengths = _LENGTHS[padded]
+        self._lengths = _tables()[0][padded]
         self._lengths[size:] = 0
         self.seen = np.zeros(len(padded), np.bool_)
 
@@ -138,7 +139,7 @@ class _Walk:
     def _counted(self, at: Positions) -> Positions:
         """Return the bytes of instructions that a count and as many bytes follow, or two lines."""
         data = self._data
-        kinds = _KINDS[data[at]]
+        kinds = _tables()[1][data[at]]
         length: Positions = data[at + 1].astype(np.int64)
         four = np.flatnonzero(kinds == 2)
         if len(four):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from ckptconv.records import dataclass
 
@@ -24,7 +23,12 @@ __all__ = [
     "spread",
 ]
 
-Array: TypeAlias = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array: TypeAlias = npt.NDArray[Any]
+else:
+    Array = Any  # numpy is loaded when something is computed
 
 Params: TypeAlias = Mapping[str, Any]
 """What a codec has to know of one matrix: plain numbers and words, so that a plan can print and hash them."""
@@ -145,8 +149,8 @@ def narrow(values: Array, dtype: np.dtype[Any]) -> Array:
     return out
 
 
-_SMALLEST, _LARGEST = np.uint32(113 << 23), np.uint32(0x477FEFFF)  # normal, and not rounded to infinity
-_DOWN = np.float32(2.0**-112)  # from float32's exponent bias to float16's
+_SMALLEST, _LARGEST = 113 << 23, 0x477FEFFF  # normal, and not rounded to infinity
+_DOWN = 2.0**-112  # from float32's exponent bias to float16's
 
 
 def _to_half(values: Array, out: Array) -> None:

@@ -7,10 +7,9 @@ mean of the others (transformers 5.23, ``modeling_utils.py``). LoRA does not tra
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ckptconv.containers.base import FileLayout, Placed
 from ckptconv.dtypes import dtype as dtype_named
@@ -29,7 +28,10 @@ _LAST: Final = 512  # rows at the end that are looked at, and as many before the
 _LEAST: Final = 32
 _APART: Final = 6.0  # standard deviations of a mean
 
-Norms = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Norms = npt.NDArray[np.float64]
 
 
 def rows_added(checkpoint: Checkpoint, name: str) -> int:
