@@ -95,7 +95,8 @@ class Runner:
         outcome = Outcome(load=os.getloadavg()[0], held=True, machine=self._machine)
         try:
             for name in case.needs:
-                self.make(name, outcome)
+                if name not in self._thin or name in self._inputs(case):
+                    self.make(name, outcome)
             self._thin_out(case)
             outcome.bytes_in = sum(_stored(self._source(n)) for n in self._inputs(case))
             if case.against == "nothing":
@@ -112,10 +113,10 @@ class Runner:
     def make(self, name: str, outcome: Outcome) -> None:
         """Make a source and all it needs, where they are not there."""
         source, folder = SOURCES[name], self._source(name)
-        for other in source.needs:
-            self.make(other, outcome)
         if folder.is_dir() and name not in self._thin:
             return
+        for other in source.needs:
+            self.make(other, outcome)
         self._thin.discard(name)
         remove(folder)
         say(f"  making {name}")
@@ -148,15 +149,14 @@ class Runner:
             remove(path)
 
     def _thin_out(self, case: Case) -> None:
-        """Remove the weights of what only helped to make the large files that are read; configs stay."""
+        """Let go of the weights of what only helped to make the large files that are read; names stay."""
         if self._size <= LARGE:
             return
         for name in SOURCES.keys() - set(self._inputs(case)):
             if self._source(name).is_dir() and _stored(self._source(name)) > _THIN:
                 self._thin.add(name)
-                for file in _files(self._source(name)):
-                    if file.suffix != ".json":
-                        file.unlink()
+                for file in self._source(name).glob("*.safetensors"):
+                    _hollow(file)
 
     @property
     def _tmpfs(self) -> Path:
@@ -361,6 +361,14 @@ def _files(folder: Path) -> list[Path]:
 def _stored(folder: Path) -> int:
     """Return the bytes files take on the disk, without holes, or their size if that is less."""
     return sum(min(s.st_size, s.st_blocks * 512) for s in (f.stat() for f in _files(folder)))
+
+
+def _hollow(file: Path) -> None:
+    """Make a hole of a safetensors file's data; the header stays."""
+    size = file.stat().st_size
+    with open(file, "r+b") as opened:
+        opened.truncate(8 + int.from_bytes(opened.read(8), "little"))
+        opened.truncate(size)
 
 
 def _all(usages: Iterator[Usage]) -> Usage:
