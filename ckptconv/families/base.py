@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import Any, Final
 
@@ -290,22 +290,40 @@ class Family:
     def _expected(self, config: Config) -> Iterator[tuple[str, Shape, bool]]:
         sizes = self.dims(config)
         table = self.table(config)
-        slots = dict.fromkeys(self._slots(config, sizes))
+        alike = self._alike(table.words)
+        slots = dict.fromkeys(self._slots(sizes, table.words, set(alike.values())))
         found, _ = table.holding(slots)
         specs = table.specs(found, {s: Spec(shape_of(s, sizes), "any") for s in slots}, sizes)
+        layered = [f for f in found if f.layer.startswith("layers.")]
         for f in found:
-            optional = f.entry.optional or f.entry.copy or f.layer.startswith("mtp.") or _predicts(f)
-            yield f.name, specs[f.name].shape, optional
+            if not f.layer.startswith("layers."):
+                optional = f.entry.optional or f.entry.copy or f.layer.startswith("mtp.") or _predicts(f)
+                yield f.name, specs[f.name].shape, optional
+            elif f is layered[0]:  # all of them, each as the one that is like it
+                for layer, stands in alike.items():
+                    for g in layered:
+                        if g.layer == stands:
+                            optional = g.entry.optional or g.entry.copy
+                            yield table.name(g.entry, layer, g.expert), specs[g.name].shape, optional
 
-    def _slots(self, config: Config, sizes: Mapping[str, int]) -> Iterator[str]:
-        """Yield the slots a model has."""
+    def _alike(self, words: Words) -> dict[str, str]:
+        """Return for each layer the first one of which the same holds; one with slots of its own is alone."""
+        own = {".".join(s.split(".")[:2]) for e in self.entries for s in e.slots if "*" not in s}
+        first: dict[frozenset[str], str] = {}
+        return {
+            layer: layer if layer in own or layer.startswith("mtp.") else first.setdefault(here, layer)
+            for layer, here in words.layers.items()
+        }
+
+    def _slots(self, sizes: Mapping[str, int], words: Words, among: Collection[str]) -> Iterator[str]:
+        """Yield the slots a model has, of its layers those of some."""
         if "layers" not in sizes and any("*" in e.name for e in self.entries):
             raise PlanError(
                 "config.json does not say how many layers there are", hint="give a complete --config"
             )
-        words = self.words(config)
         predicts = any(e.slots[0].startswith("mtp.") for e in self.entries)
-        places = [layer for layer in words.layers if predicts or not layer.startswith("mtp.")]
+        places = [layer for layer in words.layers if layer in among]
+        places = [layer for layer in places if predicts or not layer.startswith("mtp.")]
         for entry in self.entries:
             if entry.copy:
                 continue

@@ -189,7 +189,7 @@ class Table:
                 every = experts.get(layer, ()) if stacks else (expert,)
                 held = [_fill(s, layer, e) for e in every for s in entry.slots]
                 if all(map(there.__contains__, held)):
-                    found.append(Found(self._write(entry, layer, expert), entry, layer, expert))
+                    found.append(Found(self.name(entry, layer, expert), entry, layer, expert))
                     for s in () if entry.copy else held:
                         del left[s]
         made_beside, left_beside = self._holding_parts([s for s in everywhere if part_of(s)])
@@ -250,7 +250,8 @@ class Table:
             places = by_template.get(kind, ())
             yield from dict.fromkeys((layer, "") for layer, _ in places) if _stacks(entry) else places
 
-    def _write(self, entry: Entry, layer: str, expert: str) -> str:
+    def name(self, entry: Entry, layer: str, expert: str) -> str:
+        """Return what an entry's tensor is called in a layer, as an expert's."""
         values: list[int] = []
         if "*" in entry.name:
             kind, number = layer.split(".")
