@@ -28,16 +28,13 @@ def page(found: Sequence[Results], plots: Sequence[str], words: Words) -> str:
         words: Of the page's language.
     """
     small, large = found[0], found[-1]
-    lines = [
-        *_machine(found, words),
-        "",
-        *(f"![{a}]({b})\n" for a, b in zip(words.plots, plots, strict=False)),
-    ]
+    lines = [*_machine(found, words), ""]
     lines += [words.copy_heading.format(large.label()), "", *_against_copy(small, large, words), ""]
     lines += [*_quick(large, words), ""]
     lines += [words.tool_heading, "", *_against_tools(small, large, words), ""]
     lines += [words.scaling_heading.format(large.label()), "", *_scaling(large, words), ""]
-    lines += [words.missed_heading, "", *_missed(found, words)]
+    lines += [words.missed_heading, "", *_missed(found, words), ""]
+    lines += [f"![{caption}]({path})\n" for caption, path in zip(words.plots, plots, strict=True)]
     return "\n".join(lines)
 
 
