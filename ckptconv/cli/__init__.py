@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 _INTERRUPTED = 130
 _USAGE = 2
+_SHORT = ("inspect", "explain", "ls")  # commands that end once they have told what they found
 _NO_READER = 141  # what a shell makes of SIGPIPE
 
 
@@ -33,6 +34,8 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # So it would through the millions of boxes of a plan for thousands of ranks.
     gc.set_threshold(100_000, 50, 1000)
+    if sys.argv[1:2] and sys.argv[1] in _SHORT:
+        gc.disable()
     load_later("numpy")
     with _quiet():
         code = _run(sys.argv[1:])

@@ -8,6 +8,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from ckptconv.collector import without_collector
 from ckptconv.dtypes import DType
 from ckptconv.errors import PlanError
 from ckptconv.families import Family
@@ -69,6 +70,7 @@ def open_like(request: Request) -> Checkpoint | None:
     return None if like is None else open_checkpoint(like, as_stored=True)
 
 
+@without_collector()
 def plan_checkpoint(
     checkpoint: Checkpoint,
     request: Request,

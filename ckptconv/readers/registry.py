@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ckptconv.collector import without_collector
 from ckptconv.errors import FormatError, UsageError
 from ckptconv.places.places import forget
 from ckptconv.places.unfinished import JOURNAL, refuse_unfinished
@@ -69,6 +70,7 @@ def _reader(path: Path) -> Reader:
     )
 
 
+@without_collector()
 def open_checkpoint(
     path: Path, given: Mapping[str, object] = MappingProxyType({}), **internal: Any
 ) -> Checkpoint:

@@ -13,6 +13,7 @@ from operator import add, gt
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
+from ckptconv.collector import without_collector
 from ckptconv.containers.dcp.columns import (
     MAX_DIMS,
     MAX_SIZE,
@@ -110,7 +111,7 @@ def read_metadata(path: Path, raw: bytes | None = None) -> Told:
         PlanError: if a chunk has no record, or lies outside its tensor.
     """
     raw = read_bytes(path, most=_LIMITS.size) if raw is None else raw
-    with quick.without_collector():
+    with without_collector():
         if len(raw) >= _LARGE:
             raw += bytes(quick.PAD)
             if (told := _quickly(path, raw)) is not None:

@@ -15,19 +15,18 @@ left to `inert`, whose answer counts: a pickle that is damaged or hostile is ref
 
 from __future__ import annotations
 
-import gc
 from _pickle import Unpickler
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
+from ckptconv.collector import without_collector
 from ckptconv.containers.torch.picklevm import Global, Limits, hollow_bytes, is_harmful, is_hollow
 from ckptconv.containers.torch.tokens import ALLOWED, PAD, starts
 
-__all__ = ["PAD", "Thing", "load", "pairs", "without_collector"]
+__all__ = ["PAD", "Thing", "load", "pairs"]
 
 _NEWOBJ, _NO_ARGUMENTS, _MEMOIZE, _FRAME, _TUPLE2 = 0x81, ord(")"), 0x94, 0x95, 0x86
 _MARK, _STOP, _SETITEM, _APPEND = b"(.sa"
@@ -142,18 +141,6 @@ def load(raw: bytes, *, limits: Limits, dropped: Collection[str] = (), without: 
 def _read(rewritten: Bytes, dropped: frozenset[str]) -> object:
     root: object = _Reader(_Whole(rewritten), dropped).load()
     return root
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Make many objects that stay without looking through them for cycles again and again."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
