@@ -75,7 +75,7 @@ def average(
     ratios: Sequence[float] | None = None,
     steps: str | Sequence[str | int | None] | None = None,
     workers: int = 0,
-    max_memory: str | int = "64MiB",
+    max_memory: str | int = "96MiB",
     resume: bool = False,
     overwrite: bool = False,
     engine: str = "local",

@@ -47,7 +47,7 @@ def convert(
     options: ConvertOptions | None = None,
     *,
     workers: int = 0,
-    max_memory: str | int = "64MiB",
+    max_memory: str | int = "96MiB",
     resume: bool = False,
     overwrite: bool = False,
     engine: str = "local",

@@ -30,7 +30,8 @@ __all__ = [
 DIGEST_BLOCK = 4 << 20
 """Bytes a digest covers; the unit of work of a thread. A file's digest is made of its blocks' digests."""
 
-DEFAULT_MEMORY = 64 << 20
+DEFAULT_MEMORY = 96 << 20
+"""Bytes: two threads on each of two cores make whole blocks with it, in one write each."""
 
 Engine = Literal["local", "ray"]
 
@@ -70,7 +71,7 @@ class Options:
     )
     max_memory: int = option(
         Size(),
-        "Most memory all buffers together take, 64MiB by default; on a cluster, those of one task.",
+        "Most memory all buffers together take, 96MiB by default; on a cluster, those of one task.",
         default=DEFAULT_MEMORY,
         panel=_HOW,
     )
