@@ -123,7 +123,10 @@ class Box(NamedTuple):
     @property
     def last(self) -> int:
         """The highest flat index (``first - 1`` for an empty box)."""
-        return self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+        last = self.offset
+        for n, s in zip(self.size, self.stride, strict=True):
+            last += (n - 1) * s
+        return last
 
     @property
     def is_contiguous(self) -> bool:
