@@ -95,16 +95,16 @@ class Filler:
             MismatchError: if a replica differs.
         """
         out = buffers.take("tile", hi - lo)
-        layout, covered = self._file.layout, 0
+        layout, covered = self._file.layout, lo
         spans = []
         for i in range(max(0, bisect_right(self._offsets, lo) - 1), bisect_left(self._offsets, hi)):
             tensor = layout.tensors[i]
             a, b = max(tensor.offset, lo), min(tensor.offset + tensor.nbytes, hi)
             if a < b:
                 spans.append((i, a - lo, b - lo))
-                covered += b - a
-        if covered < hi - lo:
-            out[...] = 0
+                out[covered - lo : a - lo] = 0
+                covered = b
+        out[covered - lo :] = 0
         for i in range(max(0, bisect_right(self._fixed, lo) - 1), bisect_left(self._fixed, hi)):
             at, data = layout.fixed[i]
             a, b = max(at, lo), min(at + len(data), hi)

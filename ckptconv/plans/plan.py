@@ -207,10 +207,10 @@ class Plan(Shown):
 
     def digest(self) -> str:
         """Return a SHA-256 over all that decides the output: inputs, boxes, casts, layouts, assets."""
-        h = hashlib.sha256()
+        h, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True).encode
 
         def add(*items: object) -> None:
-            h.update(json.dumps(items, sort_keys=True).encode() + b"\n")
+            h.update(encode(items).encode() + b"\n")
 
         for i in self.inputs:
             add("input", i.path, i.size, i.mtime_ns)
