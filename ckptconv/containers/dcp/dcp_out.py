@@ -140,7 +140,7 @@ def layout(
         place = add(FileLayout(len(content), ((0, content),), ()))
         for name in o.names:
             enter(name, None, place)
-            state[name] = Alike(_new, (_METADATA, "BytesStorageMetadata"), ({},))
+            state[name] = Alike(_object, (), ())
     cuts: dict[str, list[OutChunk]] = {}
     stamp = _Stamp()
     for c in chunks:
@@ -179,10 +179,7 @@ def _tensor(dtype: str, shape: object, *boxes: object) -> Record:
     encoding = Record(f"{_METADATA}._MEM_FORMAT_ENCODING", (0,), module=_METADATA)  # contiguous
     strided = Record("torch.serialization._get_layout", ("torch.strided",), module="torch.serialization")
     properties = (Global("torch", dtype), strided, False, encoding, False)
-    chunks = [
-        _new(_METADATA, "ChunkStorageMetadata", {"offsets": _size(offsets), "sizes": _size(sizes)})
-        for offsets, sizes in zip(boxes[::2], boxes[1::2], strict=True)
-    ]
+    chunks = [Alike(_chunk, (), box) for box in zip(boxes[::2], boxes[1::2], strict=True)]
     return _new(
         _METADATA,
         "TensorStorageMetadata",
@@ -192,6 +189,14 @@ def _tensor(dtype: str, shape: object, *boxes: object) -> Record:
             "chunks": chunks,
         },
     )
+
+
+def _chunk(offsets: object, sizes: object) -> Record:
+    return _new(_METADATA, "ChunkStorageMetadata", {"offsets": _size(offsets), "sizes": _size(sizes)})
+
+
+def _object() -> Record:
+    return _new(_METADATA, "BytesStorageMetadata", {})
 
 
 def _index(name: str, index: int | None, offsets: object = None) -> Record:
@@ -222,8 +227,10 @@ def describe(
     """
     state = dict(objects)
     for name, parts in cuts.items():
+        dtype, shape = parts[0].dtype.name, parts[0].shape
         boxes = [ends for part in parts for ends in (part.offsets, part.sizes)]
-        state[name] = Alike(_tensor, (parts[0].dtype.name,), (parts[0].shape, *boxes))
+        whole = Alike(_tensor, (dtype,), (shape, *boxes)) if len(parts) == 1 else None
+        state[name] = whole or _tensor(dtype, shape, *boxes)  # of many chunks these are alike
     index = {(name, c.offsets): i for name, parts in cuts.items() for i, c in enumerate(parts)}
     stored: dict[object, object] = {}
     for (name, offsets), place in places.items():

@@ -181,9 +181,13 @@ class _Pickler:
 
     def _put_any(self, value: object) -> None:
         """Write a value while another is being written."""
-        if not self._put_leaf(value) and not self._recall(value):
-            self._path.append(None)
-            self.run(value)
+        if self._put_leaf(value) or self._recall(value):
+            return
+        if type(value) is tuple and all(type(one) is int for one in value):
+            self._put_sizes(value, value)
+            return
+        self._path.append(None)
+        self.run(value)
 
     def refuse(self, what: str, hint: str | None = None) -> PlanError:
         """Return the error for a value that cannot be written, with the keys that lead to it."""
@@ -401,8 +405,8 @@ class _Pickler:
         self.put_int(numel if typed else numel * dtype.itemsize)
         self._tuple_of(5)
         self.out += b"QK\0"  # the storage, and an offset of 0 into it
-        self._sizes(shape)
-        self._sizes(contiguous_stride(shape))
+        self._put_sizes(shape)
+        self._put_sizes(contiguous_stride(shape))
         self.out += b"\x89"  # requires_grad
         self._empty_ordered_dict()  # hooks
         if not typed:
@@ -411,15 +415,15 @@ class _Pickler:
         self._memoize()
         self._reduce(None)
 
-    def _sizes(self, values: tuple[int, ...]) -> None:
+    def _put_sizes(self, values: tuple[int, ...], value: object = None) -> None:
         if not values:
             self.out += b")"
             return
         if len(values) > 3:
             self.out += b"("
-        for value in values:
-            self.put_int(value)
-        self._tuple_of(len(values))
+        for one in values:
+            self.put_int(one)
+        self._tuple_of(len(values), value)
 
     def _empty_ordered_dict(self, value: object = None) -> None:
         self.put_name("collections", "OrderedDict")
