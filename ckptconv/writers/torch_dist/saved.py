@@ -90,7 +90,8 @@ def as_saved(model: Layout, slots: Mapping[str, Spec], dims: Dims, arguments: Ma
     content = CONTENT if together else {**CONTENT, "non_homogeneous_layers": True}
     outer = Sizes.of(dims).outer
     saved = whole.compose(unstacked(keys).invert())
-    saved = saved.compose(Relation.union(renamed(k, outer(k), spec) for k, spec in keys.items()))
+    if any(outer(k) != k for k in keys):
+        saved = saved.compose(Relation.union(renamed(k, outer(k), spec) for k, spec in keys.items()))
     return Saved(saved, tuple(map(outer, _states(keys))), content)
 
 
