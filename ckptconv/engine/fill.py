@@ -70,10 +70,12 @@ class Filler:
         self._file = file
         self._sources = sources
         self._offsets = [t.offset for t in file.layout.tensors]
+        self._ends = [t.offset + t.nbytes for t in file.layout.tensors]
         self._fixed = [at for at, _ in file.layout.fixed]
         self._by_tensor = pairs
         self._pairs: dict[str, Pairs] = {}
         self._straight: dict[int, Straight | None] = {}
+        self._is_remote = sources.is_remote
         self._decoded: dict[str, bool] = {}
         self._adder = Adder(plan.relation.right, self._operand)
         self.sums = Sums(file.layout) if file.layout.needs_crc else None
@@ -95,23 +97,23 @@ class Filler:
             MismatchError: if a replica differs.
         """
         out = buffers.take("tile", hi - lo)
-        layout, covered = self._file.layout, lo
+        view, layout, covered = out.data, self._file.layout, lo
         spans = []
         for i in range(max(0, bisect_right(self._offsets, lo) - 1), bisect_left(self._offsets, hi)):
-            tensor = layout.tensors[i]
-            a, b = max(tensor.offset, lo), min(tensor.offset + tensor.nbytes, hi)
+            a, b = max(self._offsets[i], lo), min(self._ends[i], hi)
             if a < b:
                 spans.append((i, a - lo, b - lo))
-                out[covered - lo : a - lo] = 0
+                if covered < a:
+                    out[covered - lo : a - lo] = 0
                 covered = b
         out[covered - lo :] = 0
         for i in range(max(0, bisect_right(self._fixed, lo) - 1), bisect_left(self._fixed, hi)):
             at, data = layout.fixed[i]
             a, b = max(at, lo), min(at + len(data), hi)
             if a < b:
-                out[a - lo : b - lo] = np.frombuffer(data, np.uint8)[a - at : b - at]
+                view[a - lo : b - lo] = data[a - at : b - at]
         overflows = 0
-        reads = Reads(out.data)
+        reads = Reads(view)
         for i, a, b in spans:
             tensor = layout.tensors[i]
             if (found := self._straight_of(i, tensor, buffers.rows)) is None:
@@ -126,7 +128,7 @@ class Filler:
 
     def _straight_of(self, number: int, tensor: Placed, rows: Rows) -> Straight | None:
         """Return where a tensor's bytes lie as they are written, unless its rows are held for others."""
-        if self._sources.is_remote:  # what is asked for ahead is asked for tensor by tensor
+        if self._is_remote:  # what is asked for ahead is asked for tensor by tensor
             return None
         if number not in self._straight:
             self._straight[number] = straight(self._plan, tensor, self._by_tensor.get(tensor.name, ()))
@@ -375,7 +377,9 @@ def window_of(flat: Array, piece: Pair, lo: int) -> Array:
 
 
 def indexed(pairs: Sequence[Pair]) -> Pairs:
-    """Order the pairs that fill a tensor."""
+    """Order the pairs that fill a tensor; of most there is one."""
+    if len(pairs) == 1 and not pairs[0].left_copy:
+        return Pairs(pairs, [pairs[0].right.first], [pairs[0].right.last], [])
     fills = sorted((p for p in pairs if not p.left_copy), key=lambda p: p.right.first)
     reaches: list[int] = []
     for pair in fills:

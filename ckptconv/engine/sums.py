@@ -9,12 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from isal.isal_zlib import crc32, crc32_combine
 
 from ckptconv.containers.base import FileLayout
 from ckptconv.containers.container import seal_of
-from ckptconv.engine.gather import Array
 from ckptconv.engine.options import DIGEST_BLOCK
 from ckptconv.engine.sink import Sink
 from ckptconv.records import dataclass
@@ -42,8 +40,12 @@ class Sums:
 
     def __init__(self, layout: FileLayout) -> None:
         self._layout = layout
-        self._tensors = [t.offset for t in layout.tensors]
         self._pieces = [at for at, _ in layout.fixed]
+        starts = [t.offset for t in layout.tensors]
+        self._before = [bisect_right(starts, at) - 1 for at in self._pieces]  # the last tensor; -1 for none
+        ends = [(at + len(raw) - 1) // DIGEST_BLOCK for at, raw in layout.fixed]
+        blocks = [start // DIGEST_BLOCK for start in starts]
+        self._early = [t < 0 or blocks[t] == end for t, end in zip(self._before, ends, strict=True)]
         _, self._seal_piece = seal_of(layout)
 
     def add(self, spans: Sequence[Span], data: memoryview, lo: int, to: dict[int, Crc]) -> None:
@@ -62,7 +64,7 @@ class Sums:
             else:
                 to[tensor] = Crc(found.at, crc32(data[a:b], found.value), found.length + b - a)
 
-    def settle(self, data: Array, lo: int, crcs: Mapping[int, Crc]) -> list[tuple[int, int]]:
+    def settle(self, data: memoryview, lo: int, crcs: Mapping[int, Crc]) -> list[tuple[int, int]]:
         """Put sums into bytes ``lo`` and up of the file; return the runs of these that are as they stay.
 
         Args:
@@ -70,42 +72,33 @@ class Sums:
             lo: Position of the first.
             crcs: The sums of the tensors that end in these bytes, and begin in the same block.
         """
-        runs, start, hi = [], 0, lo + data.nbytes
+        runs, start, hi = [], 0, lo + len(data)
         for piece in range(max(0, bisect_right(self._pieces, lo) - 1), bisect_left(self._pieces, hi)):
             at, raw = self._layout.fixed[piece]
             a, b = max(at, lo), min(at + len(raw), hi)
             if a >= b:
                 continue
-            tensor = self._before(at)
-            sealed = None
-            if self._is_early(tensor, at + len(raw)):
-                sealed = self.sealed(piece, crcs[tensor].value if tensor in crcs else 0)
+            crc = crcs.get(self._before[piece])
+            sealed = self.sealed(piece, 0 if crc is None else crc.value) if self._early[piece] else None
             if sealed is None:
                 runs.append((start, a - lo))
                 start = b - lo
             elif sealed is not raw:
-                data[a - lo : b - lo] = np.frombuffer(sealed, np.uint8)[a - at : b - at]
-        runs.append((start, data.nbytes))
+                data[a - lo : b - lo] = sealed[a - at : b - at]
+        runs.append((start, len(data)))
         return [(a, b) for a, b in runs if a < b]
 
     def late(self) -> list[tuple[int, int]]:
         """List the pieces that are not written with their tensors, and the tensor before each."""
-        found = [(i, self._before(at), at + len(raw)) for i, (at, raw) in enumerate(self._layout.fixed)]
-        return [(i, t) for i, t, end in found if not self._is_early(t, end) or self.sealed(i, 0) is None]
+        pieces = enumerate(zip(self._before, self._early, strict=True))
+        return [(i, tensor) for i, (tensor, early) in pieces if not early or self.sealed(i, 0) is None]
 
     def sealed(self, piece: int, crc: int) -> bytes | None:
         """Return a piece with the sum of the tensor before it; None if it says others' too."""
-        at, raw = self._layout.fixed[piece]
-        tensor = self._before(at)
-        return raw if tensor < 0 else self._seal_piece(self._layout, piece, tensor, crc)
-
-    def _before(self, at: int) -> int:
-        """Return the number of the last tensor before a piece; -1 if there is none."""
-        return bisect_right(self._tensors, at) - 1
-
-    def _is_early(self, tensor: int, end: int) -> bool:
-        """Whether a piece, up to byte ``end``, lies in one block with the tensor before it."""
-        return tensor < 0 or self._tensors[tensor] // DIGEST_BLOCK == (end - 1) // DIGEST_BLOCK
+        tensor = self._before[piece]
+        if tensor < 0:
+            return self._layout.fixed[piece][1]
+        return self._seal_piece(self._layout, piece, tensor, crc)
 
 
 def seal(layout: FileLayout, crcs: Mapping[int, Sequence[Crc]], sink: Sink) -> None:

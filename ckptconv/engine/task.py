@@ -121,7 +121,7 @@ def steps(task: Task, opened: Opened, buffers: Buffers, *, tile: int) -> Iterato
             runs = [(0, len(view))]
             if filler.sums is not None:
                 filler.sums.add(spans, view, at, crcs)
-                runs = filler.sums.settle(data, at, crcs)
+                runs = filler.sums.settle(view, at, crcs)
             for a, b in runs:
                 sink.write(view[a:b], at + a)
             yield None
