@@ -6,16 +6,27 @@ import re
 
 from ckptconv.errors import printable
 
-__all__ = ["clean_lines", "escape"]
+__all__ = ["clean_lines", "escape", "without_markup"]
 
+# rich 15, markup.py: what is taken for a tag, and the backslashes before it.
+_TAG = re.compile(r"(\\*)(\[[a-z#/@][^[]*?\])")
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 def escape(text: str) -> str:
     """Return a text that rich shows as it is, on one line, without secrets."""
-    from rich.markup import escape
+    found = _TAG.sub(r"\1\1\\\2", printable(text))
+    return found + "\\" if found.endswith("\\") and not found.endswith("\\\\") else found
 
-    return escape(printable(text))
+
+def without_markup(text: str) -> str:
+    """Return what rich shows of a text with markup, but for the colours."""
+
+    def shown(tag: re.Match[str]) -> str:
+        count, escaped = divmod(len(tag[1]), 2)
+        return "\\" * count + (tag[2] if escaped else "")
+
+    return _TAG.sub(shown, text)
 
 
 def clean_lines(text: str, *, colours: bool) -> str:

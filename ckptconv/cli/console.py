@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
-from ckptconv.cli.clean import escape
+from ckptconv.cli.clean import escape, without_markup
 from ckptconv.cli.streams import own
 from ckptconv.numbers.sizes import size_text as size
 
@@ -15,9 +16,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["forget_notes", "keep_notes", "new_table", "notes", "plural", "remarks", "results", "size"]
+__all__ = [
+    "forget_notes",
+    "keep_notes",
+    "lines",
+    "new_table",
+    "notes",
+    "plural",
+    "remarks",
+    "results",
+    "size",
+]
 
 _UNFOLDED: Final = 100_000  # columns
+_COLOURED: Final = ("FORCE_COLOR", "TTY_COMPATIBLE")  # ask rich for colours in a pipe, too
 _said: set[tuple[str, str]] = set()
 _kept: list[tuple[str, str]] = []
 _LEVEL = {"info": "cyan", "guess": "yellow", "warning": "bold yellow"}
@@ -31,6 +43,30 @@ def results() -> Console:
 def remarks() -> Console:
     """Return the console of notes: stderr."""
     return _console(sys.stderr)
+
+
+class Lines(Protocol):
+    """Print text with rich's markup."""
+
+    def print(self, text: str, /) -> None:
+        """Print a text on a line."""
+
+
+class _Plain:
+    """Print lines into a file or a pipe without rich, which takes 30 ms to load."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = own(stream)
+
+    def print(self, text: str, /) -> None:
+        self._stream.write(without_markup(text) + "\n")
+
+
+def lines(stream: TextIO) -> Lines:
+    """Return what prints lines of text, of which no table is made, on stdout or stderr."""
+    if stream.isatty() or any(os.environ.get(name) for name in _COLOURED):
+        return _console(stream)
+    return _Plain(stream)
 
 
 def _console(stream: TextIO) -> Console:
@@ -82,6 +118,6 @@ def notes(found: Iterable[tuple[str, str]] = (), *, failed: bool = False) -> Non
     if not fresh:
         return
     _said.update(fresh)
-    console = remarks()
+    console = lines(sys.stderr)
     for level, text in fresh:
         console.print(f"[{_LEVEL[level]}]{level}:[/] {escape(text)}")

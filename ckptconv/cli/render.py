@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ckptconv.api.architectures import Architectures
 from ckptconv.api.model import Model
 from ckptconv.cli.clean import escape
-from ckptconv.cli.console import keep_notes, new_table, notes, plural, results, size
+from ckptconv.cli.console import keep_notes, lines, new_table, notes, plural, results, size
 from ckptconv.dtypes import dtype
 from ckptconv.engine.options import Options, Report, default_workers, peak_memory
 from ckptconv.numbers.rates import speed_text
@@ -219,7 +220,7 @@ def result(made: Plan, report: Report, seconds: float) -> dict[str, Any]:
 
 def done(made: Plan, report: Report, seconds: float, *, last: bool) -> None:
     """Print what was written; with the notes if nothing follows that prints them."""
-    console = results()
+    console = lines(sys.stdout)
     tensors = sum(len(f.layout.tensors) for f in made.files)
     kinds = Counter(s.kind for s in made.steps)
     for s in made.steps:

@@ -154,7 +154,7 @@ def run(*arguments):
         assert not e.code, e.code
 def lean(what):
     banned = {"torch", "transformers", "ray", "fsspec"}
-    banned |= {"numpy", "ml_dtypes"} if what in ("import", "--help") else set()
+    banned |= {"numpy._core", "ml_dtypes"} if what in ("import", "--help") else set()
     assert not banned & set(sys.modules), f"{what} imports {banned & set(sys.modules)}"
 run_folder, out = sys.argv[1:]
 import ckptconv
