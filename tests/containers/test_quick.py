@@ -122,6 +122,18 @@ def test_a_list_is_left_out(protocol: int, last: bool) -> None:
     assert _as_slow(held["other"][0]) == _flat(inert.load(pickle.dumps(shared, protocol)))
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_parts_it_is_gone_through_in_do_not_show(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = [Other(items=[Plain(i=i, j=f"{i}")]) for i in range(2500)]
+    root = {"other": [Plain(n=i, shape=torch.Size((i, 9)), one=1) for i in range(300)], "plans": plans}
+    data = pickle.dumps(root, protocol)
+    found = []
+    for part in (1 << 18, 4096, 97, 7):
+        monkeypatch.setattr(quick, "_PART", part)
+        found.append([_as_slow(_load(data)), _as_slow(_load(data, without=b"plans"))])
+    assert all(one == found[0] for one in found) and found[0][0] == _flat(inert.load(data))
+
+
 def test_what_was_left_out_is_not_recalled() -> None:
     one = Plain(a=1)
     data = pickle.dumps({"plans": [one, [1, 2]], "other": one}, 2)

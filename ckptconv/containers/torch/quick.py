@@ -58,9 +58,17 @@ def _are(codes: bytes) -> Mask:
 
 
 _PUTS: Final = b"qr\x94"
-_AS_LISTS: Final = bytes.maketrans(b"}u", b"]e")
+_AS_LISTS: Final = tuple(zip(b"}u", b"]e", strict=True))
 _INSTEAD_OF_FRAME: Final = b"K\x000K\x000K\x000"  # a number, dropped again
-_BEGINS, _ENDS = b"(", b"tue"
+_PART: Final = 1 << 18
+
+
+@cache
+def _steps() -> npt.NDArray[np.int8]:
+    """Return by how much each instruction makes marks more."""
+    table = np.zeros(256, np.int8)
+    table[list(b"(")], table[list(b"tue")] = 1, -1
+    return table
 
 
 class Thing(list[Any]):
@@ -213,26 +221,55 @@ def _rewritten(data: Bytes, begins: Mask, budget: int, hole: tuple[int, int]) ->
     begin, end = hole
     stored = 0
     if end:
-        inside = data[begin:end][begins[begin:end]]
-        _check_allowed(np.bincount(inside, minlength=256))
-        stored = int(np.count_nonzero(_are(_PUTS)[inside]))
+        inside = np.sum([_counts(data[at], begins[at]) for at in _parts(begin, end)], axis=0)
+        _check_allowed(inside)
+        stored = int(inside[list(_PUTS)].sum())
         data = np.concatenate([data[:begin], data[end:]])
         begins = np.concatenate([begins[:begin], begins[end:]])
     else:
         data = data.copy()
-    codes = data[begins]
-    counts = np.bincount(codes, minlength=256)
-    _check(data, codes, counts, budget)
-    _check_memo(data, begins, counts, begin, stored)
-    frames = np.flatnonzero(begins & (data == _FRAME))
-    np.copyto(data, np.frombuffer(_AS_LISTS, np.uint8)[data], where=begins)
+    counts = np.zeros(256, np.int64)
+    frames, alone = [], []
+    before, highest = 0, -1
+    for at in _parts(0, len(data)):
+        part, here = data[at], begins[at]
+        codes = part[here]
+        if not len(codes):
+            continue
+        counts += np.bincount(codes, minlength=256)
+        made = np.flatnonzero(codes == _NEWOBJ)
+        if (np.where(made > 0, codes[made - 1], before) != _NO_ARGUMENTS).any():
+            raise _Odd  # arguments would be lost
+        before = int(codes[-1])
+        only = part * here  # no instruction is 0
+        if len(numbered := np.flatnonzero(only == ord("r"))):
+            highest = max(highest, int(_u32(data, numbered + (at.start + 1)).max()))
+        frames.append(np.flatnonzero(only == _FRAME) + at.start)
+        alone.append(np.flatnonzero(only == _SETITEM) + at.start)
+        for code, instead in _AS_LISTS:
+            part[only == code] = instead
+    _check(len(data), before, counts, budget)
+    if highest > int(counts[list(_PUTS)].sum()) + stored + 256:
+        raise _Odd  # no number may make the memo larger than what is stored in all
+    if stored and counts[_MEMOIZE]:  # numbers count what was stored, and now count less
+        _check_recalled(data, begins, counts, begin)
     for i, byte in enumerate(_INSTEAD_OF_FRAME):
-        data[frames + i] = byte
+        data[np.concatenate(frames) + i] = byte
     if counts[_SETITEM]:  # made to append a pair: an instruction more
-        alone = np.flatnonzero(begins & (data == _SETITEM))
-        data[alone] = _APPEND
-        data = np.insert(data, alone, _TUPLE2)
+        where = np.concatenate(alone)
+        data[where] = _APPEND
+        data = np.insert(data, where, _TUPLE2)
     return data
+
+
+def _parts(begin: int, end: int) -> Iterator[slice]:
+    """Yield slices that fit the processor's cache: what is made of one is not memory to be had anew."""
+    for at in range(begin, end, _PART):
+        yield slice(at, min(at + _PART, end))
+
+
+def _counts(data: Bytes, begins: Mask) -> Positions:
+    return np.bincount(data[begins], minlength=256)
 
 
 def _check_allowed(counts: Positions) -> None:
@@ -240,41 +277,32 @@ def _check_allowed(counts: Positions) -> None:
         raise _Odd
 
 
-def _check(data: Bytes, codes: Bytes, counts: Positions, budget: int) -> None:
+def _check(size: int, last: int, counts: Positions, budget: int) -> None:
     _check_allowed(counts)
-    if counts[_STOP] != 1 or codes[-1] != _STOP or counts[ord("c")] + counts[0x93] > _MAX_NAMES:
+    if counts[_STOP] != 1 or last != _STOP or counts[ord("c")] + counts[0x93] > _MAX_NAMES:
         raise _Odd
-    made = np.flatnonzero(codes == _NEWOBJ)
-    if (codes[made - 1] != _NO_ARGUMENTS).any():
-        raise _Odd  # arguments would be lost
-    weight = 4 * len(data) + sum(int(counts[code]) * each for code, each in _WEIGHTS.items())
-    if weight + _WORD * len(codes) > budget:
+    weight = 4 * size + sum(int(counts[code]) * each for code, each in _WEIGHTS.items())
+    if weight + _WORD * int(counts.sum()) > budget:
         raise _Odd
 
 
-def _check_memo(data: Bytes, begins: Mask, counts: Positions, hole: int, stored: int) -> None:
-    """Check what is stored in the memo: under no number that makes it larger than what is stored in all.
+def _check_recalled(data: Bytes, begins: Mask, counts: Positions, hole: int) -> None:
+    """Check that nothing is recalled after a hole that was stored in it or later, under a number that counts.
 
     Args:
         data: The pickle.
         begins: Where its instructions begin.
         counts: How many there are of each.
-        hole: Where some were left out.
-        stored: How many of those stored something.
+        hole: Where some were left out that stored something.
     """
-    numbered = _u32(data, np.flatnonzero(begins & (data == ord("r"))) + 1)
-    every = int(counts[list(b"qr\x94")].sum()) + stored
-    if len(numbered) and int(numbered.max()) > every + 256:
+    if counts[ord("q")] or counts[ord("r")]:
         raise _Odd
-    if stored and counts[_MEMOIZE]:  # numbers count what was stored, and now count less
-        if counts[ord("q")] or counts[ord("r")]:
-            raise _Odd
-        first = int(np.count_nonzero(_are(_PUTS)[data[:hole][begins[:hole]]]))
-        rest = begins[hole:]
-        short = np.flatnonzero(rest & (data[hole:] == ord("h"))) + hole
-        long = np.flatnonzero(rest & (data[hole:] == ord("j"))) + hole
-        if (data[short + 1] >= first).any() or (_u32(data, long + 1) >= first).any():
-            raise _Odd
+    first = sum(int(_counts(data[at], begins[at])[list(_PUTS)].sum()) for at in _parts(0, hole))
+    rest = begins[hole:]
+    short = np.flatnonzero(rest & (data[hole:] == ord("h"))) + hole
+    long = np.flatnonzero(rest & (data[hole:] == ord("j"))) + hole
+    if (data[short + 1] >= first).any() or (_u32(data, long + 1) >= first).any():
+        raise _Odd
 
 
 def _u32(data: Bytes, at: Positions) -> Positions:
@@ -298,11 +326,15 @@ def _list_under(key: bytes, raw: bytes, data: Bytes, begins: Mask) -> tuple[int,
     if len(rest) < 2 or data[rest[0]] != ord("]") or data[rest[1]] != _MARK:
         return 0, 0
     begin = end = rest[1]
-    codes = data[begin:]
-    marks = np.flatnonzero(_are(_BEGINS + _ENDS)[codes] & begins[begin:])
-    depth = np.cumsum(np.where(_are(_BEGINS)[codes[marks]], np.int8(1), np.int8(-1)), dtype=np.int32)
-    for zero in np.flatnonzero(depth == 0)[:_MAX_BATCHES].tolist():
-        if data[end] != _MARK or codes[marks[zero]] != ord("e"):
-            break
-        end = begin + int(marks[zero]) + 1
+    depth = batches = 0
+    for part in _parts(begin, len(data)):
+        depths = np.cumsum(_steps()[data[part][begins[part]]], dtype=np.int32) + depth
+        if not depths.all():  # which is rare
+            at = np.flatnonzero(begins[part])[np.diff(depths == 0, prepend=depth == 0) & (depths == 0)]
+            for zero in (at[: _MAX_BATCHES + 1] + part.start).tolist():
+                batches += 1
+                if batches > _MAX_BATCHES or data[end] != _MARK or data[zero] != ord("e"):
+                    return (begin, end) if end > begin else (0, 0)
+                end = zero + 1
+        depth = int(depths[-1]) if len(depths) else depth
     return (begin, end) if end > begin else (0, 0)
