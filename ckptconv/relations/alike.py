@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from ckptconv.relations.box import Box
-from ckptconv.relations.pair import Drop, Pair
+from ckptconv.relations.pair import Drop, Pair, Spec
 from ckptconv.relations.relation import Relation
 
 __all__ = ["representatives"]
@@ -15,8 +15,10 @@ def representatives(relation: Relation) -> Relation:
     """Return the part of a relation that is sound, and leads there and back, if all of it does.
 
     Tensors that pairs join, directly or by way of others, are a part of their own: what is said of one does
-    not concern the rest. Of parts that differ in the names of their tensors alone the first is kept.
+    not concern the rest. Of parts that differ in the names of their tensors alone the first is kept, and of
+    replicas of the same elements, of which there may be one on every rank, the first of those that are alike.
     """
+    relation = _few_replicas(relation)
     seen: set[Hashable] = set()
     kept = _Part()
     for part in _parts(relation):
@@ -31,6 +33,50 @@ def representatives(relation: Relation) -> Relation:
         tuple(kept.left_only),
         tuple(kept.right_only),
     )
+
+
+def _few_replicas(relation: Relation) -> Relation:
+    """Keep one of the tensors that are replicas of the same elements, and alike."""
+    left = _alike_replicas(relation.left, relation.pairs, relation.left_only, at_right=False)
+    right = _alike_replicas(relation.right, relation.pairs, relation.right_only, at_right=True)
+    if not left and not right:
+        return relation
+    return Relation(
+        {name: spec for name, spec in relation.left.items() if name not in left},
+        {name: spec for name, spec in relation.right.items() if name not in right},
+        tuple([p for p in relation.pairs if p.left.tensor not in left and p.right.tensor not in right]),
+        relation.left_only,
+        relation.right_only,
+    )
+
+
+def _alike_replicas(
+    specs: Mapping[str, Spec], pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool
+) -> set[str]:
+    """Return the tensors of one side that are replicas and nothing else, but for the first of those alike."""
+    others = {drop.box.tensor for drop in drops}
+    copies: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        name = pair.right.tensor if at_right else pair.left.tensor
+        if pair.right_copy if at_right else pair.left_copy:
+            copies.setdefault(name, []).append(pair)
+        else:
+            others.add(name)
+    seen: set[Hashable] = set()
+    alike: set[str] = set()
+    for name, held in copies.items():
+        if name in others:
+            continue
+        ends = [(p.right[1:], p.left) if at_right else (p.left[1:], p.right) for p in held]
+        form = (
+            specs.get(name),
+            tuple([(*both, p.left_copy, p.right_copy) for both, p in zip(ends, held, strict=True)]),
+        )
+        if form in seen:
+            alike.add(name)
+        else:
+            seen.add(form)
+    return alike
 
 
 class _Part:

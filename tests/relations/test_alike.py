@@ -42,6 +42,44 @@ def test_tensors_that_nothing_joins_stay_if_they_differ() -> None:
     assert "alone" in prove([more], {}, {})[1][0].text
 
 
+def replicas(count: int) -> Relation:
+    """A tensor on many ranks, the halves of each in one piece of the whole, read and written."""
+    pairs = []
+    for rank in range(count):
+        for lo in (0, 3):
+            here, there = Box.interval(f"w.{rank}", lo, lo + 3), Box.interval("w", 3 - lo, 6 - lo)
+            pairs.append(Pair(here, there, left_copy=rank > 0))
+    left = {f"w.{rank}": Spec((6,), "float32") for rank in range(count)}
+    return Relation(left, {"w": Spec((6,), "float32")}, tuple(pairs))
+
+
+def test_one_replica_stands_for_all() -> None:
+    for relation in (replicas(50), replicas(50).invert()):
+        kept = representatives(relation)
+        assert (len(kept.left), len(kept.right), len(kept.pairs)) in ((2, 1, 4), (1, 2, 4))
+        proof, wrong = prove([relation], {}, {})
+        assert proof.pairs == 100 and proof.invertible and not wrong
+
+
+@given(st.integers(2, 19), st.sampled_from(["missing", "twice", "moved", "dropped"]), st.booleans())
+def test_what_is_wrong_with_one_replica_is_found(number: int, how: str, written: bool) -> None:
+    sound = replicas(10)
+    pairs = list(sound.pairs)
+    pair = pairs[number]
+    drops: tuple[Drop, ...] = ()
+    if how == "missing":
+        del pairs[number]
+    elif how == "twice":
+        pairs.append(pair)
+    elif how == "moved":
+        pairs[number] = pair._replace(left=pair.left._replace(offset=pair.left.offset + 1))
+    else:
+        drops = (Drop(pair.left, "unused"),)
+    broken = replace(sound, pairs=tuple(pairs), left_only=drops)
+    _, wrong = prove([broken.invert() if written else broken], {}, {})
+    assert len(wrong) == 1 and pair.left.tensor in wrong[0].text
+
+
 @given(st.integers(0, 39), st.sampled_from(["missing", "twice", "moved", "unknown"]))
 def test_what_is_wrong_in_one_layer_is_found(number: int, how: str) -> None:
     sound = layers(10)
