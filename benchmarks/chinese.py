@@ -9,19 +9,19 @@ __all__ = ["CHINESE"]
 CHINESE = Words(
     language="zh",
     plots=("各项转换的用时，为 cp 加 sync 的几倍", "与常用工具相比的用时与内存峰值"),  # noqa: RUF001
-    copy_heading="### 与 `cp` 相比，{}",  # noqa: RUF001
+    copy_heading="## 与 `cp` 相比，{}",  # noqa: RUF001
     copy_columns=(
         "转换", "写出 GB", "ckptconv，秒", "`cp` + `sync`，秒",  # noqa: RUF001
         "倍数", "只做计划，秒", "内存峰值 MB", "1 GB 时的倍数",  # noqa: RUF001
     ),
-    tool_heading="### 与常用工具相比",
+    tool_heading="## 与常用工具相比",
     tool_columns=(
         "转换", "工具", "1 GB：秒，它 : 我们", "是我们的几倍", "峰值 MB，它 : 我们",  # noqa: RUF001
         "8 GB：秒，它 : 我们", "是我们的几倍", "峰值 MB，它 : 我们",  # noqa: RUF001
     ),
-    scaling_heading="### 两个线程比一个快几倍，{}",  # noqa: RUF001
+    scaling_heading="## 两个线程比一个快几倍，{}",  # noqa: RUF001
     scaling_columns=("转换", "写到磁盘", "纯复制：两个 `dd` 比一个", "写到内存", "纯复制：两个 `dd` 比一个"),  # noqa: RUF001
-    missed_heading="### 目标",
+    missed_heading="## 目标",
     missed_columns=("目标", "未达到", "测得的原因"),
     aims={
         "speed": "{0}，不超过 `cp` + `sync` 的 {1} 倍",  # noqa: RUF001

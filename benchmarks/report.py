@@ -131,7 +131,7 @@ def _scaling(results: Results, words: Words) -> Iterator[str]:
     yield from _head(words.scaling_columns, 1)
     for case in CASES:
         outcome = results.cases.get(case.name)
-        if outcome is None or not case.scaling or not ratios(outcome, "warm", ONE, TWO):
+        if outcome is None or not case.scaling or not ratios(outcome, "warm", ONE_DD, TWO_DD):
             continue
         cells = [
             spread(ratios(outcome, setting, first, second))

@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
     )
     add("--stop", type=float, metavar="N", help="begin no case after so many minutes")
     add("--cases", metavar="NAME,...", help=f"only these: {', '.join(c.name for c in CASES)}")
-    add("--without", default="", metavar="NAME,...", help="leave out: tools, memory, cold, budgets")
+    add("--without", default="", metavar="NAME,...", help="leave out: tools, copies, memory, cold, budgets")
     add("--data", type=Path, default=DATA, metavar="DIR", help="where files are made (benchmarks/data)")
     add("--report-only", action="store_true", help="measure nothing; write the documentation")
     add("--docs", action=argparse.BooleanOptionalAction, default=True, help="write docs/ and the READMEs")

@@ -217,13 +217,14 @@ class Runner:
     def _round(self, case: Case, outcome: Outcome, i: int) -> None:
         """Run each program once: the copy between our two, which take turns in coming first."""
         both = [(TWO, self._ours(case, 2))]
-        if self._size <= LARGE or case.scaling:
+        scaling = case.scaling and "copies" not in self._without
+        if self._size <= LARGE or scaling:
             both.append((ONE, self._ours(case, 1)))
         both = both[:: -1 if i % 2 else 1]
         self._pair(case, outcome, "warm", *both[0])
         if len(both) == 2:
             self._once(case, outcome, "warm", both[1][0], [both[1][1]])
-        if case.scaling:
+        if scaling:
             self._copies(outcome, "warm", i)
 
     def _copies(self, outcome: Outcome, setting: str, i: int) -> None:

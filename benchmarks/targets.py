@@ -83,9 +83,8 @@ def _scalings(results: Results) -> Iterator[Target]:
             continue
         for aim, setting in (("disk", "warm"), ("memory", "tmpfs")):
             found, copies = (ratios(outcome, setting, *pair) for pair in ((ONE, TWO), (ONE_DD, TWO_DD)))
-            if found:
-                enough = min(_SCALING, median(copies)) if copies else _SCALING
-                met = round(median(found), 2) >= round(enough, 2)
+            if found and copies:
+                met = round(median(found), 2) >= round(min(_SCALING, median(copies)), 2)
                 yield Target(aim, case.name, f"{median(found):.2f}", met, _key(results, case.name, aim))
 
 

@@ -51,21 +51,21 @@ ENGLISH = Words(
         "Wall time of each conversion, as a multiple of cp and sync",
         "Wall time and peak memory against the tools in use today",
     ),
-    copy_heading="### Against `cp`, {}",
+    copy_heading="## Against `cp`, {}",
     copy_columns=(
         "conversion", "written, GB", "ckptconv, s", "`cp` + `sync`, s", "times", "plan alone, s", "peak, MB",
         "1 GB: times",
     ),
-    tool_heading="### Against the tools in use",
+    tool_heading="## Against the tools in use",
     tool_columns=(
         "conversion", "tool", "1 GB: s, its : ours", "times ours", "peak MB, its : ours",
         "8 GB: s, its : ours", "times ours", "peak MB, its : ours",
     ),
-    scaling_heading="### Two workers over one, {}",
+    scaling_heading="## Two workers over one, {}",
     scaling_columns=(
         "conversion", "to the disk", "a copy: two `dd` over one", "to memory", "a copy: two `dd` over one",
     ),
-    missed_heading="### Targets",
+    missed_heading="## Targets",
     missed_columns=("aim", "missed", "cause, measured"),
     aims={
         "speed": "{0}, at most {1} times `cp` + `sync`",
