@@ -72,8 +72,7 @@ def _against_copy(small: Results, large: Results, words: Words) -> Iterator[str]
         if case.against == "nothing" or not _runs(large, case, TWO):
             continue
         outcome, base = large.cases[case.name], _base(case)
-        away = outcome.machine not in ("", machine_of(large.machine))
-        title = _titled(case, words) + ("" if outcome.held else " †") + (" ‡" if away else "")
+        title = _titled(case, words) + ("" if outcome.held else " †") + _away(large, case, found=large)
         cells = [
             f"{outcome.bytes_out / 1e9:.2f}" if outcome.bytes_out else words.read,
             _wall(_runs(large, case, TWO), 2),
@@ -81,9 +80,15 @@ def _against_copy(small: Results, large: Results, words: Words) -> Iterator[str]
             _ratio(outcome, TWO, base, 2),
             _wall(_runs(large, case, PLAN), 2),
             _peak(_runs(large, case, TWO)),
-            _ratio(small.cases.get(case.name), TWO, base, 2),
+            _ratio(small.cases.get(case.name), TWO, base, 2) + _away(small, case, found=large),
         ]
         yield f"| {title} | {' | '.join(cells)} |"
+
+
+def _away(results: Results, case: Case, *, found: Results) -> str:
+    """Return a mark for what was measured on another machine than the one described."""
+    outcome = results.cases.get(case.name)
+    return " ‡" if outcome and outcome.machine not in ("", machine_of(found.machine)) else ""
 
 
 def _quick(results: Results, words: Words) -> Iterator[str]:
@@ -114,7 +119,7 @@ def _tool(results: Results, case: Case, tool: Tool, words: Words) -> tuple[str, 
     theirs, ours = (_runs(results, case, name) for name in (tool.name, TWO))
     if outcome is None or not theirs or not ours:
         return "", "", ""
-    times = _ratio(outcome, tool.name, TWO, 1, ranged=False)
+    times = _ratio(outcome, tool.name, TWO, 1, ranged=False) + _away(results, case, found=results)
     return (
         f"{_wall(theirs, 1)} : {_wall(ours, 1)}",
         times,
