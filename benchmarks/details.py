@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cases import CASES, Case
+from conversions import CASES, Case
 from machine import machine_of
 from measure import Usage
 from results import STORED, Results, load

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cases import CASES, Case
+from conversions import CASES, Case
 from results import Results
 from runner import BASELINE, TWO
 from svg import save

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from cases import CASES, LARGE, Case, Tool
+from conversions import CASES, LARGE, Case, Tool
 from machine import machine_of
 from measure import Usage
 from results import Results

@@ -7,8 +7,9 @@
     python benchmarks/run.py --size 0.1 --repeat 1    another size, not for the documentation
     python benchmarks/run.py --report-only            only write the documentation, from the stored results
 
-What is measured stands in cases.py. Every program is run as a whole process and all take turns; neighbours
-are compared pair by pair. Runs with an empty page cache need root and are left out without. Linux only.
+What is measured stands in conversions.py. Every program is run as a whole process and all take turns;
+neighbours are compared pair by pair. Runs with an empty page cache need root and are left out without. Linux
+only.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from pathlib import Path
 from typing import IO
 
 import report
-from cases import CASES, LARGE, Case
 from chinese import CHINESE
+from conversions import CASES, LARGE, Case
 from details import details
 from machine import describe, machine_of
 from plot import draw_ratios, draw_tools

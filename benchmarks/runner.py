@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import copies
-from cases import LARGE, Case, Tool
+from conversions import LARGE, Case, Tool
 from measure import Failed, Usage, drop_caches, measure, warm
 from pages import held
 from sources import SOURCES

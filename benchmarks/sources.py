@@ -1,6 +1,6 @@
 """Say what conversions start from: a table of sources, and of the commands that make them.
 
-Commands are written as in cases.py.
+Commands are written as in conversions.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from cases import CASES, LARGE, Case
+from conversions import CASES, LARGE, Case
 from results import Results
 from runner import BASELINE, ONE, ONE_DD, PLAN, TWO, TWO_DD, Outcome
 

@@ -15,7 +15,10 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 @pytest.fixture
 def cases(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    found = {**runpy.run_path(str(BENCHMARKS / "cases.py")), **runpy.run_path(str(BENCHMARKS / "sources.py"))}
+    found = {
+        **runpy.run_path(str(BENCHMARKS / "conversions.py")),
+        **runpy.run_path(str(BENCHMARKS / "sources.py")),
+    }
     return SimpleNamespace(**found)
 
 

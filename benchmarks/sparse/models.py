@@ -71,7 +71,8 @@ def slots_of(config: Mapping[str, Any], dtype: str = "bfloat16") -> dict[str, Sp
     family = find_family(config["model_type"])
     assert family is not None
     sizes = family.dims(config)
-    found = dict.fromkeys(family._slots(config, sizes))
+    words = family.words(config)
+    found = dict.fromkeys(family._slots(sizes, words, words.layers))
     return {s: Spec(shape_of(s, sizes), "float32" if s.endswith("router_bias") else dtype) for s in found}
 
 

@@ -14,7 +14,7 @@ from ckptconv.containers.dcp.dcp_out import OutChunk, Place, describe
 from ckptconv.containers.torch.namespaces import namespace
 from ckptconv.containers.torch.picklevm import Record
 from ckptconv.containers.torch.torchbin import TensorRef, complete, layout_tree
-from ckptconv.containers.torch.torchpickle import dump
+from ckptconv.containers.torch.torchpickle import Alike, dump
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype
 from ckptconv.families import find_family
@@ -97,7 +97,9 @@ def _metadata(
     tensors = root.state["state_dict_metadata"]
     items: dict[int, list[Record]] = defaultdict(list)
     for name, chunks in cuts.items():
+        tensors[name] = _made(tensors[name])  # what the plans repeat is one object in both
         about = tensors[name].state
+        about["chunks"] = [_made(chunk) for chunk in about["chunks"]]
         for chunk, stored in zip(chunks, about["chunks"], strict=True):
             index = {"fqn": name, "index": None, "offset": stored.state["offsets"]}
             chunk_state = {"offsets": stored.state["offsets"], "sizes": stored.state["sizes"]}
@@ -114,6 +116,11 @@ def _metadata(
     plans = [_new("planner.SavePlan", {"items": items[rank], **rest}) for rank in sorted(items)]
     root.state["all_local_plans"] = plans
     return root
+
+
+def _made(value: Any) -> Any:
+    """Return the value that `Alike` stands for; others as they are."""
+    return value.make(*value.same, *value.varying) if isinstance(value, Alike) else value
 
 
 def _item(index: Mapping[str, object], kind: int, data: Record | None) -> Record:

@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from ckptconv.cli.later import load_later
+from ckptconv.collector import without_collector
 
 if TYPE_CHECKING:
     from ckptconv.cli.signals import Heard
@@ -34,10 +35,9 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # So it would through the millions of boxes of a plan for thousands of ranks.
     gc.set_threshold(100_000, 50, 1000)
-    if sys.argv[1:2] and sys.argv[1] in _SHORT:
-        gc.disable()
+    short = sys.argv[1:2] and sys.argv[1] in _SHORT
     load_later("numpy")
-    with _quiet():
+    with _quiet(), without_collector() if short else nullcontext():
         code = _run(sys.argv[1:])
         gc.freeze()  # nor at the end: all that is left goes with the process
         sys.exit(code)
