@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FileStamp", "SourceFiles", "stamp", "write_at"]
 
-_OPEN_FILES = 128  # far below the usual limit of 1,024 descriptors; ZeRO over 2,048 ranks must not meet it
+# Descriptors kept open: at least so many, at most so many, and a third of what the system allows between
+# them, for a verification reads two checkpoints. What is compared on every rank is read from each in turn.
+_OPEN_FILES = 128, 4096
 
 # A small tensor cut over many ranks is a few bytes from each file, and the next lies right behind it: short
 # reads take a window, which is kept for those that follow. 2,048 windows are 8 MB.
@@ -78,6 +81,7 @@ class SourceFiles:
     def __init__(self, stamps: Iterable[FileStamp], memory: int = 32 << 20) -> None:
         self._stamps = {s.path: s for s in stamps}
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._most_open = _most_open()
         self._windows: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
         self._held: OrderedDict[tuple[str, int, int, int, int], bytearray] = OrderedDict()
@@ -305,7 +309,8 @@ class SourceFiles:
             if entry is None:
                 entry = _Open(self._open_checked(path), 1)
                 self._open[path] = entry
-                self._evict(_OPEN_FILES)
+                if len(self._open) > self._most_open:
+                    self._evict(self._most_open - self._most_open // 4)
             else:
                 self._open.move_to_end(path)
                 entry.users += 1
@@ -343,6 +348,13 @@ class SourceFiles:
                 where=known.path,
                 hint="wait until training has finished writing it, then convert again",
             )
+
+
+def _most_open() -> int:
+    """Return how many files may be open at a time."""
+    least, most = _OPEN_FILES
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if allowed == resource.RLIM_INFINITY else min(most, max(least, allowed // 3))
 
 
 def _fetch(entry: _Open, end: int) -> None:
