@@ -15,6 +15,7 @@ only.
 from __future__ import annotations
 
 import argparse
+import compileall
 import fcntl
 import os
 import sys
@@ -155,6 +156,8 @@ def prepare(data: Path, log: IO[bytes]) -> Path:
         lock.unlink()
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     os.environ["HF_HUB_OFFLINE"] = "1"  # no tool waits for a network
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    compileall.compile_dir(ROOT / "ckptconv", quiet=1)  # as an installed package is
     return work
 
 
