@@ -294,17 +294,21 @@ class Family:
         slots = dict.fromkeys(self._slots(sizes, table.words, set(alike.values())))
         found, _ = table.holding(slots)
         specs = table.specs(found, {s: Spec(shape_of(s, sizes), "any") for s in slots}, sizes)
-        layered = [f for f in found if f.layer.startswith("layers.")]
+        layered: dict[str, list[Found]] = {}
+        for f in found:
+            if f.layer.startswith("layers."):
+                layered.setdefault(f.layer, []).append(f)
+        done = False
         for f in found:
             if not f.layer.startswith("layers."):
                 optional = f.entry.optional or f.entry.copy or f.layer.startswith("mtp.") or _predicts(f)
                 yield f.name, specs[f.name].shape, optional
-            elif f is layered[0]:  # all of them, each as the one that is like it
+            elif not done:  # all of them, each as the one that is like it
+                done = True
                 for layer, stands in alike.items():
-                    for g in layered:
-                        if g.layer == stands:
-                            optional = g.entry.optional or g.entry.copy
-                            yield table.name(g.entry, layer, g.expert), specs[g.name].shape, optional
+                    for g in layered.get(stands, ()):
+                        optional = g.entry.optional or g.entry.copy
+                        yield table.name(g.entry, layer, g.expert), specs[g.name].shape, optional
 
     def _alike(self, words: Words) -> dict[str, str]:
         """Return for each layer the first one of which the same holds; one with slots of its own is alone."""
