@@ -12,7 +12,7 @@ Cost: about 2 million opcodes a second; a tensor in a state dict takes some 40 o
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Final, Protocol
 
@@ -141,6 +141,26 @@ def used_once(data: bytes, begin: int, end: int) -> bool:
     except _UNREADABLE:
         return False
     return boundaries == 2 and bool(made) and type(made[0]) is tuple
+
+
+def begin_at(data: bytes, places: Iterable[int]) -> bool:
+    """Tell whether opcodes begin at these bytes.
+
+    Args:
+        data: A pickle that `load` read; see `used_once`.
+        places: Positions.
+    """
+    m = Machine(data, lambda pid: Record("storage"), None, _DEFAULT)
+    pos = 0
+    try:
+        for place in sorted(places):
+            while 0 <= pos < place:
+                pos = TABLE[data[pos]](m, pos + 1)
+            if pos != place:
+                return False
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def _run(m: Machine, more: Callable[[int], bytes], base: int, where: Where) -> int:

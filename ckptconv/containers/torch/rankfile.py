@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from ckptconv.containers.base import FileTensor
-from ckptconv.containers.torch.alike import Bytes, Outline, number_at, numbers_apart, outline
+from ckptconv.containers.torch.alike import Outline, Text, outline, text_of
 from ckptconv.containers.torch.namespaces import plain
 from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.containers.torch.torchtensors import refuse_odd
@@ -27,7 +25,7 @@ _CHUNK: Final = re.compile(r"model([0-9]{0,4})")
 _MAX_LEVELS: Final = 50
 _MAX_DICTS: Final = 1_000_000
 _MAX_NAME: Final = 4096
-_MAX_KNOWN: Final = 64  # files of one length that others are compared with
+_MAX_KNOWN: Final = 64  # outlines, and files of one outline, that others are compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,69 +147,73 @@ def _beside(root: Mapping[Any, Any]) -> int:
 
 @dataclass(slots=True)
 class _Known:
-    """A file that was opened, and where the numbers are in which others may differ."""
+    """A file that was opened, and its pickle but for the numbers in which others may differ.
+
+    ``by`` is how far its tensors lie from where the outline's file has them.
+    """
 
     file: RankFile
-    outline: Outline
-    numbers: dict[str, tuple[int, int]]
+    text: Text
+    by: int
 
 
 class RankReader:
     """Open the files of many ranks, those that are like one before without unpickling them."""
 
     def __init__(self) -> None:
-        self._known: dict[int, list[_Known]] = {}
+        self._known: list[tuple[Outline, list[_Known]]] = []
 
     def read(self, path: Path) -> RankFile:
         """Open one rank's file; see `read_rank`."""
         with open_binary(path) as opened:
             window = Window(opened, str(path))
-            alike = self._known.get(window.size, [])
-            pickles = [(k, k.outline.pickle_of(window)) for k in alike]
-            for known, pickle in pickles:
-                if pickle is not None and (found := _as(known, pickle, path)) is not None:
-                    return found
+            alike = [(o, files, p) for o, files in self._known if (p := o.pickle_of(window)) is not None]
+            for made, files, pickle in alike:
+                for known in files:
+                    if (numbers := known.text.numbers_of(pickle)) is not None:
+                        return _as(known, numbers, path, window.size - made.size - known.by)
             file = read_rank(path)
-            for known, pickle in pickles:
-                if pickle is not None and _learn(known, pickle, file):
-                    return replace(file, root={}, like=known.file.path)
-            if len(alike) < _MAX_KNOWN and window.read_at(0, 4) == b"PK\3\4":
-                made = outline(window)
-                if made is not None:
-                    self._known.setdefault(window.size, []).append(_Known(file, made, {}))
+            for made, files, pickle in alike:
+                for known in files:
+                    if _learn(known, pickle, file, window.size - made.size - known.by):
+                        return replace(file, root={}, like=known.file.path)
+            self._keep(window, file, alike)
             return file
 
+    def _keep(self, window: Window, file: RankFile, alike: list[tuple[Outline, list[_Known], bytes]]) -> None:
+        """Keep a file that was opened, for others to be compared with."""
+        if alike:
+            made, files, pickle = alike[0]
+            if len(files) < _MAX_KNOWN:
+                files.append(_Known(file, text_of(pickle), window.size - made.size))
+            return
+        if len(self._known) >= _MAX_KNOWN or window.read_at(0, 4) != b"PK\3\4":
+            return
+        own = outline(window)
+        if own is not None and (whole := own.pickle_of(window)) is not None:
+            self._known.append((own, [_Known(file, text_of(whole), 0)]))
 
-def _as(known: _Known, pickle: Bytes, path: Path) -> RankFile | None:
-    """Return what a file holds whose pickle differs from a known one in known numbers alone."""
-    apart = np.flatnonzero(pickle != known.outline.pickle)
-    places = known.numbers.values()
-    if not all(any(at <= i < at + n for at, n in places) for i in apart.tolist()):
-        return None
+
+def _as(known: _Known, numbers: dict[str, int], path: Path, by: int) -> RankFile:
+    """Return what a file holds that is like a known one but for numbers, with its tensors further on."""
     first = known.file
-    numbers = {k: number_at(pickle, *place) for k, place in known.numbers.items()}
+    same = all(first.arguments[key] == number for key, number in numbers.items())
     return replace(
         first,
         path=path,
         root={},
-        arguments=ChainMap(numbers, dict(first.arguments)) if apart.size else first.arguments,
-        chunks={v: _Moved(tensors, str(path)) for v, tensors in first.chunks.items()},
+        arguments=first.arguments if same else ChainMap(numbers, dict(first.arguments)),
+        chunks={v: _Moved(tensors, str(path), by) for v, tensors in first.chunks.items()},
         like=first.path,
     )
 
 
-def _learn(known: _Known, pickle: Bytes, file: RankFile) -> bool:
+def _learn(known: _Known, pickle: bytes, file: RankFile, by: int) -> bool:
     """Find the numbers of the arguments in which a file differs from a known one, if that is all."""
     first = known.file
     if (first.version, first.iteration, first.beside) != (file.version, file.iteration, file.beside):
         return False
     if first.arguments.keys() != file.arguments.keys() or first.chunks.keys() != file.chunks.keys():
-        return False
-    if any(
-        list(tensors) != list(file.chunks[v])
-        or any(replace(t, path="") != replace(file.chunks[v][n], path="") for n, t in tensors.items())
-        for v, tensors in first.chunks.items()
-    ):
         return False
     changed: dict[str, tuple[int, int]] = {}
     for key, value in first.arguments.items():
@@ -220,25 +222,31 @@ def _learn(known: _Known, pickle: Bytes, file: RankFile) -> bool:
             if type(value) is not int or type(other) is not int:
                 return False
             changed[key] = (value, other)
-    found = numbers_apart(known.outline.pickle, pickle, changed)
+    found = known.text.with_numbers(pickle, changed)
     if found is None:
         return False
-    known.numbers |= found
+    path = str(file.path)
+    for v, tensors in first.chunks.items():
+        if list(_Moved(tensors, path, by).items()) != list(file.chunks[v].items()):
+            return False
+    known.text = found
     return True
 
 
 class _Moved(Mapping[str, FileTensor]):
     """The tensors of a file that is like another; only where they lie is kept once for both."""
 
-    __slots__ = ("_path", "like")
+    __slots__ = ("_by", "_path", "like")
 
-    def __init__(self, like: Mapping[str, FileTensor], path: str) -> None:
+    def __init__(self, like: Mapping[str, FileTensor], path: str, by: int) -> None:
         self.like = like
         self._path = path
+        self._by = by
 
     def __getitem__(self, name: str) -> FileTensor:
-        t = self.like[name]
-        return FileTensor(t.dtype, t.shape, t.stride, self._path, t.offset, t.storage)
+        t, by = self.like[name], self._by
+        storage = (t.storage[0] + by, t.storage[1])
+        return FileTensor(t.dtype, t.shape, t.stride, self._path, t.offset + by, storage)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.like)
