@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
+
 import numpy as np
 
 from ckptconv.engine.gather import Array
 from ckptconv.engine.rows import Rows
-from ckptconv.places.direct import ALIGNMENT, MEMORY_ALIGNMENT
+from ckptconv.places.direct import MEMORY_ALIGNMENT
 
 __all__ = ["Buffers"]
 
@@ -16,7 +19,7 @@ _START = MEMORY_ALIGNMENT
 
 
 class Buffers:
-    """Hand out arrays by purpose, for one thread; the same memory every time a purpose asks.
+    """Hand out memory by purpose, for one thread; the same every time a purpose asks.
 
     Attributes:
         rows: What was read last of tensors that several files share.
@@ -24,15 +27,22 @@ class Buffers:
 
     def __init__(self) -> None:
         self.rows = Rows()
-        self._arrays: dict[str, Array] = {}
+        self._rooms: dict[str, memoryview] = {}
 
     def take(self, purpose: str, nbytes: int) -> Array:
+        """Return ``nbytes`` bytes of any content as an array; see `room`."""
+        return np.frombuffer(self.room(purpose, nbytes), np.uint8)
+
+    def room(self, purpose: str, nbytes: int) -> memoryview:
         """Return ``nbytes`` bytes of any content; what this purpose took before is reused.
 
         They start at a multiple of `MEMORY_ALIGNMENT`, so that they can be written past the page cache.
         """
-        found = self._arrays.get(purpose)
-        if found is None or found.nbytes < nbytes:
-            room = np.empty(nbytes + ALIGNMENT, np.uint8)
-            found = self._arrays[purpose] = room[(_START - room.ctypes.data) % ALIGNMENT :][:nbytes]
+        found = self._rooms.get(purpose)
+        if found is None or len(found) < nbytes:
+            pages = mmap.mmap(-1, nbytes + _START)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with suppress(OSError):  # a kernel without them
+                    pages.madvise(mmap.MADV_HUGEPAGE)
+            found = self._rooms[purpose] = memoryview(pages)[_START:]
         return found[:nbytes]

@@ -82,7 +82,12 @@ class Filler:
         self._encoder = Encoder(plan.relation.right, self._operand)
 
     def fill(self, lo: int, hi: int, buffers: Buffers) -> tuple[Array, list[tuple[int, int, int]], int]:
-        """Compute bytes ``lo`` up to ``hi`` of the file.
+        """Compute bytes ``lo`` up to ``hi`` of the file, as an array; see `make`."""
+        view, spans, overflows = self.make(lo, hi, buffers)
+        return np.frombuffer(view, np.uint8), spans, overflows
+
+    def make(self, lo: int, hi: int, buffers: Buffers) -> tuple[memoryview, list[tuple[int, int, int]], int]:
+        """Compute bytes ``lo`` up to ``hi`` of the file; of bytes that are only copied nothing asks numpy.
 
         Args:
             lo: First byte.
@@ -96,17 +101,16 @@ class Filler:
         Raises:
             MismatchError: if a replica differs.
         """
-        out = buffers.take("tile", hi - lo)
-        view, layout, covered = out.data, self._file.layout, lo
+        view, layout, covered = buffers.room("tile", hi - lo), self._file.layout, lo
         spans = []
         for i in range(max(0, bisect_right(self._offsets, lo) - 1), bisect_left(self._offsets, hi)):
             a, b = max(self._offsets[i], lo), min(self._ends[i], hi)
             if a < b:
                 spans.append((i, a - lo, b - lo))
                 if covered < a:
-                    out[covered - lo : a - lo] = 0
+                    view[covered - lo : a - lo] = bytes(a - covered)
                 covered = b
-        out[covered - lo :] = 0
+        view[covered - lo :] = bytes(max(0, hi - covered))
         for i in range(max(0, bisect_right(self._fixed, lo) - 1), bisect_left(self._fixed, hi)):
             at, data = layout.fixed[i]
             a, b = max(at, lo), min(at + len(data), hi)
@@ -117,14 +121,15 @@ class Filler:
         for i, a, b in spans:
             tensor = layout.tensors[i]
             if (found := self._straight_of(i, tensor, buffers.rows)) is None:
-                overflows += self._fill_bytes(tensor, lo + a, out[a:b], buffers)
+                out = np.frombuffer(view[a:b], np.uint8)
+                overflows += self._fill_bytes(tensor, lo + a, out, buffers)
                 continue
             at = lo - tensor.offset
             for path, offset, nbytes in found.spans(at + a, at + b):
                 reads.add(path, offset, a, a + nbytes)
                 a += nbytes
         reads.read(self._sources)
-        return out, spans, overflows
+        return view, spans, overflows
 
     def _straight_of(self, number: int, tensor: Placed, rows: Rows) -> Straight | None:
         """Return where a tensor's bytes lie as they are written, unless its rows are held for others."""

@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ckptconv.containers.base import contiguous_stride
 from ckptconv.containers.decoded import Decoded
@@ -16,13 +15,12 @@ from ckptconv.containers.stored import Stored
 from ckptconv.engine.decode import area, decode_rect, decode_run, empty, rectangle, strides_in
 from ckptconv.engine.rows import Rows
 from ckptconv.engine.turned import copy_box, is_turned, read_turned
-from ckptconv.numbers.codecs import Rect
+from ckptconv.numbers.codecs import Array, Rect
 from ckptconv.places.files import SourceFiles
 from ckptconv.records import dataclass
 
 __all__ = ["Array", "Shared", "gather", "raw_dtype", "runs", "shared_rows", "window"]
 
-Array = npt.NDArray[Any]
 Ints = tuple[int, ...]
 
 # A box whose elements lie scattered over at most this many times their own size is read in one piece.

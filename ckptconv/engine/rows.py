@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Set
 
 import numpy as np
-import numpy.typing as npt
+
+from ckptconv.numbers.codecs import Array
 
 __all__ = ["Rows"]
 
-_Bytes = npt.NDArray[np.uint8]
 _ALIGNMENT = 64
 _NOTHING: frozenset[str] = frozenset()
 _Range = tuple[str, int, int]
@@ -20,7 +20,7 @@ class Rows:
     """Hold ranges of elements in memory that is used over and over; for one thread."""
 
     def __init__(self) -> None:
-        self._room: _Bytes = np.empty(0, np.uint8)
+        self._room: Array | None = None
         self._most = self._end = 0
         self._shared: Set[str] = _NOTHING
         self._held: dict[_Range, tuple[int, int]] = {}
@@ -34,14 +34,14 @@ class Rows:
         self._held.clear()
         self._order.clear()
         self._shared, self._most, self._end = shared, nbytes, 0
-        if self._room.nbytes < nbytes:
+        if nbytes and (self._room is None or self._room.nbytes < nbytes):
             self._room = np.empty(nbytes, np.uint8)
 
     def room_for(self, tensor: str) -> int:
         """Return how many bytes of a tensor may be asked for at once."""
         return self._most if tensor in self._shared else 0
 
-    def get(self, tensor: str, lo: int, hi: int, nbytes: int, read: Callable[[_Bytes], None]) -> _Bytes:
+    def get(self, tensor: str, lo: int, hi: int, nbytes: int, read: Callable[[Array], None]) -> Array:
         """Return elements ``lo`` up to ``hi`` of a tensor, valid until the next call.
 
         Args:
@@ -51,6 +51,7 @@ class Rows:
             nbytes: Their size; at most what `room_for` says.
             read: Fills an array with them, if they are not held.
         """
+        assert self._room is not None
         key = (tensor, lo, hi)
         if (found := self._held.get(key)) is not None:
             return self._room[slice(*found)]

@@ -114,9 +114,8 @@ def steps(task: Task, opened: Opened, buffers: Buffers, *, tile: int) -> Iterato
     for start in range(lo, max(hi, lo + 1), DIGEST_BLOCK):
         end, hasher = min(start + DIGEST_BLOCK, hi), xxhash.xxh3_64()
         for at in range(start, end, tile):
-            data, spans, over = filler.fill(at, min(at + tile, end), buffers)
+            view, spans, over = filler.make(at, min(at + tile, end), buffers)
             overflows += over
-            view = data.data
             hasher.update(view)
             runs = [(0, len(view))]
             if filler.sums is not None:

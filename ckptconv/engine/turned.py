@@ -7,18 +7,15 @@ of two apart the lines push each other out. So a turned box is copied by tiles, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 
 from ckptconv.containers.stored import Stored
+from ckptconv.numbers.codecs import Array
 from ckptconv.places.files import SourceFiles
 
 __all__ = ["copy_box", "is_turned", "read_turned"]
 
-Array = npt.NDArray[Any]
 
 _TILE = 512, 128  # rows and columns of what is read: 128 KiB of 16-bit elements
 _FEW = 1 << 10  # elements of a matrix that are copied as they come
@@ -107,5 +104,5 @@ def read_turned(
         return False
     flat = np.frombuffer(held, out.dtype)[row * width + column - first :]
     steps = [item * (width if a == down else s) for a, s in enumerate(stride)]
-    copy_box(as_strided(flat, tuple(size), steps), out)
+    copy_box(np.ndarray(tuple(size), flat.dtype, flat, 0, tuple(steps)), out)
     return True

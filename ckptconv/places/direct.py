@@ -6,8 +6,6 @@ import errno
 import os
 from contextlib import suppress
 
-import numpy as np
-
 __all__ = ["ALIGNMENT", "MEMORY_ALIGNMENT", "DirectFile", "reserve"]
 
 ALIGNMENT = 4096
@@ -75,7 +73,7 @@ class DirectFile:
         """
         first, end = -at % ALIGNMENT, len(data) - (at + len(data)) % ALIGNMENT
         done = first
-        if self._fd < 0 or end - first < _SHORTEST or (_address(data) + first) % MEMORY_ALIGNMENT:
+        if self._fd < 0 or end - first < _SHORTEST:
             return first, first
         while done < end:
             try:
@@ -101,8 +99,3 @@ class DirectFile:
 def _on_disk(fd: int) -> bool:
     """Whether a file lies on a block device: not on a network, in memory, or on a layer over others."""
     return os.major(os.fstat(fd).st_dev) != 0
-
-
-def _address(data: memoryview) -> int:
-    found: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
-    return found

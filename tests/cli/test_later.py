@@ -22,10 +22,12 @@ finally:
 """
 
 
-@pytest.mark.parametrize("command", ["inspect MODEL", "convert --help", "ls MODEL"])
+@pytest.mark.parametrize(
+    "command", ["inspect MODEL", "convert --help", "ls MODEL", "convert MODEL OUT --to hf --no-assets"]
+)
 def test_numpy_is_not_loaded(command: str, tmp_path: Path) -> None:
     save_file({"model.norm.weight": np.ones(4, np.float32)}, tmp_path / "model.safetensors", {"format": "pt"})
-    words = command.replace("MODEL", str(tmp_path)).split()
+    words = command.replace("MODEL", str(tmp_path)).replace("OUT", f"{tmp_path}-out").split()
     done = subprocess.run([sys.executable, "-c", _RUN, *words], capture_output=True, text=True, check=False)
     assert done.stderr.endswith("numpy is awaited [0, 1, 2]\n"), done.stderr
 

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from ckptconv.families.saved.rules import Rule, natural, rule_of, used
@@ -20,7 +20,7 @@ RELEASE = "5.23.0"
 
 @cache
 def _list() -> dict[str, Any]:
-    text = files(__package__).joinpath("transformers.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("transformers.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 
@@ -28,7 +28,7 @@ def _list() -> dict[str, Any]:
 @cache
 def _corrections() -> dict[str, Any]:
     """Return what the list has wrong, by model type: the rules, what holds in their place, and why."""
-    text = files(__package__).joinpath("corrections.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("corrections.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 

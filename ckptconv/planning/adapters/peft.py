@@ -26,7 +26,6 @@ from ckptconv.planning.adapters.adapter import (
 )
 from ckptconv.planning.adapters.added import rows_added
 from ckptconv.planning.adapters.lora import Prepared, as_adapter, low_rank, refuse_tied, renamed
-from ckptconv.planning.adapters.lora_ranks import prepare_ranks
 from ckptconv.planning.adapters.said import find_adapter_config
 from ckptconv.planning.adapters.tokens import rows_name, with_rows
 from ckptconv.planning.model import find_config
@@ -129,6 +128,8 @@ def prepare(checkpoint: Checkpoint, options: Request, lent: Lent | None = None) 
     if options.adapter is not None and options.lora == "adapter":
         raise UsageError("--adapter merges an adapter: it cannot be given with --lora adapter")
     if checkpoint.table is not None:
+        from ckptconv.planning.adapters.lora_ranks import prepare_ranks  # what few sources are asked
+
         return prepare_ranks(checkpoint, options)
     config: AdapterConfig | None
     if lent is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ckptconv.writers.torch_dist.target import TorchDistTarget, lay_out
+from ckptconv.plugins import later
+from ckptconv.writers.torch_dist.options import TorchDistTarget
 from ckptconv.writers.writer import Writer
 
 __all__ = ["WRITER"]
 
-WRITER = Writer("torch_dist", lay_out, TorchDistTarget, producer="megatron")
+WRITER = Writer(
+    "torch_dist", later("ckptconv.writers.torch_dist.target:lay_out"), TorchDistTarget, producer="megatron"
+)

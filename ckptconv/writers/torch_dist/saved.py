@@ -27,7 +27,7 @@ from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.relations.packing import tiled
 from ckptconv.slots import Dims, Sizes
 from ckptconv.slots.translate import pad_vocabulary
-from ckptconv.writers.dcp import as_files
+from ckptconv.writers.dcp.target import as_files
 from ckptconv.writers.megatron.files import TRACKER
 
 __all__ = ["CONTENT", "Saved", "as_saved", "as_target"]

@@ -18,29 +18,18 @@ from ckptconv.facts.reverse import Form, arguments_from
 from ckptconv.families.config import beside, facts_of
 from ckptconv.parallel import Grid, stage_layers
 from ckptconv.plans.checkpoint import Checkpoint
-from ckptconv.plans.options import Size, option
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
-from ckptconv.records import dataclass
 from ckptconv.relations import Relation, Spec, renamed
 from ckptconv.slots.translate import pad_vocabulary
 from ckptconv.writers.megatron.arguments import guessed, mtp_layers, simple_arguments, unsaid
-from ckptconv.writers.megatron.options import Grids
 from ckptconv.writers.megatron.target import alone, as_found, as_model
+from ckptconv.writers.torch_dist.options import TorchDistTarget
 from ckptconv.writers.torch_dist.saved import Saved, as_saved, as_target
 
-__all__ = ["TorchDistTarget", "lay_out"]
+__all__ = ["lay_out"]
 
 _DIALECTS = {d.name: d for d in (CORE_TE, CORE_LOCAL)}
-
-
-@dataclass(frozen=True)
-class TorchDistTarget(Grids):
-    """Own what ``torch_dist`` is written with; sizes go into the arguments and the vocabulary's padding."""
-
-    max_shard_size: int = option(
-        Size(), "Most bytes of weights per file; 5GB by default.", default=5 * 10**9, panel="What is written"
-    )
 
 
 def lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:

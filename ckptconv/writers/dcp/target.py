@@ -7,32 +7,15 @@ from ckptconv.containers.dcp import METADATA
 from ckptconv.containers.dcp.dcp_out import DcpLayout, OutChunk, layout
 from ckptconv.dtypes import dtype as dtype_named
 from ckptconv.plans.checkpoint import Checkpoint
-from ckptconv.plans.options import Size, Text, option
 from ckptconv.plans.plan import OutFile
 from ckptconv.plans.request import Request
 from ckptconv.plans.target import Laid, Target
-from ckptconv.records import dataclass
-from ckptconv.writers.writer import Writer
+from ckptconv.writers.dcp.options import DcpOptions
 
-__all__ = ["WRITER", "DcpOptions", "as_files"]
-
-
-@dataclass(frozen=True, slots=True)
-class DcpOptions:
-    """Own what a plain distributed checkpoint is written with."""
-
-    max_shard_size: int = option(
-        Size(), "Most bytes of weights per file; 5GB by default.", default=5 * 10**9, panel="What is written"
-    )
-    tokenizer: str | None = option(
-        Text("DIR_OR_HUB_ID"),
-        "Where the tokenizer is, if not beside it.",
-        panel="Config and tokenizer",
-        common=True,
-    )
+__all__ = ["as_files", "lay_out"]
 
 
-def _lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
+def lay_out(request: Request, model: Laid, like: Checkpoint | None) -> Target:
     """Lay out a flat state dict for ``torch.distributed.checkpoint.load``; each tensor is one record."""
     how: DcpOptions = request.writing
     chunks = [
@@ -48,6 +31,3 @@ def as_files(made: DcpLayout, prefix: str = "") -> tuple[OutFile, ...]:
     content = FileLayout(len(made.metadata), ((0, made.metadata),), ())
     files = [OutFile(prefix + name, "bin", laid) for name, laid in made.files.items()]
     return (*files, OutFile(prefix + METADATA, "bin", content))
-
-
-WRITER = Writer("dcp", _lay_out, DcpOptions, takes="names", folder=True, lora=("merge",), producer="dcp")
