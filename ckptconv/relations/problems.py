@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
+from math import prod
 
 from ckptconv.errors import PlanError
 from ckptconv.relations.box import Box
@@ -13,6 +16,7 @@ from ckptconv.relations.tiling import tile
 __all__ = ["by_name", "problems", "refuse"]
 
 _SHOWN = 20
+_RUN = (1,)  # the stride of elements one after the other
 _FORMS = 1 << 14  # kept of what was found to be sound
 
 _End = tuple[Box, str]
@@ -31,14 +35,22 @@ def problems(
     # The boxes of a model's many layers, experts and ranks have few forms; each is looked at once.
     sound: set[tuple[object, ...]] = set()
     tiled: set[tuple[object, ...]] = set()
+    left_whole, right_whole = set[str](), set[str]()  # each covered by one pair that is all there is of it
+    left_ends = Counter([pair[0][0] for pair in pairs] + [drop.box.tensor for drop in left_only])
+    right_ends = Counter([pair[1][0] for pair in pairs] + [drop.box.tensor for drop in right_only])
     for pair in pairs:
-        a, b = pair.left, pair.right
+        a, b, left_copy, right_copy = pair
         one, two = left.get(a.tensor), right.get(b.tensor)
         form = None
         if one is not None and two is not None:
-            if a.size == b.size and _is_run_within(a, one) and _is_run_within(b, two):
+            shape, other = one.shape, two.shape
+            if a.size == b.size and _is_run_within(a, shape) and _is_run_within(b, other):
+                if a.size == _line(shape) and not right_copy and left_ends[a.tensor] == 1:
+                    left_whole.add(a.tensor)
+                if b.size == _line(other) and not left_copy and right_ends[b.tensor] == 1:
+                    right_whole.add(b.tensor)
                 continue
-            form = (a[1:], one.shape, b[1:], two.shape)
+            form = (a[1:], shape, b[1:], other)
             if form in sound:
                 continue
         wrong = [
@@ -55,17 +67,17 @@ def problems(
             yield from wrong
         elif form is not None and len(sound) < _FORMS:
             sound.add(form)
-    for side, specs, drops in (
-        ("left", left, left_only),
-        ("right", right, right_only),
+    for side, specs, drops, whole in (
+        ("left", left, left_only, left_whole),
+        ("right", right, right_only, right_whole),
     ):
         for drop in drops:
             if wrong := list(_box_problems(side, drop.box, specs)):
                 unsound.add((side, drop.box.tensor))
                 yield from wrong
-        covers, copies = _ends(pairs, drops, at_right=side == "right")
+        covers, copies = _ends(pairs, drops, whole, at_right=side == "right")
         for name, spec in specs.items():
-            if (side, name) not in unsound:
+            if name not in whole and (side, name) not in unsound:
                 yield from _tiling_problems(side, name, spec, covers.get(name, []), tiled)
         dropped = by_name((drop.box, drop.reason) for drop in drops)
         for name in dropped.keys() & copies.keys():
@@ -81,9 +93,9 @@ def refuse(problems: list[str]) -> None:
 
 
 def _ends(
-    pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool
+    pairs: Iterable[Pair], drops: Iterable[Drop], besides: Collection[str], *, at_right: bool
 ) -> tuple[dict[str, list[_End]], dict[str, list[_End]]]:
-    """Return what covers each tensor of one side, and what repeats parts of it."""
+    """Return what covers each tensor of one side, ``besides`` some, and what repeats parts of it."""
     covers = by_name((drop.box, f"the drop ({drop.reason})") for drop in drops)
     copies: dict[str, list[_End]] = {}
     for pair in pairs:
@@ -91,7 +103,7 @@ def _ends(
             box, other, copy = pair.right, pair.left.tensor, pair.left_copy
         else:
             box, other, copy = pair.left, pair.right.tensor, pair.right_copy
-        if 0 not in box.size:
+        if box.tensor not in besides and 0 not in box.size:
             side = copies if copy else covers
             if (claims := side.get(box.tensor)) is None:
                 side[box.tensor] = [(box, other)]
@@ -109,9 +121,15 @@ def by_name(ends: Iterable[_End]) -> dict[str, list[_End]]:
     return found
 
 
-def _is_run_within(box: Box, spec: Spec) -> bool:
-    """Whether a box is one run of elements of its tensor."""
-    return len(box.size) == 1 and box.stride[0] == 1 and 0 <= box.offset <= spec.numel - box.size[0]
+def _is_run_within(box: Box, shape: tuple[int, ...]) -> bool:
+    """Whether a box is one run of elements of a tensor of this shape."""
+    return box.stride == _RUN and 0 <= box.offset <= _line(shape)[0] - box.size[0]
+
+
+@lru_cache(maxsize=_FORMS)
+def _line(shape: tuple[int, ...]) -> tuple[int]:
+    """Return the size of a box of all elements."""
+    return (prod(shape),)
 
 
 def _box_problems(side: str, box: Box, specs: Mapping[str, Spec]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b, sha256
+from itertools import pairwise
 from typing import Any
 
 from ckptconv.errors import PlanError
@@ -17,6 +18,7 @@ from ckptconv.relations.tiling import tile
 
 __all__ = ["Relation"]
 
+_RUN = (1,)  # the stride of elements one after the other
 _KNOWN = 4096  # forms of tensors kept while two relations are composed
 
 
@@ -103,6 +105,9 @@ class Relation:
         known: dict[tuple[_Form, _Form], list[_Met]] = {}
         for name, xs in firsts.items():
             ys = seconds.get(name, [])
+            if len(xs) == len(ys) == 1 and (through := _through(xs[0], ys[0])) is not None:
+                pairs.append(through)
+                continue
             form = _form(xs), _form(ys)
             met = known.get(form)
             if met is None:
@@ -212,8 +217,8 @@ def _agree(ours: Mapping[str, Spec], theirs: Mapping[str, Spec]) -> None:
     """Refuse to compose relations that speak of different tensors."""
     problems = [f"{name}: only the first relation has it" for name in ours.keys() - theirs.keys()]
     problems += [f"{name}: only the second relation has it" for name in theirs.keys() - ours.keys()]
-    for name in ours.keys() & theirs.keys():
-        one, two = ours[name], theirs[name]
+    for name, one in ours.items():
+        two = theirs.get(name, one)
         if one != two and (one.numel, one.dtype) != (two.numel, two.dtype):
             problems.append(f"{name}: {spec_text(one)} in the first relation, {spec_text(two)} in the second")
     refuse(sorted(problems))
@@ -244,12 +249,26 @@ def _by_tensor(pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool) 
     return found
 
 
+def _through(one: Pair | Drop, two: Pair | Drop) -> Pair | None:
+    """Join two pairs that are all a tensor has, if each joins a run of elements, and both the same of it."""
+    if isinstance(one, Pair) and isinstance(two, Pair):
+        left, here, one_left, one_right = one
+        there, right, two_left, two_right = two
+        same = here.offset == there.offset and here.size == there.size
+        if same and left.stride == here.stride == there.stride == right.stride == _RUN:
+            return Pair(left, right, one_left or two_left, one_right or two_right)
+    return None
+
+
 def _form(side: _Side) -> _Form:
     return tuple([(one[0][1:], one[1][1:] if isinstance(one, Pair) else None) for one in side])
 
 
 def _meetings(xs: _Side, ys: _Side) -> Iterator[_Met]:
     """Yield where two sides of a tensor meet."""
+    if (x_runs := _runs(xs, at_right=True)) and (y_runs := _runs(ys, at_right=False)):
+        yield from _meeting_runs(x_runs, y_runs)
+        return
     ours = [_window(x, at_right=True) for x in xs]
     theirs = [_window(y, at_right=False) for y in ys]
     for i, j in overlapping(ours, theirs):
@@ -263,6 +282,39 @@ def _meetings(xs: _Side, ys: _Side) -> Iterator[_Met]:
                     _descending(joint.left, [(n, s) for n, s, _ in joint.axes]),
                     _descending(joint.right, [(n, s) for n, _, s in joint.axes]),
                 )
+
+
+# A run of elements of a shared tensor: its first and last, where it is at the far end, the item's number.
+_Run = tuple[int, int, int, int]
+
+
+def _runs(side: _Side, *, at_right: bool) -> list[_Run] | None:
+    """Return a side by ascending elements if its items are pairs of runs and none overlaps another."""
+    found: list[_Run] = []
+    for i, one in enumerate(side):
+        if not isinstance(one, Pair):
+            return None
+        here, there = (one.right, one.left) if at_right else (one.left, one.right)
+        if not here.stride == there.stride == _RUN or here.size != there.size:
+            return None
+        found.append((here.offset, here.offset + here.size[0] - 1, there.offset, i))
+    found.sort()
+    return None if any(b[0] <= a[1] for a, b in pairwise(found)) else found
+
+
+def _meeting_runs(xs: list[_Run], ys: list[_Run]) -> Iterator[_Met]:
+    """Yield where runs meet, by ascending elements."""
+    at = 0
+    for first, last, left, i in xs:
+        while at < len(ys) and ys[at][1] < first:
+            at += 1
+        for k in range(at, len(ys)):
+            lo, hi, right, j = ys[k]
+            if lo > last:
+                break
+            start, count = max(first, lo), min(last, hi) - max(first, lo) + 1
+            size, stride = ((count,), _RUN) if count > 1 else ((), ())
+            yield i, j, (left + start - first, size, stride), (right + start - lo, size, stride)
 
 
 def _window(one: Pair | Drop, *, at_right: bool) -> Window:
