@@ -5,8 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import field
+from functools import lru_cache
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.dtypes import DType
@@ -19,8 +21,7 @@ __all__ = ["Extent", "Stored", "concatenated", "dense_axes", "from_file_tensor"]
 _ONE = (0,)  # where the extents of most tensors start: there is one
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """Say that elements from ``start`` on lie one after the other in ``path`` from byte ``offset`` on."""
 
     start: int
@@ -80,12 +81,14 @@ class Stored:
 
 def dense_axes(tensor: FileTensor) -> bool:
     """Whether the view covers a run of its storage without gaps or overlaps, in whatever axis order."""
-    axes = sorted(
-        ((s, n) for n, s in zip(tensor.shape, tensor.stride, strict=True) if n != 1),
-    )
+    return _is_dense(tensor.shape, tensor.stride)
+
+
+@lru_cache(maxsize=1 << 12)  # a model's many tensors have few forms
+def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     expected = 1
-    for stride, size in axes:
-        if stride != expected:
+    for step, size in sorted([(s, n) for n, s in zip(shape, stride, strict=True) if n != 1]):
+        if step != expected:
             return False
         expected *= size
     return True
@@ -97,7 +100,7 @@ def from_file_tensor(tensor: FileTensor) -> Stored:
     Raises:
         FormatError: if the view repeats elements (``torch.expand``).
     """
-    if tensor.numel == 0 or dense_axes(tensor):
+    if dense_axes(tensor) or tensor.numel == 0:
         return Stored(tensor.dtype, tensor.shape, (Extent(0, tensor.path, tensor.offset),))
     # More elements than the storage has bytes for: some are there several times (a list of the runs of one
     # made to do harm would have no end).

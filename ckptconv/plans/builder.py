@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from ckptconv.containers.base import FileTensor
@@ -55,12 +56,8 @@ class GraphBuilder:
             self.name(name, tensor.shape, dtype or tensor.dtype)
         if tensor.numel == 0:
             return
-        left = (
-            Box.strided(key, 0, zip(tensor.shape, tensor.stride, strict=True))
-            if dense_axes(tensor)
-            else Box.whole(key, tensor.shape)
-        )
-        self.pairs.append(Pair(left, Box.whole(name, tensor.shape), left_copy=copy))
+        left = Box(key, 0, *_axes(tensor.shape, tensor.stride if dense_axes(tensor) else None))
+        self.pairs.append(Pair(left, Box(name, 0, *_axes(tensor.shape, None)), copy))
 
     def zeros(self, name: str, shape: tuple[int, ...], dtype: DType) -> None:
         """Declare a named tensor of zeros that no file holds."""
@@ -84,3 +81,12 @@ class GraphBuilder:
     def files(self) -> tuple[FileStamp, ...]:
         """Stamps of all files that were read."""
         return tuple(self._stamps.values())
+
+
+@lru_cache(maxsize=1 << 12)  # a model's many tensors have few forms
+def _axes(
+    shape: tuple[int, ...], stride: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return size and stride of the box of a whole tensor, in the order of its storage without a stride."""
+    whole = Box.whole("", shape) if stride is None else Box.strided("", 0, zip(shape, stride, strict=True))
+    return whole.size, whole.stride

@@ -56,7 +56,8 @@ class Box(NamedTuple):
     @classmethod
     def interval(cls, tensor: str, lo: int, hi: int) -> Box:
         """Cover the flat elements ``lo`` to ``hi`` (exclusive)."""
-        return cls.strided(tensor, lo, ((max(hi - lo, 0), 1),))
+        count = max(hi - lo, 0)
+        return cls(tensor, lo, (), ()) if count == 1 else cls(tensor, lo, (count,), (1,))
 
     @classmethod
     def of(

@@ -48,6 +48,7 @@ class Stamp:
         ]
         self.left_only = [(at[box.tensor], box[1:], reason) for box, reason in left_only]
         self.right_only = [(to[box.tensor], box[1:], reason) for box, reason in right_only]
+        self.has_drops = bool(self.left_only or self.right_only)
 
 
 class Gathering:
@@ -99,10 +100,10 @@ class Gathering:
             for i, spec in more:
                 if specs.setdefault(names[i], spec) != spec:
                     raise _differs(names[i], specs[names[i]], spec)
-        self.pairs += [
-            Pair(Box(lefts[i], *here), Box(rights[j], *there), one, other)
-            for i, here, j, there, one, other in stamp.pairs
-        ]
+        for i, here, j, there, one, other in stamp.pairs:
+            self.pairs.append(Pair(Box(lefts[i], *here), Box(rights[j], *there), one, other))
+        if not stamp.has_drops:
+            return
         self.left_only += [Drop(Box(lefts[i], *box), reason) for i, box, reason in stamp.left_only]
         self.right_only += [Drop(Box(rights[i], *box), reason) for i, box, reason in stamp.right_only]
 

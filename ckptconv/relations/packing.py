@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from operator import mul
 
 from ckptconv.errors import PlanError
 from ckptconv.relations.box import Box
@@ -173,11 +174,20 @@ def swapped(packed: str, whole: str, spec: Spec, *, axis: int = -1) -> Relation:
 def tiled(chunks: Mapping[str, tuple[Sequence[int], Sequence[int]]], whole: str, spec: Spec) -> Relation:
     """Relate hyper-rectangular chunks, by name their (start, size), to the tensor they make up."""
     left = {name: Spec(tuple(size), spec.dtype) for name, (_, size) in chunks.items()}
-    pairs = [
-        Pair(Box.whole(name, size), Box.of(whole, spec.shape, start=start, size=size))
-        for name, (start, size) in chunks.items()
-        if prod(size)
-    ]
+    shape = spec.shape
+    steps = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    forms: dict[tuple[int, ...], Box] = {}  # chunks of one size differ in where they begin
+    pairs = []
+    for name, (start, _) in chunks.items():
+        size = left[name].shape
+        if not (numel := prod(size)):
+            continue
+        if (form := forms.get(size)) is None:
+            form = forms[size] = Box.of(whole, shape, start=start, size=size)
+        if len(start) != len(shape) or any(not 0 <= at <= n - own for at, own, n in zip(start, size, shape, strict=True)):
+            form = Box.of(whole, shape, start=start, size=size)  # which refuses it
+        part = Box(whole, sum(map(mul, start, steps)), form.size, form.stride)
+        pairs.append(Pair(Box.interval(name, 0, numel), part))
     return Relation(left, {whole: spec}, tuple(pairs))
 
 

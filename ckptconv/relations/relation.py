@@ -19,6 +19,7 @@ from ckptconv.relations.tiling import tile
 __all__ = ["Relation"]
 
 _RUN = (1,)  # the stride of elements one after the other
+_MANY = 512  # of a tensor: more are not looked up
 _KNOWN = 4096  # forms of tensors kept while two relations are composed
 
 
@@ -108,13 +109,7 @@ class Relation:
             if len(xs) == len(ys) == 1 and (through := _through(xs[0], ys[0])) is not None:
                 pairs.append(through)
                 continue
-            form = _form(xs), _form(ys)
-            met = known.get(form)
-            if met is None:
-                if len(known) >= _KNOWN:
-                    known.clear()
-                met = known[form] = list(_meetings(xs, ys))
-            for i, j, left, right in met:
+            for i, j, left, right in _met(xs, ys, known):
                 a, b = xs[i], ys[j]
                 if isinstance(a, Pair):
                     if isinstance(b, Pair):
@@ -262,6 +257,19 @@ def _through(one: Pair | Drop, two: Pair | Drop) -> Pair | None:
 
 def _form(side: _Side) -> _Form:
     return tuple([(one[0][1:], one[1][1:] if isinstance(one, Pair) else None) for one in side])
+
+
+def _met(xs: _Side, ys: _Side, known: dict[tuple[_Form, _Form], list[_Met]]) -> Iterable[_Met]:
+    """Return where two sides of a tensor meet, as is known of others of the same form."""
+    if len(xs) > _MANY:  # the parts of a stack, of which there are few
+        return _meetings(xs, ys)
+    form = _form(xs), _form(ys)
+    met = known.get(form)
+    if met is None:
+        if len(known) >= _KNOWN:
+            known.clear()
+        met = known[form] = list(_meetings(xs, ys))
+    return met
 
 
 def _meetings(xs: _Side, ys: _Side) -> Iterator[_Met]:

@@ -97,6 +97,8 @@ def _biased(pack: str | Pack) -> str | Pack:
     return Pack(pack.kind, tuple(_biased(p) for p in pack.parts), pack.groups)
 
 
+_NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.|\Z)")
+_GROUPED = re.compile(r"((?:.*\.)?linear_fc[12]\.(?:weight|bias))([0-9]+)", re.DOTALL)
 _HOLE = re.compile(r"\*|\{e\}")
 _ANY = 987_654_321  # stands for any number
 
@@ -108,18 +110,12 @@ def numbers(name: str) -> tuple[str, tuple[int, ...]]:
     Numbers stand alone between dots, or at the end of grouped experts' weights (TransformerEngine):
     ``linear_fc1.weight3``.
     """
-    parts = name.split(".")
-    found: list[int] = []
-    for i, part in enumerate(parts):
-        if i and part.isdecimal():
-            found.append(int(part))
-            parts[i] = "#"
-    if parts[-2:-1] in (["linear_fc1"], ["linear_fc2"]):
-        stem = parts[-1].rstrip("0123456789")
-        if stem in ("weight", "bias") and stem != parts[-1]:
-            found.append(int(parts[-1].removeprefix(stem)))
-            parts[-1] = f"{stem}#"
-    return (".".join(parts) if found else name), tuple(found)
+    text = _NUMBER.split(name)  # what is between numbers, and the numbers
+    found = text[1::2]
+    if "linear_fc" in text[-1] and (grouped := _GROUPED.fullmatch(text[-1])) is not None:
+        text[-1] = f"{grouped[1]}#"
+        found.append(grouped[2])
+    return "#".join(text[::2]), tuple(map(int, found))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -138,11 +134,11 @@ def form(name: str) -> str:
 
 def fill_in(name: str, values: tuple[int, ...]) -> str:
     """Put numbers into the ``*`` and ``{e}`` of a table's name, in order."""
-    first, *rest = _between_holes(name)
-    filled = [f"{value}{text}" for value, text in zip(values[: len(rest)], rest, strict=True)]
-    return first + "".join(filled)
+    text, count = _filling(name)
+    return text % values[:count]
 
 
 @lru_cache(maxsize=1 << 14)
-def _between_holes(name: str) -> tuple[str, ...]:
-    return tuple(_HOLE.split(name))
+def _filling(name: str) -> tuple[str, int]:
+    """Return a table's name as a format of its numbers, and how many there are."""
+    return _HOLE.sub("%s", name.replace("%", "%%")), len(_HOLE.findall(name))

@@ -45,7 +45,8 @@ class Found(NamedTuple):
     @property
     def slots(self) -> tuple[str, ...]:
         """The slots by their full names."""
-        return tuple([_fill(s, self.layer, self.expert) for s in self.entry.slots])
+        expert = self.expert or "{e}"
+        return tuple([expert.join(around) for around in _in_layer(self.entry.slots, self.layer)])
 
     def held(self, dims: Dims) -> tuple[str, ...]:
         """Return the slots by their full names, those of every expert where one tensor holds all."""
@@ -122,7 +123,8 @@ class Table:
         index: dict[str, list[Entry]] = {}
         for entry in self.entries:
             index.setdefault(holes(entry.name)[0], []).append(entry)
-        layers: dict[tuple[str, int, int], str | None] = {}
+        exact = {shape for shape, entries in index.items() if any(holes(e.name)[2] for e in entries)}
+        known: dict[tuple[str, tuple[int, ...]], tuple[Entry, str, int | None] | None] = {}
         found, unknown = [], []
         for name in names:
             hit = None
@@ -131,21 +133,28 @@ class Table:
                 hit = _beside(part, name)
             else:
                 shape, values = numbers(name)
-                for i, entry in enumerate(index.get(shape, ())):
-                    own = _own_numbers(entry, values)
-                    if own is None:
-                        continue
-                    key = (shape, i, own[0] if own else -1)
-                    if key not in layers:
-                        layers[key] = self._layer(entry, own)
-                    if (layer := layers[key]) is not None:
-                        hit = Found(name, entry, layer, str(own[-1]) if "{e}" in entry.name else "")
-                        break
+                # A layer's experts are found alike: the first number of a name is that of its layer.
+                key = shape, values if shape in exact else values[:1]
+                if key not in known:
+                    known[key] = self._line(index.get(shape, ()), values)
+                if (line := known[key]) is not None:
+                    entry, layer, at = line
+                    hit = Found(name, entry, layer, "" if at is None else str(values[at]))
             if hit is None:
                 unknown.append(name)
             else:
                 found.append(hit)
         return found, unknown
+
+    def _line(
+        self, entries: Iterable[Entry], values: tuple[int, ...]
+    ) -> tuple[Entry, str, int | None] | None:
+        """Return the line for a tensor of these numbers, its layer, and which of them is the expert's."""
+        for entry in entries:
+            own = _own_numbers(entry, values)
+            if own is not None and (layer := self._layer(entry, own)) is not None:
+                return entry, layer, holes(entry.name)[1][-1] if "{e}" in entry.name else None
+        return None
 
     def _layer(self, entry: Entry, values: tuple[int, ...]) -> str | None:
         """Return the layer of an entry's tensor of these numbers, empty for none; None if it has no such."""
@@ -172,8 +181,8 @@ class Table:
         by_template: dict[str, list[tuple[str, str]]] = {}
         experts: dict[str, dict[str, None]] = {}
         for slot in slots:
-            layer, expert = _where(slot)
-            by_template.setdefault(template(slot), []).append((layer, expert))
+            form, layer, expert = _where(slot)
+            by_template.setdefault(form, []).append((layer, expert))
             if expert:
                 experts.setdefault(layer, {})[expert] = None
         left = dict.fromkeys(slots)
@@ -187,7 +196,8 @@ class Table:
                 if not holds[layer]:
                     continue
                 every = experts.get(layer, ()) if stacks else (expert,)
-                held = [_fill(s, layer, e) for e in every for s in entry.slots]
+                around = _in_layer(entry.slots, layer)
+                held = [(e or "{e}").join(text) for e in every for text in around]
                 if all(map(there.__contains__, held)):
                     found.append(Found(self.name(entry, layer, expert), entry, layer, expert))
                     for s in () if entry.copy else held:
@@ -219,13 +229,16 @@ class Table:
         layered = [i for i, e in enumerate(self.entries) if "*" in e.name]
         experts = min((i for i, e in enumerate(self.entries) if "{e}" in e.name), default=0)
 
+        layers: dict[str, tuple[int, int]] = {}
+
         def key(f: Found) -> tuple[int, ...]:
             i = at[id(f.entry)]
             if not f.layer:
                 return (0 if not layered or i < layered[0] else 3, 0, i, 0, 0)
-            kind, number = f.layer.split(".")
-            place = (experts, int(f.expert), i) if f.expert else (i, 0, 0)
-            return (1 if kind == "layers" else 2, int(number), *place)
+            if f.layer not in layers:
+                kind, number = f.layer.split(".")
+                layers[f.layer] = 1 if kind == "layers" else 2, int(number)
+            return (*layers[f.layer], *((experts, int(f.expert), i) if f.expert else (i, 0, 0)))
 
         return sorted(found, key=key)
 
@@ -240,7 +253,7 @@ class Table:
             yield from sorted((layer, "") for layer in layers)
             return
         if "*" not in entry.name:  # it may be of one layer, whose number its slot has
-            layer, _ = _where(first)
+            _, layer, _ = _where(first)
             yield from [("", "") for found, _ in by_template.get(template(first), ()) if found == layer][:1]
             return
         kinds = [first]
@@ -252,14 +265,12 @@ class Table:
 
     def name(self, entry: Entry, layer: str, expert: str) -> str:
         """Return what an entry's tensor is called in a layer, as an expert's."""
-        values: list[int] = []
+        values = (int(expert),) if expert else ()
         if "*" in entry.name:
-            kind, number = layer.split(".")
+            kind, _, number = layer.partition(".")
             after = self.layers if kind == "mtp" and not is_apart(entry) else None
-            values.append(int(number) + (after or 0))
-        if expert:
-            values.append(int(expert))
-        return fill_in(entry.name, tuple(values))
+            values = (int(number) + (after or 0), *values)
+        return fill_in(entry.name, values)
 
     def relation(
         self, tensors: Mapping[str, Spec], found: Iterable[Found], dims: Dims, what: str
@@ -415,24 +426,25 @@ def _stacks(entry: Entry) -> bool:
 
 
 @lru_cache(maxsize=1 << 17)
-def _where(slot: str) -> tuple[str, str]:
-    """Return a slot's layer and expert as text, empty if it has none."""
+def _where(slot: str) -> tuple[str, str, str]:
+    """Return a slot's name in tables, and its layer and expert as text, empty if it has none."""
     parts = slot.split(".")
     layer = ".".join(parts[:2]) if parts[0] in ("layers", "mtp") else ""
-    return layer, parts[4] if parts[3:4] == ["experts"] else ""
+    return template(slot), layer, parts[4] if parts[3:4] == ["experts"] else ""
 
 
 def _fill(slot: str, layer: str, expert: str) -> str:
-    in_layer, parts = _cut(slot)
-    rest = parts[0] if len(parts) == 1 else (expert or "{e}").join(parts)
-    return layer + rest if in_layer else rest
+    return (expert or "{e}").join(_in_layer((slot,), layer)[0])
 
 
 @lru_cache(maxsize=1 << 14)
-def _cut(slot: str) -> tuple[bool, tuple[str, ...]]:
-    """Return whether a slot is of a layer, and what is before and after the expert's number."""
-    in_layer = slot.startswith(("layers.*.", "mtp.*."))
-    return in_layer, tuple((slot[slot.index("*") + 1 :] if in_layer else slot).split("{e}"))
+def _in_layer(slots: tuple[str, ...], layer: str) -> tuple[tuple[str, ...], ...]:
+    """Return what is before and after the expert's number in the names of a layer's slots."""
+    full = [
+        layer + slot[slot.index("*") + 1 :] if slot.startswith(("layers.*.", "mtp.*.")) else slot
+        for slot in slots
+    ]
+    return tuple([tuple(slot.split("{e}")) for slot in full])
 
 
 def _put(pack: str | Pack, layer: str, expert: str) -> str | Pack:

@@ -34,11 +34,13 @@ __all__ = [
     "joined",
     "layout",
     "layout_tree",
+    "renamed",
     "seal",
     "seal_piece",
 ]
 
 _ROOT: Final = "archive"
+_SERIALIZATION: Final = ".data/serialization_id"
 ALIGN: Final = 64
 _32: Final = 0xFFFFFFFF
 _16: Final = 0xFFFF
@@ -89,6 +91,23 @@ def layout_tree(root: object) -> FileLayout:
     if len(pickle) >= _32:
         raise PlanError(f"a pickle of {len(pickle):,} bytes")
     return _assemble(pickle, refs, [0] * len(refs))
+
+
+def renamed(layout: FileLayout, names: Mapping[str, str]) -> FileLayout:
+    """Lay out the file of the same tree with other names of its tensors' data.
+
+    Args:
+        layout: What :func:`layout_tree` returned.
+        names: The new name by each old one.
+    """
+    tensors = tuple([Placed(names[t.name], t.dtype, t.shape, t.offset) for t in layout.tensors])
+    old, new = (_identifier([(t.name, 0) for t in each]) for each in (layout.tensors, tensors))
+    *pieces, (at, tail) = layout.fixed
+    text = tail.rindex(old)
+    entry = tail.rindex(f"{_ROOT}/{_SERIALIZATION}".encode()) - _CENTRAL.size
+    sums = dict.fromkeys((text + _IDENTIFIER + _DESCRIPTOR_CRC, entry + _CENTRAL_CRC), crc32(new))
+    tail = _with(tail, sums, (text, new))
+    return FileLayout(layout.size, (*pieces, (at, tail)), tensors, layout.sealed_by)
 
 
 def complete(root: object) -> bytes:
@@ -263,7 +282,7 @@ def _assemble(pickle: bytes, tensors: Sequence[TensorRef | Placed], crcs: Sequen
         placed.append(Placed(tensor.name, tensor.dtype, tensor.shape, at))
     archive.add("version", b"3\n")
     names = (tensor.name for tensor in tensors)
-    archive.add(".data/serialization_id", _identifier(zip(names, crcs, strict=True)))
+    archive.add(_SERIALIZATION, _identifier(zip(names, crcs, strict=True)))
     return FileLayout(archive.finish(), tuple(archive.pieces), tuple(placed), sealed_by="bin")
 
 

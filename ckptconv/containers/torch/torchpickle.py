@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field
+from functools import lru_cache
 from itertools import islice
 from math import prod
 from struct import Struct
@@ -31,6 +32,7 @@ _32: Final = 1 << 32
 # Python 3 names as protocol 2 spells them (CPython 3.11, Lib/_compat_pickle.py).
 _PYTHON2: Final = {"builtins": "__builtin__", "copyreg": "copy_reg"}
 
+_TUPLES: Final = (b")", b"\x85", b"\x86", b"\x87", b"t")  # by the number of elements, at most 4
 _NEW: Final = 1 << 30  # in a stamp: the next number of the memo
 
 _T = TypeVar("_T")
@@ -266,18 +268,25 @@ class _Pickler:
             self._stamps[form] = _Stamp(tuple(making.parts), bytes(self.out[making.begin :]))
 
     def _put_stamp(self, stamp: _Stamp, varying: tuple[object, ...]) -> None:
-        numbers = []
+        out, first = self.out, self._next
+        numbers: list[int] = []
         for raw, what in stamp.parts:
-            self.out += raw
+            out += raw
             if what == _NEW:
-                numbers.append(self._next)
-                self.out += _put(self._next)
-                self._next += 1
+                index = self._next
+                numbers.append(index)
+                out += b"r" + _pack_u32(index) if index > 255 else b"q" + bytes((index,))
+                self._next = index + 1
             elif what < 0:
                 self._get(numbers[-what - 1])
             else:
-                self._put_any(varying[what])
-        self.out += stamp.last
+                value = varying[what]
+                leaf = _LEAVES.get(type(value))
+                if leaf is not None:
+                    leaf(self, value)
+                else:
+                    self._put_any(value)
+        out += stamp.last
 
     def put_blank(self, blank: _Blank) -> None:
         making = self._making
@@ -416,14 +425,9 @@ class _Pickler:
         self._reduce(None)
 
     def _put_sizes(self, values: tuple[int, ...], value: object = None) -> None:
-        if not values:
-            self.out += b")"
-            return
-        if len(values) > 3:
-            self.out += b"("
-        for one in values:
-            self.put_int(one)
-        self._tuple_of(len(values), value)
+        self.out += _sizes(values)
+        if values:
+            self._memoize(value)
 
     def _empty_ordered_dict(self, value: object = None) -> None:
         self.put_name("collections", "OrderedDict")
@@ -432,7 +436,7 @@ class _Pickler:
 
     def _tuple_of(self, count: int, value: object = None) -> None:
         """Close a tuple whose elements are written; one of more than three began with a mark."""
-        self.out += (b")", b"\x85", b"\x86", b"\x87", b"t")[min(count, 4)]
+        self.out += _TUPLES[min(count, 4)]
         self._memoize(value)
 
     def _reduce(self, value: object) -> None:
@@ -530,6 +534,16 @@ class _Pickler:
                 if not self._put_leaf(value):
                     yield value
             self.out += b"u" if many else b"s"
+
+
+@lru_cache(maxsize=1 << 14)  # a model's many tensors have few shapes; where each begins is said twice
+def _sizes(values: tuple[int, ...]) -> bytes:
+    """Return the opcodes of a tuple of numbers."""
+    p = _Pickler()
+    p.out = bytearray(b"(" if len(values) > 3 else b"")
+    for one in values:
+        p.put_int(one)
+    return bytes(p.out) + _TUPLES[min(len(values), 4)]
 
 
 def _put(index: int) -> bytes:

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ckptconv.containers.base import FileTensor
+from ckptconv.containers.base import FileLayout, FileTensor
 from ckptconv.containers.torch.namespaces import harmless, namespace
 from ckptconv.containers.torch.rankfile import RankFile, read_rank, tensor_key
-from ckptconv.containers.torch.torchbin import layout_tree
+from ckptconv.containers.torch.torchbin import layout_tree, renamed
 from ckptconv.containers.torch.torchpickle import TensorRef
 from ckptconv.dialects import Dialect
 from ckptconv.dialects.assemble import assemble
 from ckptconv.dialects.spread import Layout, spread
 from ckptconv.dtypes import dtype as dtype_named
+from ckptconv.parallel import Rank
 from ckptconv.plans.plan import AssetFile, OutFile
 from ckptconv.plans.target import Target
 from ckptconv.relations import Relation, Spec
@@ -46,9 +47,10 @@ def as_laid_out(
     """
     made = spread(layout, slots, dims)
     grid, sizes = layout.grid, Sizes.of(dims)
+    folders = {rank: grid.folder(rank) for rank in made.held}
 
-    def key(rank: Any, chunk: int, name: str) -> str:
-        return tensor_key(grid.folder(rank), chunk, grid.vpp, sizes.outer(name))
+    def key(rank: Rank, chunk: int, name: str) -> str:
+        return tensor_key(folders[rank], chunk, grid.vpp, sizes.outer(name))
 
     words = layout.dialect.reading(layout.words(slots))
     joined = assemble(grid, made.held, layout.dialect, key, words=words)
@@ -60,22 +62,28 @@ def as_laid_out(
     relation = pad_vocabulary(whole.invert()).compose(joined.relation.invert())
     step = f"iter_{iteration:07d}"
 
+    def laid_out(rank: Rank, tensors: Mapping[str, Spec]) -> FileLayout:
+        models = {
+            "model" if grid.vpp == 1 else f"model{v}": _model(
+                layout.dialect, {sizes.outer(name): _ref(key(rank, v, name), tensors) for name in names}
+            )
+            for v, names in made.held[rank].items()
+        }
+        said = {"args": namespace(arguments), "checkpoint_version": 3.0, "iteration": iteration}
+        return layout_tree({**said, **models})
+
     def files(tensors: Mapping[str, Spec]) -> tuple[OutFile, ...]:
         out = []
+        # Ranks that share their mappings have the same file, but for whose tensors it holds.
+        known: dict[tuple[object, ...], tuple[list[str], FileLayout]] = {}
         for rank, chunks in made.held.items():
-            models = {
-                "model" if grid.vpp == 1 else f"model{v}": _model(
-                    layout.dialect, {sizes.outer(name): _ref(key(rank, v, name), tensors) for name in names}
-                )
-                for v, names in chunks.items()
-            }
-            root = {
-                "args": namespace(arguments),
-                "checkpoint_version": 3.0,
-                "iteration": iteration,
-                **models,
-            }
-            out.append(OutFile(f"{step}/{grid.folder(rank)}/{NAME}", "bin", layout_tree(root)))
+            keys = [key(rank, v, name) for v, names in chunks.items() for name in names]
+            form = (*map(id, chunks.values()), *map(tensors.__getitem__, keys))
+            if form not in known:
+                known[form] = keys, laid_out(rank, tensors)
+            first, laid = known[form]
+            own = laid if first is keys else renamed(laid, dict(zip(first, keys, strict=True)))
+            out.append(OutFile(f"{step}/{folders[rank]}/{NAME}", "bin", own))
         return tuple(out)
 
     return Target(files, relation, (_tracker(str(iteration)),))
