@@ -389,7 +389,7 @@ class Family:
             and tensors[plain[n]] != shape
             and table.otherwise(by_name[n], Spec(tensors[plain[n]], "any"), sizes) is None
         ]
-        numbers = [int(f.layer.split(".")[1]) for f in found if f.layer.startswith("layers.")]
+        numbers = [int(n.split(".")[1]) for n in {f.layer for f in found} if n.startswith("layers.")]
         beyond = [f for f in found if f.layer.startswith("mtp.") or _predicts(f)]
         layers = self.dims(config).get("layers", 0)
         if beyond and not any(e.slots[0].startswith("mtp.") for e in self.entries):
@@ -402,7 +402,7 @@ class Family:
                 "config.json contradicts the checkpoint: " + "; ".join(wrong[:5]) + more,
                 hint="give the config of this very model with --config",
             )
-        beside = (f.name for f in found if "/" in f.slots[0])
+        beside = (f.name for f in found if "/" in f.entry.slots[0])
         known = {*expected, *(f.name for f in beyond), *beside}
         return Findings(
             tuple(n for n, (_, optional) in expected.items() if not optional and n not in there),
@@ -430,4 +430,5 @@ def _shapes(slots: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 def _plain(name: str) -> str:
     """Strip what PEFT and torch.compile put around a parameter's own name."""
-    return name.removeprefix("base_model.model.").removeprefix("_orig_mod.").replace(".base_layer.", ".")
+    name = name.removeprefix("base_model.model.").removeprefix("_orig_mod.")
+    return name.replace(".base_layer.", ".") if ".base_layer." in name else name

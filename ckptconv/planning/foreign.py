@@ -136,8 +136,8 @@ def _put(name: str, prefix: str, aim: Wanted) -> str:
 
 def _unwrapped(name: str) -> str:
     """Take off wrappers that no model has in its own names, one inside the other."""
-    while (prefix := next((p for p in _WRAPPERS if name.startswith(p)), None)) is not None:
-        name = name.removeprefix(prefix)
+    while name.startswith(_WRAPPERS):
+        name = name.removeprefix(next(p for p in _WRAPPERS if name.startswith(p)))
     return name
 
 

@@ -19,6 +19,7 @@ __all__ = ["sound"]
 
 _SHOWN = 3
 _DIGITS = 18  # of a layer's or an expert's number
+_MANY = re.compile(rf"[0-9][0-9]{{{_DIGITS}}}")  # one digit first: they are what is looked for
 _NUMBER = re.compile(rf"(?:^|\.)[0-9]{{{_DIGITS + 1},}}(?:\.|$)", re.MULTILINE)
 
 
@@ -42,8 +43,8 @@ def sound(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
 
 def _refuse_no_text(names: Iterable[str], path: Path) -> None:
-    found = list(names)
-    if _NUMBER.search("\n".join(found)):
+    found = list(dict.fromkeys(names))
+    if _MANY.search(lines := "\n".join(found)) and _NUMBER.search(lines):
         long = next(n for n in found if _NUMBER.search(n))
         text = f"the name {short(long)} counts further than any model"
         raise FormatError(text, where=path, hint="rename the tensor where the checkpoint was saved")

@@ -20,7 +20,7 @@ _AROUND_ALL = "module."
 
 def _bare(names: Iterable[str]) -> dict[str, str]:
     """Return each name without wrappers."""
-    found = {n: _ANYWHERE.sub("", n) for n in names}
+    found = {n: _ANYWHERE.sub("", n) if "_module." in n or "_mod." in n else n for n in names}
     while found and all(n.startswith(_AROUND_ALL) for n in found.values()):
         found = {k: n.removeprefix(_AROUND_ALL) for k, n in found.items()}
     return found

@@ -105,9 +105,9 @@ class Rule:
             name: The name.
             active: The groups that have been switched on; this may be the next.
         """
-        prefix = next((p for p in self.scope if name.startswith(p)), None)
-        if prefix is None:
+        if not name.startswith(self.scope):
             return None
+        prefix = next(p for p in self.scope if name.startswith(p))
         rest = name.removeprefix(prefix)
         found = self._pattern.search(rest)
         if found is None:
