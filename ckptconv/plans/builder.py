@@ -84,9 +84,7 @@ class GraphBuilder:
 
 
 @lru_cache(maxsize=1 << 12)  # a model's many tensors have few forms
-def _axes(
-    shape: tuple[int, ...], stride: tuple[int, ...] | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _axes(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return size and stride of the box of a whole tensor, in the order of its storage without a stride."""
     whole = Box.whole("", shape) if stride is None else Box.strided("", 0, zip(shape, stride, strict=True))
     return whole.size, whole.stride

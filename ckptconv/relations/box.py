@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
 from ckptconv.errors import PlanError
 
-__all__ = ["Box"]
+__all__ = ["Box", "as_box"]
 
 
 class Box(NamedTuple):
@@ -133,3 +134,7 @@ class Box(NamedTuple):
     def is_contiguous(self) -> bool:
         """Whether the elements are one run, visited in ascending order."""
         return not self.size or self.size == (0,) or (len(self.size) == 1 and self.stride[0] == 1)
+
+
+as_box: Callable[[tuple[str, int, tuple[int, ...], tuple[int, ...]]], Box] = partial(tuple.__new__, Box)
+"""Make a box of its parts, a third of the time of `Box`: a large model's plan makes a million."""

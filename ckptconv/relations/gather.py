@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ckptconv.errors import PlanError
-from ckptconv.relations.box import Box
-from ckptconv.relations.pair import NEXT, Drop, Pair, Spec, spec_text
+from ckptconv.relations.box import Box, as_box
+from ckptconv.relations.pair import NEXT, Drop, Pair, Spec, as_pair, spec_text
 
 __all__ = ["Gathering", "Stamp"]
 
@@ -101,7 +101,7 @@ class Gathering:
                 if specs.setdefault(names[i], spec) != spec:
                     raise _differs(names[i], specs[names[i]], spec)
         for i, here, j, there, one, other in stamp.pairs:
-            self.pairs.append(Pair(Box(lefts[i], *here), Box(rights[j], *there), one, other))
+            self.pairs.append(as_pair((as_box((lefts[i], *here)), as_box((rights[j], *there)), one, other)))
         if not stamp.has_drops:
             return
         self.left_only += [Drop(Box(lefts[i], *box), reason) for i, box, reason in stamp.left_only]

@@ -184,7 +184,9 @@ def tiled(chunks: Mapping[str, tuple[Sequence[int], Sequence[int]]], whole: str,
             continue
         if (form := forms.get(size)) is None:
             form = forms[size] = Box.of(whole, shape, start=start, size=size)
-        if len(start) != len(shape) or any(not 0 <= at <= n - own for at, own, n in zip(start, size, shape, strict=True)):
+        if len(start) != len(shape) or any(
+            not 0 <= at <= n - own for at, own, n in zip(start, size, shape, strict=True)
+        ):
             form = Box.of(whole, shape, start=start, size=size)  # which refuses it
         part = Box(whole, sum(map(mul, start, steps)), form.size, form.stride)
         pairs.append(Pair(Box.interval(name, 0, numel), part))

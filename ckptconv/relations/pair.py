@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from math import prod
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ __all__ = [
     "Pair",
     "Spec",
     "Where",
+    "as_pair",
     "ends",
     "is_same",
     "join",
@@ -63,7 +64,8 @@ class Pair(NamedTuple):
         return self.left_copy or self.right_copy
 
     def invert(self) -> Pair:
-        return Pair(self.right, self.left, self.right_copy, self.left_copy)
+        left, right, left_copy, right_copy = self
+        return as_pair((right, left, right_copy, left_copy))
 
     def aligned(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return one size for both boxes and the strides of each: ``(size, left_stride, right_stride)``.
@@ -99,6 +101,10 @@ class Pair(NamedTuple):
         axes.reverse()
         size, left_stride, right_stride = (tuple([axis[i] for axis in axes]) for i in range(3))
         return size, left_stride, right_stride
+
+
+as_pair: Callable[[tuple[Box, Box, bool, bool]], Pair] = partial(tuple.__new__, Pair)
+"""Make a pair of its parts, as `as_box` makes a box."""
 
 
 class Drop(NamedTuple):

@@ -9,10 +9,21 @@ from typing import Any
 
 from ckptconv.errors import PlanError
 from ckptconv.records import dataclass
-from ckptconv.relations.box import Box
+from ckptconv.relations.box import Box, as_box
 from ckptconv.relations.gather import Gathering, Stamp
 from ckptconv.relations.meet import Window, meet, overlapping
-from ckptconv.relations.pair import Drop, Pair, Spec, Where, ends, is_same, pair_window, spec_text, window
+from ckptconv.relations.pair import (
+    Drop,
+    Pair,
+    Spec,
+    Where,
+    as_pair,
+    ends,
+    is_same,
+    pair_window,
+    spec_text,
+    window,
+)
 from ckptconv.relations.problems import by_name, problems, refuse
 from ckptconv.relations.tiling import tile
 
@@ -104,19 +115,20 @@ class Relation:
         seconds = _by_tensor(other.pairs, other.left_only, at_right=False)
         # A model's layers and experts are cut alike: what meets where is found once for all of them.
         known: dict[tuple[_Form, _Form], list[_Met]] = {}
-        for name, xs in firsts.items():
-            ys = seconds.get(name, [])
-            if len(xs) == len(ys) == 1 and (through := _through(xs[0], ys[0])) is not None:
+        for name, one in firsts.items():
+            two = seconds.get(name, [])
+            if (through := _through(one, two)) is not None:
                 pairs.append(through)
                 continue
+            xs = one if isinstance(one, list) else [one]
+            ys = two if isinstance(two, list) else [two]
             for i, j, left, right in _met(xs, ys, known):
                 a, b = xs[i], ys[j]
                 if isinstance(a, Pair):
                     if isinstance(b, Pair):
-                        here, there = Box(a.left.tensor, *left), Box(b.right.tensor, *right)
-                        pairs.append(
-                            Pair(here, there, a.left_copy or b.left_copy, a.right_copy or b.right_copy)
-                        )
+                        here, there = as_box((a.left.tensor, *left)), as_box((b.right.tensor, *right))
+                        copies = a.left_copy or b.left_copy, a.right_copy or b.right_copy
+                        pairs.append(as_pair((here, there, *copies)))
                     elif not a.right_copy:
                         left_only.append(Drop(Box(a.left.tensor, *left), b.reason))
                 elif isinstance(b, Pair) and not b.left_copy:
@@ -227,31 +239,41 @@ _Form = tuple[object, ...]
 _Met = tuple[int, int, Where, Where]
 
 
-def _by_tensor(pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool) -> dict[str, _Side]:
-    """Group pairs and drops by the tensor they touch on one side."""
-    found: dict[str, _Side] = {}
+def _by_tensor(
+    pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool
+) -> dict[str, Pair | Drop | _Side]:
+    """Group pairs and drops by the tensor they touch on one side; one alone is itself."""
+    found: dict[str, Pair | Drop | _Side] = {}
+
+    def touch(tensor: str, one: Pair | Drop) -> None:
+        held = found.get(tensor)
+        if held is None:
+            found[tensor] = one
+        elif isinstance(held, list):
+            held.append(one)
+        else:
+            found[tensor] = [held, one]
+
     for pair in pairs:
         box = pair[1] if at_right else pair[0]
         if 0 not in box.size:
-            side = found.get(box.tensor)
-            if side is None:
-                found[box.tensor] = [pair]
-            else:
-                side.append(pair)
+            touch(box.tensor, pair)
     for drop in drops:
         if 0 not in drop.box.size:
-            found.setdefault(drop.box.tensor, []).append(drop)
+            touch(drop.box.tensor, drop)
     return found
 
 
-def _through(one: Pair | Drop, two: Pair | Drop) -> Pair | None:
+def _through(one: Pair | Drop | _Side, two: Pair | Drop | _Side) -> Pair | None:
     """Join two pairs that are all a tensor has, if each joins a run of elements, and both the same of it."""
-    if isinstance(one, Pair) and isinstance(two, Pair):
-        left, here, one_left, one_right = one
-        there, right, two_left, two_right = two
-        same = here.offset == there.offset and here.size == there.size
-        if same and left.stride == here.stride == there.stride == right.stride == _RUN:
-            return Pair(left, right, one_left or two_left, one_right or two_right)
+    if not (isinstance(one, Pair) and isinstance(two, Pair)):
+        return None
+    left, here, one_left, one_right = one
+    there, right, two_left, two_right = two
+    if here.offset != there.offset or here.size != there.size:
+        return None
+    if left.stride == here.stride == there.stride == right.stride == _RUN:
+        return as_pair((left, right, one_left or two_left, one_right or two_right))
     return None
 
 

@@ -268,7 +268,7 @@ class _Pickler:
             self._stamps[form] = _Stamp(tuple(making.parts), bytes(self.out[making.begin :]))
 
     def _put_stamp(self, stamp: _Stamp, varying: tuple[object, ...]) -> None:
-        out, first = self.out, self._next
+        out = self.out
         numbers: list[int] = []
         for raw, what in stamp.parts:
             out += raw
