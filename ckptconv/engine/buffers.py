@@ -40,7 +40,7 @@ class Buffers:
         """
         found = self._rooms.get(purpose)
         if found is None or len(found) < nbytes:
-            pages = mmap.mmap(-1, nbytes + _START)
+            pages = mmap.mmap(-1, nbytes + _START, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 with suppress(OSError):  # a kernel without them
                     pages.madvise(mmap.MADV_HUGEPAGE)
