@@ -2,6 +2,7 @@
 
 import random
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -80,6 +81,21 @@ def test_rounding_to_float16_is_numpys():
         out = np.empty(values.shape, np.float16)
         round_into(values.copy(), out)
         assert np.array_equal(out.view(np.uint16), wanted.view(np.uint16))
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("scale", [0.3, 2.0**-7, 1.0078125, 2.0**-126, 3e38, -5.5])
+def test_every_code_of_eight_bits_is_scaled_and_rounded_as_floats_are(kind, scale):
+    """Ties go to even, the largest to infinity, subnormals keep what they can, whatever the scale."""
+    every = torch.arange(256, dtype=torch.uint8).view(getattr(torch, kind)).repeat(64, 1)
+    every = torch.where(every.float().isfinite(), every.float(), 1.0).to(getattr(torch, kind))
+    scales = np.array([[scale, -scale]], np.float32)
+    codes = every.view(torch.uint8).numpy().view(getattr(ml_dtypes, kind))
+    params = {"rows": 64, "columns": 256, "period": 64, "block": (64, 128)}
+    wanted = (every.float() * torch.from_numpy(scales).repeat_interleave(128, 1)).to(torch.bfloat16)
+    out = np.empty((64, 256), ml_dtypes.bfloat16)
+    codec("scaled").decode(params, (0, 64, 0, 256), {"codes": codes, "scales": scales}, out)
+    assert np.array_equal(out.view(np.uint16), bits(wanted))
 
 
 def test_codecs_are_found_by_name():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 
@@ -14,21 +13,23 @@ from ckptconv.numbers.codecs.base import (
     Params,
     Rect,
     checked_scales,
-    narrow,
     round_into,
     spread,
 )
 
 __all__ = ["CODEC"]
 
+_FEW = 1 << 16  # elements worked on at a time: they stay in the second-level cache
 
-_FEW = 1 << 16  # elements worked on at a time
-
-# A block of so many elements is looked up in a table of its own 256 values.
-_TABLED = 2048
+# From so many codes of a scale on it is worth looking at the values of all 256.
+_WORTH = 2048
 
 # Magnitudes of codes from which on they stand for no finite number.
 _ENDS = {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x7C}
+
+# A float of eight bits, moved up so many bits, is a float32 but for the bias of the exponent: too small by
+# this power of two, exactly so also where it is subnormal.
+_FLOATS = {"float8_e4m3fn": (20, 127 - 7), "float8_e5m2": (21, 127 - 15)}
 
 
 def needs(params: Params, rect: Rect) -> dict[str, Rect]:
@@ -55,20 +56,15 @@ def _band(params: Params, row: int) -> int:
 
 def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -> None:
     """Decode band by band: rows that have the same scales."""
-    row, end, left, right = rect
+    row, end, left, _ = rect
     codes = tiles["codes"]
     _refuse_nan(codes, rect)
     scales = checked_scales(tiles["scales"], rect)
     zeros = tiles["zeros"].astype(np.float32) if "zeros" in tiles else None
-    height, width = params["block"]
-    period, first = params["period"], _band(params, row)
-    if height == 1 and (width < params["columns"] or right - left < _TABLED):
+    height, period, first = params["block"][0], params["period"], _band(params, row)
+    if height == 1:
         _multiply(params, left, codes, scales, zeros, out)
         return
-    if height == 1:
-        _rows(params, codes, scales, zeros, out)
-        return
-    base = _columns(left, right, width)
     at = row
     while at < end:
         inside = at % period
@@ -76,27 +72,8 @@ def decode(params: Params, rect: Rect, tiles: Mapping[str, Array], out: Array) -
         band = _band(params, at) - first
         part = slice(at - row, stop - row)
         s, z = scales[band : band + 1], None if zeros is None else zeros[band : band + 1]
-        if (stop - at) * min(width, right - left) < _TABLED:
-            _multiply(params, left, codes[part], s, z, out[part])
-        else:
-            _look_up(params, base, codes[part], s, z, out[part])
+        _multiply(params, left, codes[part], s, z, out[part])
         at = stop
-
-
-def _rows(params: Params, codes: Array, scales: Array, zeros: Array | None, out: Array) -> None:
-    """Decode rows that have a scale each, by a table for each row."""
-    rows = min(256, max(1, _FEW // codes.shape[1]))
-    base = (np.arange(rows, dtype=np.uint16) * 256)[:, None]
-    for at in range(0, codes.shape[0], rows):
-        few = slice(at, min(at + rows, codes.shape[0]))
-        z = None if zeros is None else zeros[few]
-        _look_up(params, base[: few.stop - at], codes[few], scales[few], z, out[few])
-
-
-def _columns(left: int, right: int, width: int) -> Array:
-    """Return where in the tables of a band's blocks that of each column begins."""
-    number = np.arange(left, right) // width - left // width
-    return (number * 256).astype(np.uint16 if number[-1] < 256 else np.intp)
 
 
 def _refuse_nan(codes: Array, rect: Rect) -> None:
@@ -110,82 +87,70 @@ def _refuse_nan(codes: Array, rect: Rect) -> None:
         raise BadCode(f"the code {code:#04x} is not a number", rect[0] + int(row), rect[2] + int(column))
 
 
-@cache
-def _values(dtype: str) -> Array:
-    """Return the value of every code of a type, NaN among them, by its bits."""
-    codes = np.arange(256, dtype=np.uint8)
-    if dtype == "int8":
-        return codes.view(np.int8).astype(np.float32)
-    if dtype == "uint8":
-        return codes.astype(np.float32)
-    import ml_dtypes
-
-    with np.errstate(all="ignore"):
-        values: Array = codes.view(getattr(ml_dtypes, dtype)).astype(np.float32)
-    end = _ENDS[dtype]
-    values[(codes & 0x7F) >= end] = 0  # never looked up
-    return values
-
-
-def _look_up(
-    params: Params, base: Array, codes: Array, scales: Array, zeros: Array | None, out: Array
-) -> None:
-    """Decode rows of the same scales by the table of each block's values."""
-    values = _values(codes.dtype.name) - (0 if zeros is None else zeros.reshape(-1, 1))
-    with np.errstate(all="ignore"):
-        values = values * scales.reshape(-1, 1)
-        _divide(params, values)
-    bits = narrow(values, out.dtype).view(f"u{out.itemsize}").reshape(-1)
-    held, found = codes.view(np.uint8), out.view(bits.dtype)
-    rows = max(1, _FEW // max(held.shape[1], 1))
-    index = np.empty((rows, held.shape[1]), base.dtype)
-    for at in range(0, held.shape[0], rows):
-        few, here = held[at : at + rows], found[at : at + rows]
-        if scales.size > 1:
-            few = np.add(few, base, out=index[: len(few)], dtype=base.dtype, casting="unsafe")
-        if here.flags.c_contiguous:
-            np.take(bits, few, out=here, mode="clip")
-        else:
-            here[...] = np.take(bits, few, mode="clip")
-
-
 def _multiply(
     params: Params, left: int, codes: Array, scales: Array, zeros: Array | None, out: Array
 ) -> None:
-    """Decode rows of short blocks: values, then scales."""
+    """Decode rows of which each has scales of its own, or all have the same: values, times scales.
+
+    Arithmetic on many codes at a time: to look each up takes longer.
+    """
     right, width = left + codes.shape[1], params["block"][1]
-    first, held = left // width, codes.view(np.uint8)
-    rows = max(1, _FEW // max(held.shape[1], 1))
-    for at in range(0, held.shape[0], rows):
-        few = slice(at, at + rows)
-        own = few if len(scales) > 1 else slice(0, 1)
-        values = _found(codes.dtype.name, held[few])
-        with np.errstate(all="ignore"):
-            if zeros is not None:
-                values -= spread(zeros[own], width, left, right, first)
-            values *= spread(scales[own], width, left, right, first)
-            _divide(params, values)
-        round_into(values, out[few])
+    first, power = left // width, _FLOATS.get(codes.dtype.name, (0, 0))[1]
+    with np.errstate(all="ignore"):
+        if power and zeros is None and np.isfinite(larger := scales * np.float32(2.0**power)).all():
+            scales, power = larger, 0
+        simple = power == 0 and out.dtype.name == "bfloat16" and _never_ties(params, codes, scales, zeros)
+        rows = max(1, _FEW // max(codes.shape[1], 1))
+        room = np.empty((min(rows, codes.shape[0]), codes.shape[1]), np.int32)
+        factors = minus = None
+        for at in range(0, codes.shape[0], rows):
+            few = slice(at, min(at + rows, codes.shape[0]))
+            if factors is None or len(scales) > 1:
+                own = few if len(scales) > 1 else slice(0, 1)
+                factors = spread(scales[own], width, left, right, first)
+                minus = None if zeros is None else spread(zeros[own], width, left, right, first)
+            values = _values(codes[few], room[: few.stop - at])
+            if power:
+                values *= np.float32(2.0**power)
+            if minus is not None:
+                values -= minus
+            values *= factors
+            if params.get("divisor"):
+                values /= np.float32(params["divisor"])
+            if simple:
+                _round_up_half(values, out[few])
+            else:
+                round_into(values, out[few])
 
 
-def _divide(params: Params, values: Array) -> None:
-    if params.get("divisor"):
-        values /= np.float32(params["divisor"])
+def _never_ties(params: Params, codes: Array, scales: Array, zeros: Array | None) -> bool:
+    """Whether no code's value lies half way between two of bfloat16; False where that takes long to tell."""
+    if zeros is not None or params.get("divisor") or codes.size < _WORTH * scales.size:
+        return False
+    every = np.arange(256, dtype=np.uint8).view(codes.dtype)
+    products = _values(every, np.empty(256, np.int32)) * scales.reshape(-1, 1)
+    return not bool((products.view(np.uint32) & 0xFFFF == 0x8000).any())
 
 
-def _found(dtype: str, codes: Array) -> Array:
-    """Return values of codes in memory of its own: two at a time where they lie so."""
-    if codes.shape[1] % 2 or not codes.flags.c_contiguous or codes.ctypes.data % 2:
-        return np.take(_values(dtype), codes, mode="clip")
-    return np.take(_pairs(dtype), codes.view(np.uint16), mode="clip").view(np.float32)
+def _round_up_half(values: Array, out: Array) -> None:
+    """Round to bfloat16, what lies half way upwards, in a third of the passes that ties to even take."""
+    bits = values.view(np.uint32)
+    bits += np.uint32(0x8000)
+    bits >>= np.uint32(16)
+    np.copyto(out.view(np.uint16), bits, casting="unsafe")
 
 
-@cache
-def _pairs(dtype: str) -> Array:
-    """Return the values of every two codes as one element."""
-    values = _values(dtype)
-    both = np.stack([np.tile(values, 256), np.repeat(values, 256)], axis=1)
-    return np.ascontiguousarray(both).view(np.uint64).reshape(-1)
+def _values(codes: Array, room: Array) -> Array:
+    """Return codes as float32 in ``room``, of int32; floats are too small by a power of two."""
+    if codes.dtype.name not in _FLOATS:
+        values: Array = room.view(np.float32)
+        np.copyto(values, codes)
+        return values
+    bits, _ = _FLOATS[codes.dtype.name]
+    np.copyto(room, codes.view(np.int8))
+    np.left_shift(room, bits, out=room)
+    np.bitwise_and(room, np.int32(-(1 << 31) | 0x7F << bits), out=room)
+    return room.view(np.float32)
 
 
 CODEC = Codec("scaled", needs, decode, (1, 1 << 20))
