@@ -125,7 +125,7 @@ def test_little_memory_costs_reads_alone(plan: Plan, tmp_path: Path) -> None:
 def test_flat_tensors_of_many_files_are_shared_by_nobody(plan: Plan) -> None:
     down = plan.stored["down"]
     (extent,) = down.extents
-    halves = (extent, replace(extent, start=down.numel // 2, offset=down.nbytes // 2))
+    halves = (extent, extent._replace(start=down.numel // 2, offset=down.nbytes // 2))
     plan = replace(plan, stored={**plan.stored, "down": replace(down, extents=halves)})
     (group,) = grouped(plan, range(RANKS), pairs_by_tensor(plan.relation))
     assert group.shared == {"norm"}
