@@ -78,7 +78,7 @@ def test_paths_of_a_part_are_absolute(tmp_path: Path, plan: Plan, monkeypatch: p
 
 def test_urls_of_a_part_stay_as_they_are(plan: Plan) -> None:
     url = "s3://bucket/model.pt"
-    stored = {k: replace(s, extents=(replace(s.extents[0], path=url),)) for k, s in plan.stored.items()}
+    stored = {k: replace(s, extents=(s.extents[0]._replace(path=url),)) for k, s in plan.stored.items()}
     there = replace(plan, stored=stored, inputs=(replace(plan.inputs[0], path=url),))
     one = part_of(there, [0], pairs_by_tensor(there.relation))
     assert [i.path for i in one.inputs] == [url]
