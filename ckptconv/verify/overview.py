@@ -87,6 +87,8 @@ def holders(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def _by_file(stored: Stored) -> dict[str, int]:
+    if len(stored.extents) == 1:
+        return {stored.extents[0].path: stored.nbytes}
     ends = [e.start for e in stored.extents[1:]] + [stored.numel]
     found: dict[str, int] = {}
     for extent, end in zip(stored.extents, ends, strict=True):

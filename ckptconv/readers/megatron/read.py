@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.stored import Extent, Stored, dense_axes, from_file_tensor
-from ckptconv.containers.torch.rankfile import RankFile, RankReader
+from ckptconv.containers.torch.rankfile import RankFile, RankReader, tensor_key
 from ckptconv.dialects import find_dialect
 from ckptconv.dialects.assemble import Assembled, assemble
 from ckptconv.dialects.factors import own_name, with_implied, without_weights
@@ -75,11 +75,14 @@ def joined(run: Run, files: Mapping[str, RankFile], options: MegatronOptions) ->
     turned = _store(graph, grid, ranks)
     every_name = (n for f in ranks.values() if f.like is None for t in f.chunks.values() for n in t)
     names = {own_name(n).removeprefix(prefix): n for n in every_name}
+    before = {
+        (rank, v): tensor_key(grid.folder(rank), v, len(f.chunks), "") for rank, f in ranks.items() for v in f.chunks
+    }
     made = assemble(
         grid,
         held,
         dialect,
-        lambda rank, v, name: ranks[rank].key(grid.folder(rank), v, names[name]),
+        lambda rank, v, name: before[rank, v] + names[name],
         version=first.version,
         words=options.words,
     )
@@ -138,9 +141,9 @@ def _store(graph: GraphBuilder, grid: Grid, ranks: Mapping[Rank, RankFile]) -> d
         for v, tensors in file.chunks.items():
             if (of, v) not in plain:
                 plain[of, v] = frozenset(n for n, t in tensors.items() if t.is_contiguous)
-            straight = plain[of, v]
+            straight, before = plain[of, v], tensor_key(folder, v, len(file.chunks), "")
             for name, tensor in tensors.items():
-                key = file.key(folder, v, name)
+                key = before + name
                 if name in straight:
                     extent = Extent(0, tensor.path, tensor.offset)
                     graph.store(key, Stored(tensor.dtype, tensor.shape, (extent,)))
