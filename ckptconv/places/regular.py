@@ -11,13 +11,23 @@ import io
 import os
 import re
 import stat as statlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from ckptconv.errors import FormatError
 from ckptconv.places.places import is_remote, place
 
-__all__ = ["MOST", "is_within", "open_binary", "open_descriptor", "read_bytes", "read_head", "read_text"]
+__all__ = [
+    "MOST",
+    "is_within",
+    "open_binary",
+    "open_descriptor",
+    "read_bytes",
+    "read_head",
+    "read_text",
+    "reading_at",
+]
 
 MOST: Final = 1 << 30
 """Bytes of a file that is read whole, at most: tokenizers are the largest, of 35 MB."""
@@ -123,6 +133,12 @@ class RegularFile(io.RawIOBase):
         self._at += len(data)
         return data
 
+    def read_at(self, count: int, offset: int) -> bytes:
+        """Read from a position; where the next `read` begins is not told."""
+        self._at = offset
+        data = self._read(count)
+        return data if len(data) == count or not data else data + self.read(count - len(data))
+
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))
         buffer[: len(data)] = data
@@ -132,6 +148,18 @@ class RegularFile(io.RawIOBase):
         if not self.closed:
             super().close()
             os.close(self._fd)
+
+
+def reading_at(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """Return what reads so many bytes of a file from a position on, fewer only at its end."""
+    if isinstance(file, RegularFile):
+        return file.read_at
+
+    def read_at(count: int, offset: int) -> bytes:
+        file.seek(offset)
+        return file.read(count)
+
+    return read_at
 
 
 def read_bytes(path: str | os.PathLike[str], *, most: int = MOST, within: Path | None = None) -> bytes:

@@ -49,24 +49,25 @@ def place(
             graph.store(stored, Stored(dtype, shape, runs))
             graph.pairs += join(Box.whole(stored, shape), Box.whole(name, shape), left_copy=copy)
         return
-    forms: dict[object, list[Pair]] = {}
+    forms: dict[object, tuple[bool, list[Pair]]] = {}
     unit = contiguous_stride(shape)
     for offsets, t in filled:
         key = f"{stored}@{','.join(map(str, offsets))}"
         while key in graph.stored:
             key += "'"
-        graph.store(key, from_file_tensor(t))
         if any(o < 0 or o + n > d for o, n, d in zip(offsets, t.shape, shape, strict=True)):
             Box.of(name, shape, start=offsets, size=t.shape)  # says that it leaves the tensor
         # Chunks are cut alike, so that one pair of boxes is all of them but for where it begins.
         form = (t.shape, t.stride)
         if form not in forms:
-            left = (
-                Box.strided("", 0, zip(t.shape, t.stride, strict=True))
-                if dense_axes(t)
-                else Box.whole("", t.shape)
-            )
-            forms[form] = join(left, Box.of("", shape, start=(0,) * len(shape), size=t.shape), left_copy=copy)
+            dense = dense_axes(t)
+            axes = zip(t.shape, t.stride, strict=True)
+            left = Box.strided("", 0, axes) if dense else Box.whole("", t.shape)
+            right = Box.of("", shape, start=(0,) * len(shape), size=t.shape)
+            forms[form] = dense, join(left, right, left_copy=copy)
+        dense, pairs = forms[form]
+        extent = Extent(0, t.path, t.offset)
+        graph.store(key, Stored(t.dtype, t.shape, (extent,)) if dense else from_file_tensor(t))
         at = sum(map(mul, offsets, unit))
         graph.pairs += [
             Pair(
@@ -74,7 +75,7 @@ def place(
                 Box(name, p.right.offset + at, p.right.size, p.right.stride),
                 copy,
             )
-            for p in forms[form]
+            for p in pairs
         ]
 
 

@@ -6,7 +6,8 @@ that is not so, or something is not as it must be: whoever goes through them one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, compress, islice, repeat
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +51,11 @@ class Chunk(NamedTuple):
     entry: Entry | None
 
 
+# In C: there are hundreds of thousands.
+_entry: Callable[[Iterable[Any]], Entry] = partial(tuple.__new__, Entry)
+_chunk: Callable[[Iterable[Any]], Chunk] = partial(tuple.__new__, Chunk)
+
+
 def entries_alike(stored: object) -> dict[Key, Entry] | None:
     """Return the records by name and offset of the chunk, from ``storage_data``."""
     halves = halves_of(stored)
@@ -71,8 +77,10 @@ def entries_alike(stored: object) -> dict[Key, Entry] | None:
             if not is_inside(file):
                 return None
             one[file] = file
-        places = map(Entry, map(one.__getitem__, files), begins, lengths)
-        found.update(zip(zip(names, offsets, strict=True), places, strict=True))
+        places = map(
+            partial(tuple.__new__, Entry), zip(map(one.__getitem__, files), begins, lengths, strict=True)
+        )
+        found.update(zip(zip(names, offsets, strict=True), map(_entry, places), strict=True))
     return found if len(found) == len(halves[0]) else None
 
 
@@ -117,7 +125,7 @@ def chunks_alike(
         missing = None in found
     if missing:
         return None
-    every = map(Chunk, offsets, sizes, found)
+    every = map(_chunk, zip(offsets, sizes, found, strict=True))
     return (tuple(islice(every, count)) for count in counts)
 
 

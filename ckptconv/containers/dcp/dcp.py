@@ -8,9 +8,12 @@ of its own (torch 2.13, ``torch/distributed/checkpoint/metadata.py``, ``filesyst
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +66,7 @@ class DcpFolder:
                 beyond the end of its file.
         """
         found: dict[str, list[FileTensor | None]] = {}
-        by_file: dict[str, list[_Place]] = {}
+        by_file: defaultdict[str, list[Wanted]] = defaultdict(list)
         for name in names:
             tensor = self.tensors[name]
             if tensor.odd is not None:
@@ -76,17 +79,14 @@ class DcpFolder:
             for i, (_, sizes, entry) in enumerate(tensor.chunks):
                 if entry is not None:
                     file, offset, length = entry
-                    place = (Wanted(name, offset, length, dtype, sizes), into, i)
-                    by_file.setdefault(file, []).append(place)
+                    by_file[file].append((offset, length, name, dtype, sizes, into, i))
         files = sorted(by_file.items())
         for file, places in files:
-            places.sort(key=_offset)
+            places.sort(key=itemgetter(0))
             _check_apart(places, self.folder / file)
         reader = RecordReader(self.folder)
         for file, places in files:
-            tensors = reader.tensors(file, [wanted for wanted, _, _ in places])
-            for tensor_in_file, (_, into, i) in zip(tensors, places, strict=True):
-                into[i] = tensor_in_file
+            reader.locate(file, places)
         return {name: tuple(chunks) for name, chunks in found.items()}
 
     def read_object(self, name: str) -> object:
@@ -160,24 +160,14 @@ def open_dcp_inside(archive: Path, members: Mapping[str, Member], folder: str) -
     return DcpFolder(archive.parent, told.version, tensors, objects, told.paths)
 
 
-_Place = tuple[Wanted, list[FileTensor | None], int]
-"""A record, the list it is found for, and its place in it."""
-
-
-def _offset(place: _Place) -> int:
-    return place[0].offset
-
-
-def _check_apart(places: list[_Place], path: Path) -> None:
+def _check_apart(places: list[Wanted], path: Path) -> None:
     """Refuse records of a file, in the order they lie in it, that share bytes."""
-    end = 0
-    for i, ((name, offset, length, _, _), _, _) in enumerate(places):
-        if offset < end:
-            raise PlanError(
-                f"the record of {name} at byte {offset:,} begins inside that of {places[i - 1][0].name}",
-                where=path,
-            )
-        end = offset + length
+    ends = [place[0] + place[1] for place in places]
+    if any(place[0] < end for place, end in zip(places[1:], ends, strict=False)):
+        one, two = next((a, b) for a, b in pairwise(places) if b[0] < a[0] + a[1])
+        raise PlanError(
+            f"the record of {two[2]} at byte {two[0]:,} begins inside that of {one[2]}", where=path
+        )
 
 
 def _check_volume(name: str, tensor: DcpTensor, folder: Path) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from struct import Struct
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 from ckptconv.containers.base import FileTensor
 from ckptconv.containers.torch.torchbin import ALIGN
@@ -22,7 +22,7 @@ from ckptconv.containers.torch.torchfile import open_torch
 from ckptconv.containers.torch.torchtensors import odd_tensor
 from ckptconv.dtypes import DType
 from ckptconv.errors import FormatError, PlanError
-from ckptconv.places.regular import open_binary
+from ckptconv.places.regular import open_binary, reading_at
 from ckptconv.records import dataclass
 
 __all__ = ["RecordReader", "Wanted"]
@@ -52,14 +52,9 @@ class _Template:
     tensor: FileTensor
 
 
-class Wanted(NamedTuple):
-    """A record, and what it must hold: the name is for errors, the offset where it begins."""
-
-    name: str
-    offset: int
-    length: int
-    dtype: DType
-    shape: tuple[int, ...]
+Wanted = tuple[int, int, str, DType, tuple[int, ...], list[FileTensor | None], int]
+"""A record: offset and length; the name for errors; type and shape it must have; a list, and where in it what
+is located goes. There are hundreds of thousands."""
 
 
 class RecordReader:
@@ -73,8 +68,8 @@ class RecordReader:
         self._folder = folder
         self._templates: dict[tuple[int, str, tuple[int, ...]], _Template] = {}
 
-    def tensors(self, file: str, wanted: Sequence[Wanted]) -> list[FileTensor]:
-        """Locate the tensors of records of one file.
+    def locate(self, file: str, wanted: Sequence[Wanted]) -> None:
+        """Locate the tensors of records of one file; each is put into its list.
 
         Args:
             file: Name of the file.
@@ -89,16 +84,17 @@ class RecordReader:
             opened = open_binary(path)
         except FileNotFoundError as e:
             raise PlanError(
-                f"the file {file} is missing; {wanted[0].name} lies in it",
+                f"the file {file} is missing; {wanted[0][2]} lies in it",
                 where=self._folder,
                 hint="copy the *.distcp files of every rank",
             ) from e
         with opened:
-            return list(self._located(_Ahead(opened), str(path), wanted))
+            self._locate(_Ahead(opened), str(path), wanted)
 
-    def _located(self, file: _Ahead, path: str, wanted: Sequence[Wanted]) -> Iterator[FileTensor]:
+    def _locate(self, file: _Ahead, path: str, wanted: Sequence[Wanted]) -> None:
+        templates = self._templates
         for record in wanted:
-            name, offset, length, dtype, shape = record
+            offset, length, name, dtype, shape, into, i = record
             if offset + length > file.size:
                 raise FormatError(
                     f"{name}: its record is bytes {offset:,} to {offset + length:,}; the file has "
@@ -106,15 +102,16 @@ class RecordReader:
                     where=path,
                     hint="the file is cut off, or of another save; copy it again",
                 )
-            known = self._templates.get((length, dtype.name, shape))
+            known = templates.get((length, dtype.name, shape))
             if known is not None and file.matches(known.head, known.start, known.tail, offset, length):
                 t = known.tensor
                 begin, size = t.storage
-                yield FileTensor(t.dtype, shape, t.stride, path, offset + t.offset, (offset + begin, size))
+                into[i] = FileTensor(
+                    t.dtype, shape, t.stride, path, offset + t.offset, (offset + begin, size)
+                )
             else:
-                root = _opened(path, record)
+                root = into[i] = _opened(path, record)
                 self._learn(root, file, offset, length)
-                yield root
 
     def _learn(self, tensor: FileTensor, file: _Ahead, offset: int, length: int) -> None:
         """Keep the layout of a record, if all that opening it read lies before its data and after."""
@@ -158,19 +155,16 @@ class _Ahead:
 
     Attributes:
         size: Bytes of the file.
+        read: Reads bytes: how many, and from where.
     """
 
-    __slots__ = ("_at", "_file", "_held", "size")
+    __slots__ = ("_at", "_held", "read", "size")
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self.read = reading_at(file)
         self._held = b""
         self._at = 0
         self.size = file.seek(0, os.SEEK_END)
-
-    def read(self, count: int, offset: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(count)
 
     def matches(self, head: bytes, start: int, tail: re.Pattern[bytes], offset: int, length: int) -> bool:
         """Whether the record at ``offset`` begins with ``head`` and has a directory like ``tail``."""
@@ -188,7 +182,7 @@ class _Ahead:
 
 def _opened(path: str, record: Wanted) -> FileTensor:
     """Open a record in full."""
-    name, offset, length, dtype, shape = record
+    offset, length, name, dtype, shape, *_ = record
     try:
         root = open_torch(path, offset=offset, length=length).root
     except FormatError as e:

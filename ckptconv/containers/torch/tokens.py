@@ -51,6 +51,7 @@ def _tables() -> tuple[Bytes, Bytes]:
     kinds[list(_FOUR)] = 2
     kinds[_LINES] = 3
     lengths[kinds > 0] = 0
+    lengths[0] = 0  # what pads the end, and no instruction
     return lengths, kinds
 
 
@@ -104,12 +105,11 @@ class _Walk:
         self._raw = raw
         self._data = padded
         self._size = size
-        self._lengths = _tables()[0][padded]
-        self._lengths[size:] = 0
         self.seen = np.zeros(len(padded), np.bool_)
 
     def skip(self, entries: Positions, ends: Positions) -> Positions:
         """Go from each entry up to its end; return the first place that is not before it."""
+        lengths, _ = _tables()
         exits = entries.copy()
         lanes = np.flatnonzero(entries < ends)
         at = entries[lanes]
@@ -118,7 +118,7 @@ class _Walk:
         while len(at):
             for step in range(_STRIDE):
                 path[step] = at
-                length = self._lengths.take(at)
+                length = lengths.take(self._data.take(at))
                 counted = np.flatnonzero(length == 0)
                 at = at + length
                 if len(counted):

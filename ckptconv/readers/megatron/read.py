@@ -76,7 +76,9 @@ def joined(run: Run, files: Mapping[str, RankFile], options: MegatronOptions) ->
     every_name = (n for f in ranks.values() if f.like is None for t in f.chunks.values() for n in t)
     names = {own_name(n).removeprefix(prefix): n for n in every_name}
     before = {
-        (rank, v): tensor_key(grid.folder(rank), v, len(f.chunks), "") for rank, f in ranks.items() for v in f.chunks
+        (rank, v): tensor_key(grid.folder(rank), v, len(f.chunks), "")
+        for rank, f in ranks.items()
+        for v in f.chunks
     }
     made = assemble(
         grid,
