@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 from ckptconv.dtypes import DType
@@ -10,6 +11,7 @@ from ckptconv.records import dataclass
 __all__ = ["FileLayout", "FileTensor", "Placed", "contiguous_stride"]
 
 
+@lru_cache(maxsize=1 << 12)  # a model's many tensors have few shapes
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the row-major strides of ``shape``, in elements."""
     stride: list[int] = []

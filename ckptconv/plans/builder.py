@@ -11,6 +11,8 @@ from ckptconv.dtypes import DType
 from ckptconv.places.files import FileStamp, stamp
 from ckptconv.places.places import ZEROS
 from ckptconv.relations import Box, Drop, Pair, Relation, Spec
+from ckptconv.relations.box import as_box
+from ckptconv.relations.pair import as_pair
 
 __all__ = ["GraphBuilder"]
 
@@ -56,8 +58,8 @@ class GraphBuilder:
             self.name(name, tensor.shape, dtype or tensor.dtype)
         if tensor.numel == 0:
             return
-        left = Box(key, 0, *_axes(tensor.shape, tensor.stride if dense_axes(tensor) else None))
-        self.pairs.append(Pair(left, Box(name, 0, *_axes(tensor.shape, None)), copy))
+        left = as_box((key, 0, *_axes(tensor.shape, tensor.stride if dense_axes(tensor) else None)))
+        self.pairs.append(as_pair((left, as_box((name, 0, *_axes(tensor.shape, None))), copy, False)))
 
     def zeros(self, name: str, shape: tuple[int, ...], dtype: DType) -> None:
         """Declare a named tensor of zeros that no file holds."""

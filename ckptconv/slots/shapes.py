@@ -13,7 +13,7 @@ from functools import lru_cache
 from ckptconv.errors import PlanError
 from ckptconv.slots.part import Part, part_of
 
-__all__ = ["SHAPES", "Dims", "Sizes", "shape_of", "template"]
+__all__ = ["SHAPES", "Dims", "Sizes", "place_of", "shape_of", "template"]
 
 Dims = Mapping[str, int]
 
@@ -161,6 +161,14 @@ def template(slot: str) -> str:
     before, experts, after = slot.partition(".experts.")
     number, dot, rest = after.partition(".")
     return f"{before}{experts}{{e}}.{rest}" if dot and number.isdecimal() else slot
+
+
+@lru_cache(maxsize=1 << 17)
+def place_of(slot: str) -> tuple[str, str, str]:
+    """Return a slot's name in tables, and its layer and expert as text, empty if it has none."""
+    parts = slot.split(".")
+    layer = ".".join(parts[:2]) if parts[0] in ("layers", "mtp") else ""
+    return template(slot), layer, parts[4] if parts[3:4] == ["experts"] else ""
 
 
 def shape_of(slot: str, dims: Dims) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from ckptconv.relations.gather import Gathering, Stamp
 from ckptconv.slots.entry import Entry, fill_in, form, holes, is_apart, numbers
 from ckptconv.slots.pack import Pack, every_expert, leaves, over_leaves, relate
 from ckptconv.slots.part import Part, part_of
-from ckptconv.slots.shapes import Dims, Sizes, shape_of, template
+from ckptconv.slots.shapes import Dims, Sizes, place_of, shape_of, template
 from ckptconv.slots.words import ANY, Words
 
 __all__ = ["Found", "Table"]
@@ -181,7 +181,7 @@ class Table:
         by_template: dict[str, list[tuple[str, str]]] = {}
         experts: dict[str, dict[str, None]] = {}
         for slot in slots:
-            form, layer, expert = _where(slot)
+            form, layer, expert = place_of(slot)
             by_template.setdefault(form, []).append((layer, expert))
             if expert:
                 experts.setdefault(layer, {})[expert] = None
@@ -253,7 +253,7 @@ class Table:
             yield from sorted((layer, "") for layer in layers)
             return
         if "*" not in entry.name:  # it may be of one layer, whose number its slot has
-            _, layer, _ = _where(first)
+            _, layer, _ = place_of(first)
             yield from [("", "") for found, _ in by_template.get(template(first), ()) if found == layer][:1]
             return
         kinds = [first]
@@ -423,14 +423,6 @@ def _counting(pack: Pack, dims: Dims) -> Dims:
 def _stacks(entry: Entry) -> bool:
     """Whether one tensor holds a slot of every expert."""
     return "{e}" not in entry.name and any("{e}" in s for s in entry.slots)
-
-
-@lru_cache(maxsize=1 << 17)
-def _where(slot: str) -> tuple[str, str, str]:
-    """Return a slot's name in tables, and its layer and expert as text, empty if it has none."""
-    parts = slot.split(".")
-    layer = ".".join(parts[:2]) if parts[0] in ("layers", "mtp") else ""
-    return template(slot), layer, parts[4] if parts[3:4] == ["experts"] else ""
 
 
 def _fill(slot: str, layer: str, expert: str) -> str:

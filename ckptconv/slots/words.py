@@ -19,6 +19,7 @@ from dataclasses import field, replace
 from functools import lru_cache
 
 from ckptconv.records import dataclass
+from ckptconv.slots.shapes import place_of
 
 __all__ = ["ANY", "Words", "beginnings", "block", "conditions", "of_family"]
 
@@ -95,7 +96,8 @@ class Words:
         """
         layers: dict[str, set[str]] = {}
         model = set(forms)
-        for slot in slots:
+        alike = {place_of(slot)[:2]: slot for slot in slots}  # of a layer's experts one
+        for slot in alike.values():
             kind, _, rest = slot.partition(".")
             if kind in ("layers", "mtp") and rest:
                 number, _, rest = rest.partition(".")

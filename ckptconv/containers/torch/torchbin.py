@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from math import prod
@@ -130,7 +129,7 @@ def joined(parts: Iterable[FileLayout]) -> FileLayout:
     for part in parts:
         size += -size % ALIGN
         fixed += [(size + at, piece) for at, piece in part.fixed]
-        tensors += [replace(t, offset=size + t.offset) for t in part.tensors]
+        tensors += [Placed(t.name, t.dtype, t.shape, size + t.offset) for t in part.tensors]
         size += part.size
     return FileLayout(size, tuple(fixed), tuple(tensors), sealed_by="bin" if tensors else "")
 

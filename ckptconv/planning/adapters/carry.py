@@ -9,7 +9,7 @@ from ckptconv.planning.adapters.adapter import WITH_PEFT
 from ckptconv.relations import Constant, LowRank, Pair, Relation, Spec, packing, renamed
 from ckptconv.relations.box import Box
 from ckptconv.relations.terms import Terms, operands
-from ckptconv.slots import Dims, Pack, Table, leaves, shape_of, template
+from ckptconv.slots import Dims, Pack, Table, leaves, shape_of
 from ckptconv.slots.pack import relate
 
 __all__ = ["carried", "ones"]
@@ -130,4 +130,4 @@ def ones(relation: Relation, shift: Callable[[str], int]) -> dict[str, tuple[Con
 
 
 def _is_norm(slot: str) -> bool:
-    return "/" not in slot and template(slot).rpartition(".")[2].endswith("norm")
+    return slot.endswith("norm") and "/" not in slot
