@@ -13,6 +13,7 @@ from ckptconv.families.template import Template
 from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Found, Part, Sizes, Table, Words, shape_of, template
+from ckptconv.slots.entry import numbers
 from ckptconv.slots.words import beginnings, block, conditions
 
 __all__ = ["Config", "Family", "FamilyPart", "Findings", "dims", "is_sparse"]
@@ -380,22 +381,25 @@ class Family:
         plain = {_plain(n): n for n in tensors}
         there = {*plain, *(_plain(n) for n in present)}
         table, sizes = self.table(config), self.dims(config)
-        found, _ = table.named(plain)
+        as_asked = all(n in expected and tensors[name] == expected[n][0] for n, name in plain.items())
+        found, _ = table.named(_one_of_experts(plain) if as_asked else plain)
         by_name = {f.name: f for f in found}
-        wrong = [
-            f"{plain[n]} is {list(tensors[plain[n]])}, config.json asks for {list(shape)}"
-            for n, (shape, _) in expected.items()
-            if n in plain
-            and tensors[plain[n]] != shape
-            and table.otherwise(by_name[n], Spec(tensors[plain[n]], "any"), sizes) is None
-        ]
-        numbers = [int(n.split(".")[1]) for n in {f.layer for f in found} if n.startswith("layers.")]
+        wrong: list[str] = []
+        if not as_asked:
+            wrong = [
+                f"{plain[n]} is {list(tensors[plain[n]])}, config.json asks for {list(shape)}"
+                for n, (shape, _) in expected.items()
+                if n in plain
+                and tensors[plain[n]] != shape
+                and table.otherwise(by_name[n], Spec(tensors[plain[n]], "any"), sizes) is None
+            ]
+        layered = [int(n.split(".")[1]) for n in {f.layer for f in found} if n.startswith("layers.")]
         beyond = [f for f in found if f.layer.startswith("mtp.") or _predicts(f)]
         layers = self.dims(config).get("layers", 0)
         if beyond and not any(e.slots[0].startswith("mtp.") for e in self.entries):
-            numbers.append(layers + max(int(f.layer.split(".")[1]) for f in beyond))
-        if numbers and max(numbers) + 1 != layers and not (part and max(numbers) < layers):
-            wrong.append(f"the checkpoint has {max(numbers) + 1} layers, config.json says {layers}")
+            layered.append(layers + max(int(f.layer.split(".")[1]) for f in beyond))
+        if layered and max(layered) + 1 != layers and not (part and max(layered) < layers):
+            wrong.append(f"the checkpoint has {max(layered) + 1} layers, config.json says {layers}")
         if wrong:
             more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
             raise PlanError(
@@ -405,7 +409,7 @@ class Family:
         beside = (f.name for f in found if "/" in f.entry.slots[0])
         known = {*expected, *(f.name for f in beyond), *beside}
         return Findings(
-            tuple(n for n, (_, optional) in expected.items() if not optional and n not in there),
+            tuple([n for n, (_, optional) in expected.items() if not optional and n not in there]),
             tuple(plain[n] for n in plain if n not in known and not self.is_ignored(n)),
         )
 
@@ -414,6 +418,12 @@ def _predicts(found: Found) -> bool:
     """Whether a tensor is of multi-token prediction alone."""
     first = found.entry.slots[0]
     return (found.layer if "*" in first else first).startswith("mtp.")
+
+
+def _one_of_experts(names: Iterable[str]) -> Iterable[str]:
+    """Return names of which the layers can be told, of tensors that differ in their last number one."""
+    split = {n: numbers(n) for n in names}
+    return {(form, values[:-1] or values): n for n, (form, values) in split.items()}.values()
 
 
 def _has(blocks: frozenset[str], slot: str) -> bool:

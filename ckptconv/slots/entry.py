@@ -132,6 +132,7 @@ def form(name: str) -> str:
     return _HOLE.sub("#", name)
 
 
+@lru_cache(maxsize=1 << 17)
 def fill_in(name: str, values: tuple[int, ...]) -> str:
     """Put numbers into the ``*`` and ``{e}`` of a table's name, in order."""
     text, count = _filling(name)

@@ -45,8 +45,7 @@ class Found(NamedTuple):
     @property
     def slots(self) -> tuple[str, ...]:
         """The slots by their full names."""
-        expert = self.expert or "{e}"
-        return tuple([expert.join(around) for around in _in_layer(self.entry.slots, self.layer)])
+        return _filled(self.entry.slots, self.layer, self.expert)
 
     def held(self, dims: Dims) -> tuple[str, ...]:
         """Return the slots by their full names, those of every expert where one tensor holds all."""
@@ -196,8 +195,7 @@ class Table:
                 if not holds[layer]:
                     continue
                 every = experts.get(layer, ()) if stacks else (expert,)
-                around = _in_layer(entry.slots, layer)
-                held = [(e or "{e}").join(text) for e in every for text in around]
+                held = [slot for e in every for slot in _filled(entry.slots, layer, e)]
                 if all(map(there.__contains__, held)):
                     found.append(Found(self.name(entry, layer, expert), entry, layer, expert))
                     for s in () if entry.copy else held:
@@ -425,8 +423,10 @@ def _stacks(entry: Entry) -> bool:
     return "{e}" not in entry.name and any("{e}" in s for s in entry.slots)
 
 
-def _fill(slot: str, layer: str, expert: str) -> str:
-    return (expert or "{e}").join(_in_layer((slot,), layer)[0])
+@lru_cache(maxsize=1 << 17)  # asked for by every table a model's tensors go through
+def _filled(slots: tuple[str, ...], layer: str, expert: str) -> tuple[str, ...]:
+    """Return slots with the layer's and the expert's number put in."""
+    return tuple([(expert or "{e}").join(around) for around in _in_layer(slots, layer)])
 
 
 @lru_cache(maxsize=1 << 14)
@@ -440,4 +440,4 @@ def _in_layer(slots: tuple[str, ...], layer: str) -> tuple[tuple[str, ...], ...]
 
 
 def _put(pack: str | Pack, layer: str, expert: str) -> str | Pack:
-    return over_leaves(pack, lambda slot: _fill(slot, layer, expert))
+    return over_leaves(pack, lambda slot: _filled((slot,), layer, expert)[0])

@@ -67,8 +67,8 @@ def to_slots(
         )
     held: dict[str, str] = {}
     for f in found:
-        for slot in f.slots:
-            if not f.entry.copy and held.setdefault(slot, f.name) != f.name:
+        for slot in () if f.entry.copy else f.slots:
+            if held.setdefault(slot, f.name) != f.name:
                 raise PlanError(f"{held[slot]} and {f.name} are the same part of the model ({slot})")
     kept = [renamed(name, name, tensors[name]) for name in unknown]
     return Relation.union([table.relation(tensors, found, dims, what), *kept])
