@@ -12,10 +12,12 @@ from conversions import CASES, LARGE, Case
 from results import Results
 from runner import BASELINE, ONE, ONE_DD, PLAN, TWO, TWO_DD, Outcome
 
+from ckptconv.engine.options import DEFAULT_MEMORY
+
 __all__ = ["CAUSES", "Target", "causes", "judge", "limit_of", "ratios", "spread"]
 
 CAUSES = Path(__file__).resolve().parent / "causes.json"
-_MEMORY = 150e6 + 64 * 2**20  # ckptconv's default for --max-memory
+_MEMORY = 150e6 + DEFAULT_MEMORY
 _SCALING = 1.5
 _SMALL = 1.15  # times the baseline, of every conversion of small files
 
