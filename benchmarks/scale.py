@@ -19,6 +19,7 @@ import subprocess
 import sys
 from math import log
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from growth import draw_growth
@@ -91,14 +92,16 @@ def make(how: str, out: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=_HERE)
 
 
-def run(command: str, source: Path, out: Path) -> dict[str, float]:
-    """Measure one command."""
-    program = [sys.executable, "-m", "ckptconv", command, str(source)]
-    if command != "inspect":
-        program += [str(out / "model"), "--dry-run"]
+def run(out: Path, *program: str) -> dict[str, float]:
+    """Measure one program of Python."""
     with open(out / "scale.log", "ab") as log_file:
-        used = measure(program, cwd=out, log=log_file)
+        used = measure([sys.executable, *program], cwd=out, log=log_file)
     return {"wall": used.wall, "cpu": used.cpu, "rss": used.rss / 1e6}
+
+
+def planned(command: str, source: Path, out: Path) -> tuple[str, ...]:
+    """Return what plans a conversion and writes nothing."""
+    return ("-m", "ckptconv", command, str(source), str(out / "model"), "--dry-run")
 
 
 def sizes(source: Path) -> tuple[int, int, int]:
@@ -118,16 +121,23 @@ def exponent(points: list[tuple[float, float]]) -> float:
     return top / sum((x - mean_x) ** 2 for x in xs)
 
 
-def cases(results: dict[str, Any], scratch: Path, wanted: list[str], save: Any) -> None:
-    """Inspect and plan the large stand-ins."""
+def cases(results: dict[str, Any], scratch: Path, wanted: list[str], rounds: int, save: Any) -> None:
+    """Inspect and plan the large stand-ins, and read their pickles as Python does."""
     for name in wanted or list(CASES):
         _, command, how = CASES[name]
         source = scratch / name
         if not source.is_dir():
             make(how, source)
-        made = {"sizes": sizes(source), "inspect": run("inspect", source, scratch)}
-        made["plan"] = run(command, source, scratch)
-        results.setdefault("cases", {})[name] = made
+        programs = {
+            "pickles": (str(_HERE / "by_hand" / "unpickle.py"), str(source)),
+            "inspect": ("-m", "ckptconv", "inspect", str(source)),
+            "plan": planned(command, source, scratch),
+        }
+        runs = [{k: run(scratch, *program) for k, program in programs.items()} for _ in range(rounds)]
+        made: dict[str, Any] = {
+            k: {unit: median(r[k][unit] for r in runs) for unit in runs[0][k]} for k in programs
+        }
+        results.setdefault("cases", {})[name] = {"sizes": sizes(source), "rounds": rounds, **made}
         save()
 
 
@@ -138,7 +148,9 @@ def series(results: dict[str, Any], scratch: Path, save: Any) -> None:
         found = []
         for size, how in points:
             make(how, source)
-            found.append({"size": size, "sizes": sizes(source), **run(command, source, scratch)})
+            found.append(
+                {"size": size, "sizes": sizes(source), **run(scratch, *planned(command, source, scratch))}
+            )
             results.setdefault("series", {})[name] = found
             save()
     shutil.rmtree(source)
@@ -154,13 +166,23 @@ def growth(results: dict[str, Any]) -> dict[str, list[tuple[float, float, float]
 
 _TEXTS = {
     "benchmarks.md": (
-        ["stand-in", "tensors", "places", "pairs", "`inspect`, s", "MB", "`--dry-run`, s", "MB"],
+        [
+            "stand-in",
+            "tensors",
+            "places",
+            "pairs",
+            "pickles, s",
+            "`inspect`, s",
+            "MB",
+            "`--dry-run`, s",
+            "MB",
+        ],
         "Time and memory of a plan by its size",
         "images/scale.svg",
         "Above {:,} tensors, places and pairs: time as their number to the power of {:.2f}, memory {:.2f}.",
     ),
     "zh/benchmarks.md": (
-        ["替身", "张量", "片段", "盒对", "`inspect`，秒", "MB", "`--dry-run`，秒", "MB"],  # noqa: RUF001
+        ["替身", "张量", "片段", "盒对", "pickle", "`inspect`，秒", "MB", "`--dry-run`，秒", "MB"],  # noqa: RUF001
         "计划所需的时间与内存，随规模变化",  # noqa: RUF001
         "../images/scale.svg",
         "张量、片段与盒对合计超过 {:,} 时，用时与其数目的 {:.2f} 次方成正比，内存 {:.2f} 次方。",  # noqa: RUF001
@@ -177,8 +199,9 @@ def report(results: dict[str, Any]) -> None:
     for page, (columns, caption, picture, sentence) in _TEXTS.items():
         lines = _head(columns, left=(0,))
         for name, made in results["cases"].items():
-            used = (cell for k in ("inspect", "plan") for cell in _used(made[k]))
-            lines.append(_row(CASES[name][0], *(f"{n:,}" for n in made["sizes"]), *used))
+            base = made["pickles"]["cpu"]
+            used = (cell for k in ("inspect", "plan") for cell in _used(made[k], base))
+            lines.append(_row(CASES[name][0], *(f"{n:,}" for n in made["sizes"]), f"{base:.1f}", *used))
         lines += ["", f"![{caption}]({picture})", "", sentence.format(_LARGE, *powers)]
         splice(_DOCS / page, "scale", "\n".join(lines))
 
@@ -192,8 +215,9 @@ def show(results: dict[str, Any]) -> None:
             print(_row(name, str(p["size"]), *(f"{n:,}" for n in p["sizes"]), *_used(p)))
 
 
-def _used(made: dict[str, float]) -> tuple[str, str]:
-    return f"{made['cpu']:.1f}", f"{made['rss']:,.0f}"
+def _used(made: dict[str, float], base: float = 0) -> tuple[str, str]:
+    times = f" ({made['cpu'] / base:.2g})" if base else ""
+    return f"{made['cpu']:.1f}{times}", f"{made['rss']:,.0f}"
 
 
 def _row(*cells: str) -> str:
@@ -210,6 +234,7 @@ def main() -> None:
     parser.add_argument("step", choices=["make", "cases", "series", "report", "show"])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/ckptconv-scale"))
+    parser.add_argument("--rounds", type=int, default=2, help="of each large one")
     parser.add_argument("--results", type=Path, default=_HERE / "data" / "scale.json")
     args = parser.parse_args()
     if args.step == "make":
@@ -223,7 +248,7 @@ def main() -> None:
         results_path.write_text(json.dumps(results, indent=1))
 
     if args.step == "cases":
-        cases(results, args.scratch, args.names, save)
+        cases(results, args.scratch, args.names, args.rounds, save)
     elif args.step == "series":
         series(results, args.scratch, save)
     else:
