@@ -285,7 +285,7 @@ class Runner:
         try:
             steps = [self._command(step, out=self._out) for step in tool.steps]
             self._prepare("warm", [self._source(n) for n in self._inputs(case)])
-            with held(outcome.bytes_in + outcome.bytes_out):
+            with held(outcome.bytes_in + outcome.bytes_out if tool.hold else 0):
                 usage = _all(measure(step, cwd=ROOT, log=self._log) for step in steps)
             outcome.add("warm", tool.name, usage)
             if check and tool.same:
