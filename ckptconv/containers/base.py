@@ -54,9 +54,11 @@ class FileTensor:
     @property
     def is_contiguous(self) -> bool:
         """Whether elements lie in row-major order without gaps (axes of size 1 aside)."""
-        return self.numel == 0 or all(
-            n == 1 or s == want
-            for n, s, want in zip(self.shape, self.stride, contiguous_stride(self.shape), strict=True)
+        wanted = contiguous_stride(self.shape)
+        return (
+            self.stride == wanted
+            or self.numel == 0
+            or all(n == 1 or s == want for n, s, want in zip(self.shape, self.stride, wanted, strict=True))
         )
 
 

@@ -27,6 +27,7 @@ _MAX_HEADER: Final = 100_000_000
 _ALIGN: Final = 8
 _FIELDS: Final = {"dtype", "shape", "data_offsets"}
 _MAX_DIMS: Final = 64
+_MAX_SIZE: Final = 1 << 62
 
 # The library sorts tensors by this order of their types (the reverse of its enum), then by name.
 _ORDER: Final = (
@@ -50,13 +51,14 @@ def read_header(path: str | PathLike[str]) -> tuple[dict[str, FileTensor], dict[
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         _fail(name, "__metadata__ is not a map of text to text")
     start = 8 + len(raw)
-    tensors = {key: _tensor(name, key, entry, start) for key, entry in header.items()}
+    tensors = _tensors(name, header, start)
     at = start
-    for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
-        if tensor.offset != at:
-            what = "overlaps the one before" if tensor.offset < at else "leaves a gap before it"
-            _fail(name, f"the tensor {short(key)} {what}: byte {tensor.offset:,}, not {at:,}")
-        at += tensor.nbytes
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].storage):
+        begin, nbytes = tensor.storage
+        if begin != at:
+            what = "overlaps the one before" if begin < at else "leaves a gap before it"
+            _fail(name, f"the tensor {short(key)} {what}: byte {begin:,}, not {at:,}")
+        at += nbytes
     if at != size:
         _fail(name, f"the tensors end at byte {at:,}; the file has {size:,}")
     return tensors, metadata
@@ -102,6 +104,30 @@ def _parse(raw: bytes, path: str) -> dict[str, object]:
     return header
 
 
+def _tensors(path: str, header: dict[str, object], start: int) -> dict[str, FileTensor]:
+    """Return where each tensor of a header lies; most have the type and shape of one before."""
+    known: dict[tuple[str, tuple[int, ...]], FileTensor] = {}
+    found: dict[str, FileTensor] = {}
+    for key, entry in header.items():
+        alike = None
+        if type(entry) is dict and entry.keys() == _FIELDS:
+            code, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+            if type(code) is str and _are_ints(shape) and _are_ints(span) and len(span) == 2:
+                alike = known.get((code, tuple(shape)))
+        if alike is None or span[1] - span[0] != alike.storage[1] or not 0 <= span[0] < _MAX_SIZE:
+            made = found[key] = _tensor(path, key, entry, start)
+            known[entry["dtype"], made.shape] = made  # type: ignore[index]
+            continue
+        at = start + span[0]
+        found[key] = FileTensor(alike.dtype, alike.shape, alike.stride, path, at, (at, alike.storage[1]))
+    return found
+
+
+def _are_ints(values: object) -> bool:
+    """Whether a value is a list of whole numbers: none is equal to one of another type then."""
+    return type(values) is list and list(map(type, values)) == [int] * len(values)
+
+
 def _tensor(path: str, key: str, entry: object, start: int) -> FileTensor:
     if not isinstance(entry, dict) or set(entry) != _FIELDS:
         _fail(path, f"the entry {short(key)} does not have exactly dtype, shape and data_offsets")
@@ -124,7 +150,7 @@ def _tensor(path: str, key: str, entry: object, start: int) -> FileTensor:
 
 
 def _is_sizes(values: object) -> bool:
-    return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in values)
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < _MAX_SIZE for n in values)
 
 
 def layout(

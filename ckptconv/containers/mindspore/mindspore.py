@@ -22,7 +22,7 @@ from typing import BinaryIO, Final, Literal
 from isal.isal_zlib import crc32
 
 from ckptconv.containers.mindspore.protobuf import Field, Walker, signed
-from ckptconv.containers.safetensors import read_header
+from ckptconv.containers.safetensors import may_say, read_header
 from ckptconv.containers.stored import Extent, Stored, from_file_tensor
 from ckptconv.containers.torch.picklevm import short
 from ckptconv.dtypes import BY_NAME, DType
@@ -76,7 +76,7 @@ def is_mindspore(path: str | PathLike[str]) -> bool:
     name = fspath(path)
     try:
         if name.endswith(".safetensors"):
-            return read_header(name)[1].get("format") == "ms"
+            return may_say(name, '"ms"') and read_header(name)[1].get("format") == "ms"
         with open_binary(name) as file:
             head = file.read(16)
     except (FormatError, OSError):
