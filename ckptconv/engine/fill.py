@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ckptconv.engine.encode import Encoder
 from ckptconv.engine.gather import Array, Shared, gather, raw_dtype, window
 from ckptconv.engine.mean import fill_mean
 from ckptconv.engine.rows import Rows
-from ckptconv.engine.straight import Reads, Straight, straight
+from ckptconv.engine.straight import Reads, Straight, one_run, straight
 from ckptconv.engine.sums import Sums
 from ckptconv.engine.terms import Adder, blocks
 from ckptconv.errors import MismatchError
@@ -25,7 +26,7 @@ from ckptconv.numbers.casts import cast, cast_chain
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import OutFile, Plan
 from ckptconv.records import dataclass
-from ckptconv.relations import InBlocks, Mean, Pair, Relation, restrict
+from ckptconv.relations import Box, InBlocks, Mean, Pair, Relation, restrict
 from ckptconv.relations.terms import Term
 
 __all__ = ["Filler", "Pairs", "indexed", "pairs_by_tensor"]
@@ -212,6 +213,8 @@ class Filler:
             dtype = chain[0] if chain else dtype_named(self._plan.relation.right[name].dtype)
         pairs, hi = self._indexed(name), lo + source.size
         for pair in pairs.over(lo, hi):
+            if self._is_read(pair, source, lo, dtype, rows):
+                continue
             if (first := self._turned(pair, lo, hi)) is not None:
                 wide = np.empty(first[1] - first[0], source.dtype)
                 for piece in restrict(pair, *first):
@@ -221,10 +224,52 @@ class Filler:
                 continue
             for piece in restrict(pair, lo, hi):
                 self._gather(piece, window_of(source, piece, lo), limit, dtype, rows)
-        values = source.view(numpy_dtype(dtype))
+        if not pairs.copies:
+            return
+        values, wanted = source.view(numpy_dtype(dtype)), dict[Box, bytes]()
         for pair in pairs.copies:
+            if self._is_same(pair, source, lo, dtype, wanted):
+                continue
             for piece in restrict(pair, lo, hi):
                 self._compare(name, shape, piece, window_of(values, piece, lo), dtype, limit)
+
+    def _is_read(self, pair: Pair, source: Array, lo: int, dtype: DType, rows: Rows | None) -> bool:
+        """Read what fills a part of a tensor, if it is one run of bytes; what is held for others is not."""
+        if rows is not None and rows.room_for(pair.left.tensor):
+            return False
+        run = one_run(self._plan.stored[pair.left.tensor], pair, lo, lo + source.size, dtype)
+        if run is None:
+            return False
+        right = pair.right
+        here = right.is_contiguous
+        out = source[run.first - lo : run.end - lo] if here else np.empty(right.size, source.dtype)
+        self._sources.read_into(run.path, run.at, out.reshape(-1).view(np.uint8).data)
+        if not here:
+            window(source, right.offset - lo, right.size, right.stride)[...] = out
+        return True
+
+    def _is_same(self, copy: Pair, source: Array, lo: int, dtype: DType, wanted: dict[Box, bytes]) -> bool:
+        """Whether a replica that is one run of bytes holds those that are written; False if it may not.
+
+        Args:
+            copy: The replica.
+            source: The tensor's elements from ``lo`` on.
+            lo: The first of them.
+            dtype: What they are.
+            wanted: What is written to boxes of the tensor: many ranks hold replicas of one.
+        """
+        run = one_run(self._plan.stored[copy.left.tensor], copy, lo, lo + source.size, dtype)
+        if run is None:
+            return False
+        right = copy.right
+        mine: Any  # bytes of any kind
+        if right.is_contiguous:
+            mine = source[run.first - lo : run.end - lo].view(np.uint8).data
+        elif (mine := wanted.get(right, b"")) == b"":
+            mine = wanted[right] = window(source, right.offset - lo, right.size, right.stride).tobytes()
+        theirs = bytearray(len(mine))
+        self._sources.read_into(run.path, run.at, memoryview(theirs))
+        return bool(theirs == mine)
 
     def _add(self, tensor: Placed, lo: int, values: Array, chain: Sequence[DType], result: Array) -> int:
         """Add the tensor's terms in float32 to what its casts but the last give; round once."""

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ckptconv.containers.base import Placed
 from ckptconv.containers.decoded import Decoded
+from ckptconv.containers.stored import Stored
+from ckptconv.dtypes import DType
 from ckptconv.places.files import SourceFiles
 from ckptconv.plans.plan import Plan
 from ckptconv.records import dataclass
 from ckptconv.relations import Pair
 
-__all__ = ["Reads", "Straight", "straight"]
+__all__ = ["Reads", "Run", "Straight", "one_run", "straight"]
+
+_LITTLE = 64 << 10  # bytes: what lies scattered is brought together in one go
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,43 @@ def straight(plan: Plan, tensor: Placed, pairs: Sequence[Pair]) -> Straight | No
     if done * tensor.dtype.itemsize != tensor.nbytes:
         return None
     return Straight(tuple(names), tuple(starts), tuple(places))
+
+
+class Run(NamedTuple):
+    """Say that elements ``first`` up to ``end`` of a tensor lie in ``path`` from byte ``at`` on."""
+
+    path: str
+    at: int
+    first: int
+    end: int
+
+
+def one_run(stored: Stored, pair: Pair, lo: int, hi: int, dtype: DType) -> Run | None:
+    """Return what of a pair lies between elements ``lo`` and ``hi``, if that is one run of a file.
+
+    Where it lies scattered in the tensor it is all of the pair, and little: else there are better ways.
+
+    Args:
+        stored: What the pair is of.
+        pair: The pair.
+        lo: The first element wanted.
+        hi: One past the last.
+        dtype: What is wanted; None is returned if it is stored as another.
+    """
+    left, right = pair.left, pair.right
+    if stored.dtype != dtype or not left.is_contiguous or len(stored.extents) != 1:
+        return None
+    if isinstance(stored, Decoded):
+        return None
+    item, extent, first, end = dtype.itemsize, stored.extents[0], right.offset, right.offset + right.numel
+    if right.is_contiguous:
+        first, end = max(first, lo), min(end, hi)
+        if first >= end:
+            return None
+    elif right.first < lo or right.last >= hi or (end - first) * item > _LITTLE:
+        return None
+    at = extent.offset + (left.offset + first - right.offset) * item
+    return Run(extent.path, at, first, end)
 
 
 class Reads:
