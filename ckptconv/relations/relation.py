@@ -30,7 +30,7 @@ from ckptconv.relations.tiling import tile
 __all__ = ["Relation"]
 
 _RUN = (1,)  # the stride of elements one after the other
-_MANY = 512  # of a tensor: more are not looked up
+_MANY = 1 << 14  # parts of a tensor: one with more has no equal, those of the layers have a few thousand
 _KNOWN = 4096  # forms of tensors kept while two relations are composed
 
 
@@ -283,7 +283,7 @@ def _form(side: _Side) -> _Form:
 
 def _met(xs: _Side, ys: _Side, known: dict[tuple[_Form, _Form], list[_Met]]) -> Iterable[_Met]:
     """Return where two sides of a tensor meet, as is known of others of the same form."""
-    if len(xs) > _MANY:  # the parts of a stack, of which there are few
+    if len(xs) > _MANY:
         return _meetings(xs, ys)
     form = _form(xs), _form(ys)
     met = known.get(form)
