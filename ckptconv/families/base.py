@@ -306,10 +306,17 @@ class Family:
                 yield f.name, specs[f.name].shape, optional
             elif not done:  # all of them, each as the one that is like it
                 done = True
+                forms = {
+                    layer: [
+                        (*_around_layer(g), specs[g.name].shape, g.entry.optional or g.entry.copy)
+                        for g in every
+                    ]
+                    for layer, every in layered.items()
+                }
                 for layer, stands in alike.items():
-                    for g in layered.get(stands, ()):
-                        optional = g.entry.optional or g.entry.copy
-                        yield table.name(g.entry, layer, g.expert), specs[g.name].shape, optional
+                    number = layer.partition(".")[2]
+                    for before, after, shape, optional in forms.get(stands, ()):
+                        yield f"{before}{number}{after}", shape, optional
 
     def _alike(self, words: Words) -> dict[str, str]:
         """Return for each layer the first one of which the same holds; one with slots of its own is alone."""
@@ -412,6 +419,12 @@ class Family:
             tuple([n for n, (_, optional) in expected.items() if not optional and n not in there]),
             tuple(plain[n] for n in plain if n not in known and not self.is_ignored(n)),
         )
+
+
+def _around_layer(found: Found) -> tuple[str, str]:
+    """Return what a name has before and after the number of its layer."""
+    before = found.entry.name.partition("*")[0]
+    return before, found.name[len(before) + len(found.layer.partition(".")[2]) :]
 
 
 def _predicts(found: Found) -> bool:

@@ -27,15 +27,11 @@ def cast_chains(
     Raises:
         PlanError: if parts of one tensor are stored in different dtypes, or a cast is not between floats.
     """
-    stored: dict[str, str] = {}
-    for pair in relation.pairs:
-        if pair.left_copy:
-            continue
-        name, found = pair.right.tensor, relation.left[pair.left.tensor].dtype
-        if stored.setdefault(name, found) != found:
-            raise PlanError(
-                f"parts of {name} are stored as {stored[name]} and {found}", where=checkpoint.data
-            )
+    held = [(p.right.tensor, relation.left[p.left.tensor].dtype) for p in relation.pairs if not p.left_copy]
+    stored = dict(reversed(held))
+    if unlike := next(((name, found) for name, found in held if stored[name] != found), None):
+        name, found = unlike
+        raise PlanError(f"parts of {name} are stored as {stored[name]} and {found}", where=checkpoint.data)
     casts = {}
     for name, spec in relation.right.items():
         first = stored.get(name, spec.dtype)

@@ -148,7 +148,10 @@ def retyped(relation: Relation, tensors: Mapping[str, Spec]) -> Relation:
             f"{n} is {list(tensors[n].shape)} in the source, {list(relation.left[n].shape)} in the target"
         )
     dtypes = {p.right.tensor: tensors[p.left.tensor].dtype for p in relation.pairs}
-    right = {n: s._replace(dtype=dtypes.get(n, s.dtype)) for n, s in relation.right.items()}
+    right = {
+        n: s if (dtype := dtypes.get(n, s.dtype)) == s.dtype else s._replace(dtype=dtype)
+        for n, s in relation.right.items()
+    }
     return replace(relation, left={n: tensors[n] for n in relation.left}, right=right)
 
 
@@ -159,6 +162,8 @@ def follow_through(via: Mapping[str, DType], relation: Relation) -> dict[str, DT
 
 def as_stored(relation: Relation, wanted: Mapping[str, str]) -> Relation:
     """Give floating-point tensors of the right side the element types ``wanted``, by name."""
+    if not wanted:
+        return relation
     right = {
         n: s._replace(dtype=wanted[n])
         if n in wanted and dtype_named(wanted[n]).kind == dtype_named(s.dtype).kind == "float"
