@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import lru_cache
-from math import prod
 
 from ckptconv.errors import PlanError
 from ckptconv.relations.box import Box
 from ckptconv.relations.meet import meet, nests, overlapping
-from ckptconv.relations.pair import NEXT, Drop, Pair, Spec, sorted_axes, window
+from ckptconv.relations.pair import NEXT, Drop, Pair, Spec, Where, sorted_axes, window
 from ckptconv.relations.tiling import tile
 
 __all__ = ["by_name", "problems", "refuse"]
@@ -18,6 +15,9 @@ __all__ = ["by_name", "problems", "refuse"]
 _SHOWN = 20
 _RUN = (1,)  # the stride of elements one after the other
 _FORMS = 1 << 14  # kept of what was found to be sound
+
+_Covers = dict[str, list[Where]]
+"""The boxes that cover each tensor."""
 
 _End = tuple[Box, str]
 """A box and what claims it: the tensor at the other end, or a drop."""
@@ -34,51 +34,56 @@ def problems(
     unsound: set[tuple[str, str]] = set()
     # The boxes of a model's many layers, experts and ranks have few forms; each is looked at once.
     sound: set[tuple[object, ...]] = set()
-    tiled: set[tuple[object, ...]] = set()
-    left_whole, right_whole = set[str](), set[str]()  # each covered by one pair that is all there is of it
-    left_ends = Counter([pair[0][0] for pair in pairs] + [drop.box.tensor for drop in left_only])
-    right_ends = Counter([pair[1][0] for pair in pairs] + [drop.box.tensor for drop in right_only])
+    left_covers: _Covers = {}
+    right_covers: _Covers = {}
     for pair in pairs:
         a, b, left_copy, right_copy = pair
+        here, there = a[1:], b[1:]
+        if not right_copy:
+            left_covers.setdefault(a.tensor, []).append(here)
+        if not left_copy:
+            right_covers.setdefault(b.tensor, []).append(there)
         one, two = left.get(a.tensor), right.get(b.tensor)
         form = None
         if one is not None and two is not None:
-            shape, other = one.shape, two.shape
-            if a.size == b.size and _is_run_within(a, shape) and _is_run_within(b, other):
-                if a.size == _line(shape) and not right_copy and left_ends[a.tensor] == 1:
-                    left_whole.add(a.tensor)
-                if b.size == _line(other) and not left_copy and right_ends[b.tensor] == 1:
-                    right_whole.add(b.tensor)
-                continue
-            form = (a[1:], shape, b[1:], other)
+            form = (here, one.shape, there, two.shape)
             if form in sound:
                 continue
-        wrong = [
-            *_box_problems("left", pair.left, left),
-            *_box_problems("right", pair.right, right),
-        ]
-        if not wrong and pair.left.size != pair.right.size:
+            if a.size == b.size and _is_run_within(a, one) and _is_run_within(b, two):
+                if len(sound) < _FORMS:
+                    sound.add(form)
+                continue
+        wrong = [*_box_problems("left", a, left), *_box_problems("right", b, right)]
+        if not wrong and a.size != b.size:
             try:
                 pair.aligned()
             except PlanError as error:
                 wrong.append(error.message)
         if wrong:
-            unsound |= {("left", pair.left.tensor), ("right", pair.right.tensor)}
+            unsound |= {("left", a.tensor), ("right", b.tensor)}
             yield from wrong
         elif form is not None and len(sound) < _FORMS:
             sound.add(form)
-    for side, specs, drops, whole in (
-        ("left", left, left_only, left_whole),
-        ("right", right, right_only, right_whole),
+    tiled: set[tuple[object, ...]] = set()
+    for side, specs, drops, covers in (
+        ("left", left, left_only, left_covers),
+        ("right", right, right_only, right_covers),
     ):
         for drop in drops:
+            covers.setdefault(drop.box.tensor, []).append(drop.box[1:])
             if wrong := list(_box_problems(side, drop.box, specs)):
                 unsound.add((side, drop.box.tensor))
                 yield from wrong
-        covers, copies = _ends(pairs, drops, whole, at_right=side == "right")
-        for name, spec in specs.items():
-            if name not in whole and (side, name) not in unsound:
-                yield from _tiling_problems(side, name, spec, covers.get(name, []), tiled)
+        faulty = [
+            name
+            for name, spec in specs.items()
+            if (side, name) not in unsound and not _is_tiled(spec, covers.get(name, []), tiled)
+        ]
+        if not faulty and not drops:
+            continue
+        claims, copies = _ends(pairs, drops, at_right=side == "right")
+        for name in faulty:
+            yield from _tiling_problems(side, name, specs[name], claims.get(name, []))
         dropped = by_name((drop.box, drop.reason) for drop in drops)
         for name in dropped.keys() & copies.keys():
             if name in specs and (side, name) not in unsound:
@@ -93,9 +98,9 @@ def refuse(problems: list[str]) -> None:
 
 
 def _ends(
-    pairs: Iterable[Pair], drops: Iterable[Drop], besides: Collection[str], *, at_right: bool
+    pairs: Iterable[Pair], drops: Iterable[Drop], *, at_right: bool
 ) -> tuple[dict[str, list[_End]], dict[str, list[_End]]]:
-    """Return what covers each tensor of one side, ``besides`` some, and what repeats parts of it."""
+    """Return what covers each tensor of one side, and what repeats parts of it."""
     covers = by_name((drop.box, f"the drop ({drop.reason})") for drop in drops)
     copies: dict[str, list[_End]] = {}
     for pair in pairs:
@@ -103,7 +108,7 @@ def _ends(
             box, other, copy = pair.right, pair.left.tensor, pair.left_copy
         else:
             box, other, copy = pair.left, pair.right.tensor, pair.right_copy
-        if box.tensor not in besides and 0 not in box.size:
+        if 0 not in box.size:
             side = copies if copy else covers
             if (claims := side.get(box.tensor)) is None:
                 side[box.tensor] = [(box, other)]
@@ -121,15 +126,9 @@ def by_name(ends: Iterable[_End]) -> dict[str, list[_End]]:
     return found
 
 
-def _is_run_within(box: Box, shape: tuple[int, ...]) -> bool:
-    """Whether a box is one run of elements of a tensor of this shape."""
-    return box.stride == _RUN and 0 <= box.offset <= _line(shape)[0] - box.size[0]
-
-
-@lru_cache(maxsize=_FORMS)
-def _line(shape: tuple[int, ...]) -> tuple[int]:
-    """Return the size of a box of all elements."""
-    return (prod(shape),)
+def _is_run_within(box: Box, spec: Spec) -> bool:
+    """Whether a box is one run of elements of its tensor."""
+    return box.stride == _RUN and 0 <= box.offset <= spec.numel - box.size[0]
 
 
 def _box_problems(side: str, box: Box, specs: Mapping[str, Spec]) -> Iterator[str]:
@@ -151,16 +150,22 @@ def _box_problems(side: str, box: Box, specs: Mapping[str, Spec]) -> Iterator[st
         )
 
 
-def _tiling_problems(
-    side: str, name: str, spec: Spec, claims: list[_End], tiled: set[tuple[object, ...]]
-) -> Iterator[str]:
-    """Yield the first element of a tensor that nothing covers, and the first covered twice.
-
-    ``tiled`` collects the forms of those that are covered once.
-    """
-    form = (spec.shape, *[box[1:] for box, _ in claims])
+def _is_tiled(spec: Spec, covers: list[Where], tiled: set[tuple[object, ...]]) -> bool:
+    """Whether each element of a tensor is covered once; ``tiled`` collects the forms of those that are."""
+    form = (spec.shape, *covers)
     if form in tiled:
-        return
+        return True
+    windows = [window(Box("", *where)) for where in covers if 0 not in where[1]]
+    found = tile(windows, spec.numel)
+    if found.gap is not None or found.double is not None:
+        return False
+    if len(tiled) < _FORMS:
+        tiled.add(form)
+    return True
+
+
+def _tiling_problems(side: str, name: str, spec: Spec, claims: list[_End]) -> Iterator[str]:
+    """Yield the first element of a tensor that nothing covers, and the first covered twice."""
     found = tile([window(box) for box, _ in claims], spec.numel)
     tensor = f"{side} {name}{list(spec.shape)}"
     if found.gap is not None:
@@ -171,8 +176,6 @@ def _tiling_problems(
         index, one, two = found.double
         both = f"by {claims[one][1]} and {claims[two][1]}"
         yield f"{tensor}: element {_element(index, spec.shape)} is covered twice, {both}"
-    if found.gap is None and found.double is None and len(tiled) < _FORMS:
-        tiled.add(form)
 
 
 def _copied_drops(side: str, name: str, spec: Spec, copies: list[_End], dropped: list[_End]) -> Iterator[str]:
