@@ -213,7 +213,8 @@ def _slots(checkpoint: Checkpoint, names: Iterable[str], drop: Sequence[str] = (
     """Return the slots of a checkpoint's names, as tables write them, but for those that are dropped."""
     assert checkpoint.table is not None
     found, _ = checkpoint.table.named(n for n in names if not any(fnmatchcase(n, d) for d in drop))
-    return {template(s) for f in found for s in f.slots}
+    one_of_experts = {(id(f.entry), f.layer): f for f in found}.values()
+    return {template(s) for f in one_of_experts for s in f.slots}
 
 
 def _fitting(checkpoint: Checkpoint, facts: Mapping[str, Fact], slots: set[str]) -> Family:
