@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from isal.isal_zlib import crc32_combine
 
 from ckptconv.containers.base import FileLayout
-from ckptconv.containers.torch.torchbin import TensorRef, joined, layout, layout_tree, seal, seal_piece
+from ckptconv.containers.torch.torchbin import (
+    TensorRef,
+    joined,
+    layout,
+    layout_tree,
+    renamed,
+    seal,
+    seal_piece,
+)
 from ckptconv.containers.torch.torchfile import open_torch, state_dict_of
 from ckptconv.dtypes import BY_NAME
 from ckptconv.errors import PlanError
@@ -164,3 +172,14 @@ def test_sums_of_many_blocks_combine() -> None:
     for _ in range(50):
         total = crc32_combine(total, crc32(block), len(block))
     assert total == crc32(block * 50)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 300])
+def test_ranks_that_hold_tensors_alike_have_one_layout_but_for_whose_they_are(count: int) -> None:
+    def of(rank: str) -> FileLayout:
+        held = {f"w{i}": TensorRef(f"{rank}:w{i}", BY_NAME["float32"], (i % 3, 2)) for i in range(count)}
+        return layout_tree({"model": held, "iteration": 3})
+
+    assert renamed(of("mp_rank_00"), {f"mp_rank_00:w{i}": f"rank 1:w{i}" for i in range(count)}) == of(
+        "rank 1"
+    )

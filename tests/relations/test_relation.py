@@ -156,6 +156,30 @@ def test_a_replica_of_dropped_elements_is_dropped_with_them() -> None:
     assert dropped(out.left_only) == [((f"r{r}", i), "vocabulary padding") for r in (0, 1) for i in (5, 6, 7)]
 
 
+@pytest.mark.parametrize("count", [3, 700])
+def test_the_parts_of_a_stack_meet_others_that_begin_elsewhere(count: int) -> None:
+    whole = Spec((count * 6,), "float32")
+    sixes = tiled({f"a{i}": ((6 * i,), (6,)) for i in range(count)}, "whole", whole)
+    begin = [0, *range(4, count * 6, 5)]
+    ends = [*begin[1:], count * 6]
+    others = {f"b{i}": ((lo,), (hi - lo,)) for i, (lo, hi) in enumerate(zip(begin, ends, strict=True))}
+    fives = tiled(others, "whole", whole)
+    both = sixes.compose(fives.invert())
+    both.check()
+    from_left = {b: a for a, b, *_ in all_links(sixes)}
+    from_right = {b: a for a, b, *_ in all_links(fives)}
+    assert {a: b for a, b, *_ in all_links(both)} == {from_left[n]: from_right[n] for n in from_left}
+
+
+def test_what_is_said_twice_of_a_tensor_is_still_said_twice_of_what_it_becomes() -> None:
+    spec = Spec((4,), "float32")
+    pair = Pair(Box.whole("a", (4,)), Box.whole("b", (4,)))
+    twice = Relation({"a": spec}, {"b": spec}, (pair, pair))
+    onward = Relation({"b": spec}, {"c": spec}, (Pair(Box.whole("b", (4,)), Box.whole("c", (4,))),))
+    with pytest.raises(PlanError, match="covered twice"):
+        twice.compose(onward).check()
+
+
 def test_relations_that_speak_of_other_tensors_do_not_compose() -> None:
     a = Relation.union([replicated(["a"], "m", spec(4)), replicated(["b"], "n", spec(4))])
     with pytest.raises(PlanError, match="n: only the first relation has it"):
