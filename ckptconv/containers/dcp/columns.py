@@ -77,9 +77,7 @@ def entries_alike(stored: object) -> dict[Key, Entry] | None:
             if not is_inside(file):
                 return None
             one[file] = file
-        places = map(
-            partial(tuple.__new__, Entry), zip(map(one.__getitem__, files), begins, lengths, strict=True)
-        )
+        places = zip(map(one.__getitem__, files), begins, lengths, strict=True)
         found.update(zip(zip(names, offsets, strict=True), map(_entry, places), strict=True))
     return found if len(found) == len(halves[0]) else None
 
