@@ -13,8 +13,7 @@ __all__ = ["without_collector"]
 def without_collector() -> Iterator[None]:
     """Make many objects that stay without looking through them for cycles again and again.
 
-    A checkpoint of thousands of ranks is millions of them: a tenth of the time it takes to open. Afterwards
-    they are old ones, which are looked through seldom (what is thawed joins the oldest).
+    A checkpoint of thousands of ranks is millions of them: a tenth of the time it takes to open.
     """
     was = gc.isenabled()
     gc.disable()
@@ -22,7 +21,4 @@ def without_collector() -> Iterator[None]:
         yield
     finally:
         if was:
-            if not gc.get_freeze_count():  # else someone else's would thaw
-                gc.freeze()
-                gc.unfreeze()
             gc.enable()
