@@ -77,9 +77,9 @@ def test_a_source_that_changes(
     if kind.old is not None:
         source.fill(kind, out)
     before = contents(out) if out.exists() else {}
-    inner, changed = Filler.fill, list[str]()
+    inner, changed = Filler.make, list[str]()
 
-    def fill(self: Filler, *arguments: Any) -> Any:
+    def make(self: Filler, *arguments: Any) -> Any:
         """Touch an input once something has been read of it."""
         found = inner(self, *arguments)
         if not changed:
@@ -88,7 +88,7 @@ def test_a_source_that_changes(
             os.utime(path)
         return found
 
-    monkeypatch.setattr(Filler, "fill", fill)
+    monkeypatch.setattr(Filler, "make", make)
     message = fails(1, *words, "--quiet", naming=("changed while",))
     assert changed[0] in "".join(message.split())
     if before:
