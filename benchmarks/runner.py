@@ -284,6 +284,8 @@ class Runner:
         outputs = (self._theirs, self._theirs.with_suffix(".pt"))
         try:
             steps = [self._command(step, out=self._out) for step in tool.steps]
+            if not tool.hold and self._can_be_cold:
+                drop_caches()  # what they hold is not free
             self._prepare("warm", [self._source(n) for n in self._inputs(case)])
             with held(outcome.bytes_in + outcome.bytes_out if tool.hold else 0):
                 usage = _all(measure(step, cwd=ROOT, log=self._log) for step in steps)

@@ -199,9 +199,10 @@ def report(results: dict[str, Any]) -> None:
     for page, (columns, caption, picture, sentence) in _TEXTS.items():
         lines = _head(columns, left=(0,))
         for name, made in results["cases"].items():
-            base = made["pickles"]["cpu"]
+            base = made["pickles"]["cpu"] if "pickles" in made else 0
             used = (cell for k in ("inspect", "plan") for cell in _used(made[k], base))
-            lines.append(_row(CASES[name][0], *(f"{n:,}" for n in made["sizes"]), f"{base:.1f}", *used))
+            counts = (f"{n:,}" for n in made["sizes"])
+            lines.append(_row(CASES[name][0], *counts, f"{base:.1f}" if base else "", *used))
         lines += ["", f"![{caption}]({picture})", "", sentence.format(_LARGE, *powers)]
         splice(_DOCS / page, "scale", "\n".join(lines))
 
