@@ -13,7 +13,7 @@ from ckptconv.families.template import Template
 from ckptconv.records import dataclass
 from ckptconv.relations import Spec
 from ckptconv.slots import Entry, Found, Part, Sizes, Table, Words, shape_of, template
-from ckptconv.slots.entry import numbers
+from ckptconv.slots.entry import holes, numbers
 from ckptconv.slots.words import beginnings, block, conditions
 
 __all__ = ["Config", "Family", "FamilyPart", "Findings", "dims", "is_sparse"]
@@ -389,7 +389,8 @@ class Family:
         there = {*plain, *(_plain(n) for n in present)}
         table, sizes = self.table(config), self.dims(config)
         as_asked = all(n in expected and tensors[name] == expected[n][0] for n, name in plain.items())
-        found, _ = table.named(_one_of_experts(plain) if as_asked else plain)
+        layer_first = not any(holes(e.name)[2] for e in table.entries)  # no number stands before it
+        found, _ = table.named(_one_of_experts(plain) if as_asked and layer_first else plain)
         by_name = {f.name: f for f in found}
         wrong: list[str] = []
         if not as_asked:
